@@ -1,0 +1,398 @@
+"""Configuration: small, typed and closed. Imports no torch, so that `kit --help` is quick.
+
+A recipe is one YAML file; `extends:` names another file it builds on, and `key=value` arguments
+override single fields (`rollout.group_size=4`). Unknown keys and values out of range are errors
+that name the nearest key or the allowed range. In each section the fields most users touch come
+first.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kit.errors import ConfigError
+
+SYSTEM_PROMPT = "Solve the problem step by step, then give the final answer as '#### <number>'."
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are refused, values are fixed once built."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """Which base model, and how it sits in memory."""
+
+    id: str
+    """Hub id or folder of a causal language model; `embedded` is the tiny one shipped here."""
+    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    """nf4: 4-bit NormalFloat with double quantization; int8: 8-bit; none: weights in `dtype`."""
+    adapter: str | None = None
+    """Folder or hub id of a LoRA adapter to start from; its snapshot becomes the reference."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Compute type. auto: bfloat16 where the GPU has it, float16 on older GPUs, else float32."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention kernel. auto: PyTorch's scaled_dot_product_attention."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about 30 % more time."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub repository; None: its default branch."""
+
+
+class LoraConfig(Section):
+    """The trained low-rank weights; always float32. There is no dropout: it would make the
+    importance ratio differ from 1 with unchanged weights."""
+
+    rank: PositiveInt = 16
+    """Rank of the update; 1 already learns with reinforcement learning, 16-32 is usual."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The update is scaled by alpha / rank."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Modules that get an adapter. Attention alone learns markedly less than all linear layers."""
+
+
+class DataConfig(Section):
+    """The problems. Validation problems are held out of training and never trained on."""
+
+    name: str
+    """gsm8k | svamp | asdiv | math500 | reasoning_gym:<task>, a hub id, or a .jsonl, .csv or
+    .parquet file."""
+    data_dir: str | None = None
+    """Folder with local copies (<name>/<split>.jsonl); None: the Hugging Face hub."""
+    split: str | None = None
+    """Split to take; None: the data set's training split (its only split where it has one)."""
+    limit: PositiveInt | None = None
+    """Use only this many problems, the first after shuffling with `train.seed`; None: all."""
+    validation_size: NonNegativeInt = 128
+    """Problems held out for validation; 0: no validation."""
+    system_prompt: str = SYSTEM_PROMPT
+    """System message of every prompt; empty: none is sent."""
+    max_prompt_tokens: PositiveInt = 512
+    """Longer prompts are dropped, with a count."""
+    categories: list[str] | None = None
+    """Keep only problems of these categories; None: all."""
+    question_column: str = "question"
+    """Column with the problem text, for files and hub ids the kit does not know."""
+    answer_column: str = "answer"
+    """Column with the final answer, likewise."""
+    verifier: Literal["number", "latex"] = "number"
+    """How answers are compared, likewise. number: as exact rationals; latex: by math-verify."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of a reasoning_gym task (`size`, `seed`, …); its own verifier scores it."""
+
+
+class RolloutConfig(Section):
+    """How completions are sampled."""
+
+    prompts_per_step: PositiveInt = 8
+    """Problems per step, over all processes."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Completions per problem; advantages are relative to the group, so at least 2."""
+    max_new_tokens: PositiveInt = 512
+    """Longer completions are cut off and count as truncated."""
+    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Sampling temperature, used for every log-probability too."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus truncation; below 1 the sampled policy is not the differentiated one."""
+    top_k: NonNegativeInt = 0
+    """Keep the k most likely tokens; 0: all. The same caution as for top_p."""
+    max_rows: NonNegativeInt = 0
+    """Most completions decoded at once; 0: as many as memory allows."""
+    dequantize: Literal["auto", "always", "never"] = "auto"
+    """Hold a full-precision copy of the quantized weights while sampling: same numbers, faster
+    decoding. auto: when it fits into memory."""
+
+
+class PSPO(Section):
+    """Probability smoothing, (1 - alpha) r + alpha (arXiv 2509.21282)."""
+
+    name: Literal["pspo"] = "pspo"
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Weight of the old policy in the smoothed one; 0 is noclip, 1 has no gradient."""
+
+
+class Clip(Section):
+    """PPO's clipped ratio (arXiv 1707.06347), as in GRPO."""
+
+    name: Literal["clip"]
+    epsilon_low: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """The ratio is clipped below 1 - epsilon_low."""
+    epsilon_high: NonNegativeFloat = 0.28
+    """The ratio is clipped above 1 + epsilon_high."""
+
+
+class NoClip(Section):
+    """The plain importance ratio: the control arm."""
+
+    name: Literal["noclip"]
+
+
+class SAPO(Section):
+    """Sigmoid gate (arXiv 2511.20347)."""
+
+    name: Literal["sapo"]
+    tau_positive: Annotated[float, Field(gt=0)] = 1.0
+    """Steepness of the gate where the advantage is positive."""
+    tau_negative: Annotated[float, Field(gt=0)] = 1.05
+    """Steepness of the gate where the advantage is negative."""
+
+
+TrustRegion = Annotated[PSPO | Clip | NoClip | SAPO, Field(discriminator="name")]
+
+
+class ObjectiveConfig(Section):
+    """What is maximised; docs/objective.md has the mathematics."""
+
+    trust_region: TrustRegion = PSPO()
+    """pspo | clip | noclip | sapo, each with its own settings."""
+    level: Literal["token", "sequence"] = "token"
+    """Whether the ratio is per token or the length-normalised one of the completion."""
+    old_policy: Literal["auto", "base", "sampler"] = "auto"
+    """What the ratio is measured from. auto: base for pspo, sampler for the others."""
+    max_weight: Annotated[float, Field(gt=0)] = 10.0
+    """With old_policy base: cap of the importance weight exp(old - sampler)."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Divide advantages by the group's or the batch's standard deviation, or not at all."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """One denominator for all tokens (DAPO), a mean per completion (GRPO), or a constant one
+    (Dr. GRPO)."""
+    beta: NonNegativeFloat = 0.0
+    """Weight of the KL term to the base; 0: none."""
+
+    @property
+    def resolved_old_policy(self) -> Literal["base", "sampler"]:
+        if self.old_policy != "auto":
+            return self.old_policy
+        return "base" if self.trust_region.name == "pspo" else "sampler"
+
+
+class RewardFunction(Section):
+    """A reward function of the user's, with TRL's signature."""
+
+    path: str
+    """`package.module:function` or `file.py:function`."""
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """Its value is multiplied by this."""
+
+
+class RewardConfig(Section):
+    """Reward of a completion: the sum of named parts."""
+
+    correct: NonNegativeFloat = 1.0
+    """Given when the answer is right, wherever it stands in the text."""
+    strict: bool = True
+    """Count an answer as right only in the `#### <number>` format."""
+    format: NonNegativeFloat = 0.05
+    """Given when the answer stands in the `#### <number>` format, right or wrong."""
+    no_answer: Annotated[float, Field(le=0, allow_inf_nan=False)] = 0.0
+    """Given when the text holds no answer at all."""
+    clamp: tuple[float, float] | None = None
+    """Smallest and largest total reward; None: no bounds."""
+    functions: list[RewardFunction] = Field(default_factory=list)
+    """Further parts."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RewardConfig:
+        if self.clamp is not None and self.clamp[0] >= self.clamp[1]:
+            raise ValueError(f"clamp must be [low, high] with low < high, got {list(self.clamp)}")
+        return self
+
+
+class OptimConfig(Section):
+    """The optimizer: AdamW."""
+
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2e-5
+    """Peak learning rate; LoRA wants about 10 times that of full fine-tuning."""
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit keeps the optimizer state in 8 bits (bitsandbytes)."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After warm-up: constant, or down to 0 at the last step."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of all steps over which the learning rate rises from 0."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """The gradient is scaled down to this norm; `.inf` turns it off."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the gradient's mean."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the gradient's square."""
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    steps: PositiveInt = 250
+    """Rollouts (grpo) or batches (sft) in the whole run."""
+    updates_per_rollout: PositiveInt = 1
+    """Optimizer steps on each rollout. With 1, every ratio is 1 and no trust region acts."""
+    micro_batch_tokens: Annotated[int, Field(ge=16)] = 8192
+    """Tokens (padding counted) in one forward and backward; more is faster, less saves memory."""
+    seed: NonNegativeInt = 0
+    """Seeds LoRA's start, the order of problems and every sample."""
+    validate_every: NonNegativeInt = 25
+    """Steps between validations, the first before step 0; 0: never."""
+    checkpoint_every: PositiveInt = 25
+    """Steps between checkpoints."""
+    keep_checkpoints: PositiveInt = 2
+    """Older checkpoints are deleted."""
+    preflight_problems: NonNegativeInt = 32
+    """Problems the base is sampled on before step 0; 0: no pre-flight."""
+    sft_batch: PositiveInt = 32
+    """Examples per step (sft only)."""
+    logprob_chunk: PositiveInt = 256
+    """Completion positions whose logits exist at once."""
+    samples_per_step: NonNegativeInt = 4
+    """Completions written to samples.jsonl each step."""
+    max_nonfinite: PositiveInt = 10
+    """Stop after this many updates in a row whose loss or gradient was not finite."""
+    report_to: list[str] = Field(default_factory=list)
+    """Accelerate's trackers: tensorboard, wandb, trackio, …"""
+
+
+class Config(Section):
+    """Everything that decides a run."""
+
+    method: Literal["grpo", "sft"] = "grpo"
+    """grpo: reinforcement learning; sft: supervised on the worked solutions."""
+    model: ModelConfig
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    reward: RewardConfig = RewardConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    output: str | None = None
+    """The run folder; None: runs/<name of the configuration file>."""
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML recipe, apply `key=value` overrides, and validate.
+
+    Raises ConfigError for a missing file, bad YAML, an unknown key or a value out of range.
+    """
+    path = Path(path)
+    values = _read(path, seen=())
+    for override in overrides or []:
+        _apply_override(values, override)
+    values.setdefault("output", str(Path("runs") / path.stem))
+    return build_config(values)
+
+
+def build_config(values: dict[str, Any]) -> Config:
+    """Validate plain nested values; all problems are reported at once, as a ConfigError."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(e) for e in error.errors()]
+        raise ConfigError("; ".join(lines)) from None
+
+
+def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the fields in which two configurations differ, with both values."""
+    flat_a, flat_b = _flatten(a.model_dump()), _flatten(b.model_dump())
+    return {
+        key: (flat_a.get(key), flat_b.get(key))
+        for key in sorted(flat_a.keys() | flat_b.keys())
+        if flat_a.get(key) != flat_b.get(key)
+    }
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """One YAML file, merged over what it extends."""
+    if path.resolve() in seen:
+        raise ConfigError(f"{path} extends itself, through {', '.join(str(p) for p in seen)}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    return _merge(_read(path.parent / parent, (*seen, path.resolve())), values)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings are merged; a trust region of another name replaces the one below."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            renamed = "name" in value and value["name"] != old.get("name")
+            merged[key] = value if renamed else _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one `dotted.key=value` in place."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} must have the form key=value")
+    *parents, last = key.split(".")
+    section = values
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
+    try:
+        section[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        section[last] = text
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One pydantic error as a sentence: what came, what is allowed."""
+    # a tagged union puts the tag into the location; it is not a key the user wrote
+    location = [str(part) for part in error["loc"] if part not in ("pspo", "clip", "noclip", "sapo")]
+    if error["type"] == "extra_forbidden":
+        *parents, key = location
+        where = f" under {'.'.join(parents)}" if parents else ""
+        known = _known_keys(error["loc"][:-1])
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {key!r}{where}, {hint}"
+    name = ".".join(location) or "configuration"
+    if error["type"] == "missing":
+        return f"{name} is required"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name} = {error['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(location: tuple[str | int, ...]) -> list[str]:
+    """Field names of the section that a pydantic error location points to."""
+    regions = {"pspo": PSPO, "clip": Clip, "noclip": NoClip, "sapo": SAPO}
+    section: Any = Config
+    for part in location:
+        if part in regions:
+            section = regions[str(part)]
+        elif isinstance(part, str) and part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+            section = annotation if isinstance(annotation, type) else RewardFunction
+    return list(section.model_fields)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
