@@ -37,8 +37,8 @@ class Batch:
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices of rows grouped so that rows x longest row <= budget, padding counted.
 
-    Rows are taken longest first, so padding stays small and the most expensive batch comes
-    first. A row longer than the budget gets a batch of its own.
+    Rows are taken longest first, so padding stays small and the first batch has the longest row.
+    A row longer than the budget gets a batch of its own.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []
@@ -58,6 +58,8 @@ def make_batch(
     device: torch.device | str = "cpu",
 ) -> Batch:
     """Pad token lists into a Batch. Every prompt needs at least one token: it predicts the next."""
+    if not prompts:
+        raise ValueError("a batch needs at least one row")
     if any(not prompt for prompt in prompts):
         raise ValueError("every prompt needs at least one token")
     rows = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
@@ -70,6 +72,11 @@ def make_batch(
         targets=targets.to(device),
         mask=mask.bool().to(device),
     )
+
+
+def pad_values(rows: Sequence[Tensor], device: torch.device | str = "cpu") -> Tensor:
+    """Per-token values of each row -> (B, T) float32, 0 on padding."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).float().to(device)
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -280,12 +280,17 @@ class Config(Section):
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML recipe, apply `key=value` overrides, and validate.
 
+    The overrides together are one more layer over the file, merged as `extends` merges: another
+    `objective.trust_region.name` drops the settings of the region it replaces.
+
     Raises ConfigError for a missing file, bad YAML, an unknown key or a value out of range.
     """
     path = Path(path)
     values = _read(path, seen=())
+    layer: dict[str, Any] = {}
     for override in overrides or []:
-        _apply_override(values, override)
+        _apply_override(layer, override)
+    values = _merge(values, layer)
     values.setdefault("output", str(Path("runs") / path.stem))
     return build_config(values)
 
@@ -317,13 +322,15 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
     parent = values.pop("extends", None)
     if parent is None:
         return values
+    if not isinstance(parent, str):
+        raise ConfigError(f"{path}: extends must name one file, got {parent!r}")
     return _merge(_read(path.parent / parent, (*seen, path.resolve())), values)
 
 
@@ -334,7 +341,8 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
             renamed = "name" in value and value["name"] != old.get("name")
-            merged[key] = value if renamed else _merge(old, value)
+            replaced = key == "trust_region" and renamed
+            merged[key] = value if replaced else _merge(old, value)
         else:
             merged[key] = value
     return merged
@@ -359,8 +367,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 def _explain(error: dict[str, Any]) -> str:
     """One pydantic error as a sentence: what came, what is allowed."""
-    # a tagged union puts the tag into the location; it is not a key the user wrote
-    location = [str(part) for part in error["loc"] if part not in ("pspo", "clip", "noclip", "sapo")]
+    location = [str(part) for part in error["loc"]]
+    if location[:2] == ["objective", "trust_region"]:
+        del location[2:3]  # a tagged union puts its tag here; it is not a key the user wrote
     if error["type"] == "extra_forbidden":
         *parents, key = location
         where = f" under {'.'.join(parents)}" if parents else ""
@@ -371,6 +380,8 @@ def _explain(error: dict[str, Any]) -> str:
     name = ".".join(location) or "configuration"
     if error["type"] == "missing":
         return f"{name} is required"
+    if error["type"] == "union_tag_not_found":
+        return f"{name}.name is required: pspo, clip, noclip or sapo"
     message = error["msg"].removeprefix("Value error, ")
     return f"{name} = {error['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
 
@@ -384,7 +395,8 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
             section = regions[str(part)]
         elif isinstance(part, str) and part in section.model_fields:
             annotation = section.model_fields[part].annotation
-            section = annotation if isinstance(annotation, type) else RewardFunction
+            # a list of sections is not one: reward.functions is the only list there is
+            section = annotation if hasattr(annotation, "model_fields") else RewardFunction
     return list(section.model_fields)
 
 

@@ -64,8 +64,9 @@ class _TokenLogprobs(torch.autograd.Function):
             normalizer[rows] = logits.logsumexp(-1)
             logits -= normalizer[rows, None]
             logprobs[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1)
-            # a token masked out with -inf has probability 0 and adds nothing
-            entropy[rows] = -(logits.exp() * logits.clamp(min=-1e4)).sum(-1)
+            # in place, so that two (C, V) tensors are the most that exist; a token masked out with
+            # -inf has probability 0 and adds nothing
+            entropy[rows] = -logits.exp().mul_(logits.clamp_(min=-1e4)).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, targets, normalizer)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.mark_non_differentiable(entropy)
@@ -75,19 +76,20 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx, grad_logprobs, _grad_entropy):
         hidden, weight, bias, targets, normalizer = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
+        scale = grad_logprobs / ctx.temperature
         for rows in _chunks(hidden.shape[0], ctx.chunk):
             logits = _scaled_logits(hidden[rows], weight, bias, ctx.temperature)
             grad = logits.sub_(normalizer[rows, None]).exp_().neg_()  # -softmax, (C, V)
             grad.scatter_add_(-1, targets[rows, None], torch.ones_like(grad[:, :1]))
-            grad *= grad_logprobs[rows, None] / ctx.temperature
-            grad_hidden[rows] = grad.to(weight.dtype) @ weight
+            # the loss's small factor comes after the product: before it, float16 would underflow
+            grad_hidden[rows] = (grad.to(weight.dtype) @ weight) * scale[rows, None]
         return grad_hidden, None, None, None, None, None
 
 
 def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float):
     """(C, V) logits / temperature in float32."""
     logits = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
-    return logits.float() / temperature
+    return logits.float().div_(temperature)
 
 
 def _chunks(n: int, size: int) -> list[slice]:

@@ -86,7 +86,8 @@ def noclip(ratio: Tensor, advantages: Tensor, settings: NoClip, pool: Pool) -> T
 
 def sapo(ratio: Tensor, advantages: Tensor, settings: SAPO, pool: Pool) -> Tensor:
     """Sigmoid gate: 4 / tau * sigmoid(tau (r - 1)) A, tau by the sign of A (arXiv 2511.20347)."""
-    tau = torch.where(advantages > 0, settings.tau_positive, settings.tau_negative)
+    tau = torch.full_like(advantages, settings.tau_negative)
+    tau = tau.masked_fill(advantages > 0, settings.tau_positive)
     return 4 / tau * torch.sigmoid(tau * (pool(ratio) - 1)) * advantages
 
 
@@ -110,6 +111,8 @@ class LossInputs:
 
     def __post_init__(self) -> None:
         shape = tuple(self.mask.shape)
+        if len(shape) != 2 or self.mask.dtype != torch.bool:
+            raise ValueError(f"mask must be (B, T) bool, got {shape} {self.mask.dtype}")
         for name in ("logprobs", "old", "sampler", "base", "entropy"):
             got = tuple(getattr(self, name).shape)
             if got != shape:
@@ -191,7 +194,7 @@ def k3_divergence(logprobs: Tensor, base: Tensor, mask: Tensor) -> Tensor:
     Unbiased under samples of the current policy and never negative. (B, T); 0 outside the mask.
     """
     difference = _difference(base, logprobs, mask)
-    return difference.exp() - difference - 1
+    return difference.expm1() - difference  # exp(d) - 1 loses the digits of a small d
 
 
 def _difference(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:

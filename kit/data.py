@@ -1,0 +1,473 @@
+"""Problems with answers, from known data sets, reasoning-gym tasks, files and the hub.
+
+Every problem has the columns
+
+    id          str, unique within its data set
+    prompt      chat messages: [system,] user
+    question    str, the problem as it is asked
+    answer      str, the gold answer as it is compared
+    solution    str, worked solution that ends in `#### <answer>`; '' where there is none
+    category    str, what kind of problem it is; '' where that is not known
+    difficulty  str, likewise
+
+Files and hub data sets of the user's keep their other columns: reward functions may want them.
+Everything is read into memory; nothing is written next to the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import glob
+import json
+import logging
+import random
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kit.answers import LatexVerifier, NumberVerifier, TaskVerifier, Verifier, parse_number
+from kit.config import DataConfig
+from kit.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+Role = Literal["train", "test"]
+TASK_PREFIX = "reasoning_gym:"
+TASK_SIZE = 1000
+TEST_SEED_OFFSET = 1_000_000
+"""Added to the seed for a task's test problems: problem i of a task is made from seed + i."""
+READERS = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+VERIFIERS: dict[str, Callable[[], Verifier]] = {"number": NumberVerifier, "latex": LatexVerifier}
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    """Problems, and what judges answers to them."""
+
+    name: str
+    problems: datasets.Dataset
+    verifier: Verifier
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set the kit knows: where it is on the hub, and how a row of it becomes a problem."""
+
+    hub_id: str
+    hub_config: str | None
+    problem: Callable[[Row], dict[str, str]]
+    verifier: Literal["number", "latex"]
+
+
+def load_problems(config: DataConfig, split: Role | None = None, *, seed: int = 0) -> ProblemSet:
+    """Load, filter and check the problems that `config` describes.
+
+    `split` asks for a role and overrides `config.split`: 'train' or 'test', or whichever split
+    there is where there is only one; for a reasoning_gym task, 'test' problems come from another
+    seed. `seed` decides which problems `config.limit` keeps. `options.size` of a task is the
+    number of problems made before `categories` selects among them.
+
+    Raises DataError for anything that is missing, unknown, empty or malformed, and when a gold
+    answer of the user's own data does not verify.
+    """
+    import datasets
+
+    name = TASK_PREFIX + "gsm_symbolic" if config.name == "gsm_symbolic" else config.name
+    own = False
+    if name.startswith(TASK_PREFIX):
+        rows, verifier = _generate(name.removeprefix(TASK_PREFIX), config, split)
+    elif name in KNOWN:
+        rows, verifier = _known(name, config, split), VERIFIERS[KNOWN[name].verifier]()
+    else:
+        own = True
+        rows, verifier = _own(name, config, split), VERIFIERS[config.verifier]()
+    rows = _select(rows, config, seed)
+    for row in rows:
+        system = [{"role": "system", "content": config.system_prompt}]
+        user = {"role": "user", "content": row["question"]}
+        row.setdefault("prompt", [*(system if config.system_prompt else []), user])
+    problem_set = ProblemSet(config.name, datasets.Dataset.from_list(rows), verifier)
+    if own:
+        check_gold(problem_set)
+    return problem_set
+
+
+def check_gold(problem_set: ProblemSet) -> None:
+    """Raise DataError unless every gold answer, given as an answer, is judged right.
+
+    Problems of a task without a gold answer ('' there: only the task can tell) are passed over.
+    """
+    rows = [
+        {"id": i, "answer": a}
+        for i, a in zip(problem_set.problems["id"], problem_set.problems["answer"], strict=True)
+        if a or not isinstance(problem_set.verifier, TaskVerifier)
+    ]
+    completions = [f"The answer is #### {row['answer']}" for row in rows]
+    verdicts = problem_set.verifier.verify_many(completions, rows)
+    wrong = [r for r, v in zip(rows, verdicts, strict=True) if not (v.strict and v.lenient)]
+    if wrong:
+        shown = "; ".join(f"{row['id']}: {row['answer']!r:.80}" for row in wrong[:10])
+        raise DataError(
+            f"{len(wrong)} of {len(rows)} gold answers of {problem_set.name} do not verify, so no "
+            f"completion could be right: {shown}{'; …' if len(wrong) > 10 else ''}. Remove or "
+            "repair these rows, or choose another data.verifier"
+        )
+
+
+def split_validation(
+    problem_set: ProblemSet, size: int, seed: int
+) -> tuple[ProblemSet, ProblemSet]:
+    """(training, validation): `size` problems at random, whose questions training has none of.
+
+    Questions are the same when they differ in spacing or case only; of such duplicates only the
+    first can be held out, and none stays in training. Raises DataError when too few are left.
+    """
+    first: dict[str, int] = {}
+    keys = [" ".join(q.split()).casefold() for q in problem_set.problems["question"]]
+    for index, key in enumerate(keys):
+        first.setdefault(key, index)
+    if size >= len(first):
+        raise DataError(
+            f"cannot hold out {size} validation problems of {problem_set.name}: it has "
+            f"{len(first)} different questions and training needs at least one; lower "
+            "data.validation_size"
+        )
+    held_out = random.Random(seed).sample(list(first), size)
+    kept = [index for index, key in enumerate(keys) if key not in set(held_out)]
+    return _subset(problem_set, kept), _subset(problem_set, [first[key] for key in held_out])
+
+
+def drop_long_prompts(
+    problem_set: ProblemSet, tokenizer: Any, max_tokens: int
+) -> tuple[ProblemSet, int]:
+    """The problems whose prompt, as a chat, has at most `max_tokens` tokens; how many others.
+
+    Raises DataError when none is left.
+    """
+    lengths = [
+        len(tokens)
+        for tokens in tokenizer.apply_chat_template(
+            list(problem_set.problems["prompt"]),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+    ]
+    kept = [index for index, length in enumerate(lengths) if length <= max_tokens]
+    if not kept:
+        raise DataError(
+            f"every prompt of {problem_set.name} is longer than {max_tokens} tokens, the shortest "
+            f"has {min(lengths, default=0)}; raise data.max_prompt_tokens"
+        )
+    return _subset(problem_set, kept), len(lengths) - len(kept)
+
+
+def _subset(problem_set: ProblemSet, indices: list[int]) -> ProblemSet:
+    return dataclasses.replace(problem_set, problems=problem_set.problems.select(indices))
+
+
+def _select(rows: list[dict[str, Any]], config: DataConfig, seed: int) -> list[dict[str, Any]]:
+    """Apply `categories`, then `limit`."""
+    if config.categories is not None:
+        there = sorted({row["category"] for row in rows} - {""})
+        unknown = sorted(set(config.categories) - set(there))
+        if unknown:
+            raise DataError(
+                f"{config.name} has no category {', '.join(map(repr, unknown))}; it has "
+                f"{', '.join(map(repr, there)) or 'none'}"
+            )
+        rows = [row for row in rows if row["category"] in config.categories]
+    if config.limit is not None and config.limit < len(rows):
+        rows = random.Random(seed).sample(rows, config.limit)
+    if not rows:
+        raise DataError(f"{config.name} holds no problems")
+    return rows
+
+
+# --- the data sets the kit knows --------------------------------------------------------------
+
+
+def _known(name: str, config: DataConfig, split: Role | None) -> list[dict[str, Any]]:
+    """Rows of a known data set; those whose gold answer is no single number are dropped."""
+    source = KNOWN[name]
+    raw, chosen = _read_splits(name, source.hub_id, source.hub_config, config, split)
+    rows = []
+    try:
+        for index, row in enumerate(raw):
+            rows.append({"id": f"{chosen}/{index}"} | source.problem(row))
+    except (KeyError, AttributeError, TypeError) as error:
+        raise DataError(f"{name}: row {index} is not in its published form: {error!r}") from None
+    if source.verifier == "latex":
+        return rows
+    kept = [row for row in rows if parse_number(row["answer"]) is not None]
+    if len(kept) < len(rows):
+        logger.warning(
+            "%s: %d of %d problems dropped, whose answer is not a single number (times, ratios, "
+            "words, several answers)",
+            *(name, len(rows) - len(kept), len(rows)),
+        )
+    return kept
+
+
+def _gsm8k(row: Row) -> dict[str, str]:
+    """The worked solution holds the answer, and calculator marks such as <<16-3=13>>."""
+    worked, _, answer = re.sub(r"<<[^<>\n]*>>", "", row["answer"]).rpartition("####")
+    answer, steps = _plain(answer), len(worked.strip().splitlines())
+    category = f"{steps} step{'' if steps == 1 else 's'}"
+    return _problem(row["question"], answer, solution=_solved(worked, answer), category=category)
+
+
+def _svamp(row: Row) -> dict[str, str]:
+    category = row["Type"].replace("Divison", "Division")
+    problem = _problem(row["question_concat"], _plain(row["Answer"]), category=category)
+    return problem | {"id": row["ID"]}
+
+
+def _asdiv(row: Row) -> dict[str, str]:
+    answer = re.sub(r"\s*\([^()]*\)$", "", row["answer"])  # the unit
+    category = row["solution_type"].replace("Substraction", "Subtraction")
+    question = f"{row['body']} {row['question']}"
+    return _problem(question, _plain(answer), category=category, difficulty=f"grade {row['grade']}")
+
+
+def _math500(row: Row) -> dict[str, str]:
+    solution, difficulty = _solved(row["solution"], row["answer"]), f"level {row['level']}"
+    kinds = {"category": row["subject"], "difficulty": difficulty}
+    return _problem(row["problem"], row["answer"], solution=solution, **kinds) | {
+        "id": row["unique_id"]
+    }
+
+
+KNOWN = {
+    "gsm8k": Source("openai/gsm8k", "main", _gsm8k, "number"),
+    "svamp": Source("ChilleD/SVAMP", None, _svamp, "number"),
+    "asdiv": Source("EleutherAI/asdiv", None, _asdiv, "number"),
+    "math500": Source("HuggingFaceH4/MATH-500", None, _math500, "latex"),
+}
+
+
+def _problem(
+    question: str, answer: str, *, solution: str = "", category: str = "", difficulty: str = ""
+) -> dict[str, str]:
+    return {
+        "question": question.strip(),
+        "answer": answer.strip(),
+        "solution": solution,
+        "category": category,
+        "difficulty": difficulty,
+    }
+
+
+def _plain(answer: str) -> str:
+    """An integer without separators and decimals ('51.0' is '51'); anything else unchanged."""
+    value = parse_number(answer)
+    return str(value) if value is not None and value.denominator == 1 else answer.strip()
+
+
+def _solved(worked: str, answer: str) -> str:
+    """A worked solution that ends in the strict format."""
+    return f"{worked.strip()}\n#### {answer}"
+
+
+# --- reasoning-gym tasks ----------------------------------------------------------------------
+
+
+def _generate(
+    task: str, config: DataConfig, split: Role | None
+) -> tuple[list[dict[str, Any]], Verifier]:
+    """Problems of a task and its verifier.
+
+    gsm_symbolic is verified as numbers: its own scorer reads '-5' as 5 and '1,234' as 1.
+    """
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    known = sorted(set(DATASETS) - {"composite"})  # its parts are tasks themselves
+    if task not in known:
+        near = difflib.get_close_matches(task, known, n=3, cutoff=0.5)
+        raise DataError(
+            f"unknown reasoning_gym task {task!r}, "
+            + (f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}")
+        )
+    role = split or config.split or "train"
+    if role not in ("train", "test"):
+        raise DataError(f"data.split of a reasoning_gym task must be train or test, got {role!r}")
+    options = {"size": TASK_SIZE, "seed": 0} | config.options
+    try:
+        options["seed"] += TEST_SEED_OFFSET if role == "test" else 0
+        dataset = reasoning_gym.create_dataset(task, **options)
+        rows = [_task_problem(task, index, dataset) for index in range(len(dataset))]
+        verifier = TaskVerifier(task, json.dumps(options))
+    except (TypeError, ValueError, AssertionError) as error:
+        allowed = ", ".join(field.name for field in dataclasses.fields(DATASETS[task][1]))
+        raise DataError(
+            f"data.options of {task} do not work: {error}; its options are {allowed}"
+        ) from error
+    return rows, NumberVerifier() if task == "gsm_symbolic" else verifier
+
+
+def _task_problem(task: str, index: int, dataset: Any) -> dict[str, Any]:
+    entry = dataset[index]
+    answer = "" if entry["answer"] is None else str(entry["answer"])
+    worked = entry["metadata"].get("answer_cot") or ""
+    solution = _solved(worked.rpartition("####")[0] or worked, answer) if worked else ""
+    category = f"template {dataset.task_indices[index]}" if task == "gsm_symbolic" else ""
+    problem = _problem(entry["question"], answer, solution=solution, category=category)
+    return problem | {"id": f"{task}/{index}"}
+
+
+# --- files and hub data sets of the user's ----------------------------------------------------
+
+
+def _own(name: str, config: DataConfig, split: Role | None) -> list[dict[str, Any]]:
+    """Rows of a file or of a hub data set the kit does not know (`owner/name[:config]`)."""
+    path = Path(name).expanduser()
+    if path.suffix.lower() in READERS:
+        if config.split is not None:
+            raise DataError(f"{name} is a file and has no splits; leave data.split empty")
+        raw, origin = _read_file(path), path.stem
+    elif path.is_file():
+        raise DataError(f"{name} must be a {', '.join(READERS)} file")
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?", name):
+        hub_id, _, hub_config = name.partition(":")
+        raw, origin = _read_splits(hub_id, hub_id, hub_config or None, config, split)
+    else:
+        known = [*KNOWN, "gsm_symbolic", TASK_PREFIX + "<task>"]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        raise DataError(
+            f"unknown data set {name!r}{f', did you mean {near[0]!r}?' if near else ''}; it may be "
+            f"{', '.join(known)}, a hub id (owner/name), or a {', '.join(READERS)} file"
+        )
+    chat = "prompt" in raw.column_names and len(raw) > 0 and isinstance(raw[0]["prompt"], list)
+    needed = [config.answer_column] if chat else [config.question_column, config.answer_column]
+    missing = [column for column in needed if column not in raw.column_names]
+    if missing:
+        raise DataError(
+            f"{name} has no column {' or '.join(map(repr, missing))}; it has "
+            f"{', '.join(raw.column_names)}: set data.question_column and data.answer_column"
+        )
+    return [_own_problem(row, f"{origin}/{index}", config, chat) for index, row in enumerate(raw)]
+
+
+def _own_problem(row: Row, default_id: str, config: DataConfig, chat: bool) -> dict[str, Any]:
+    """One row; an answer column in GSM8K's form (worked, then '#### <answer>') is taken apart."""
+    question, own = row.get(config.question_column), {}
+    if chat:
+        try:
+            question = [m["content"] for m in row["prompt"] if m["role"] == "user"][-1]
+        except (KeyError, IndexError, TypeError):
+            raise DataError(f"{default_id}: prompt must hold messages, one by the user") from None
+        own["prompt"] = row["prompt"]
+    if not question:
+        raise DataError(f"{default_id} has no question")
+    answer, solution = _text(row[config.answer_column]), _text(row.get("solution"))
+    if "####" in answer:
+        solution, _, answer = answer.rpartition("####")
+        answer = answer.strip()
+    solution = solution.strip().removesuffix(f"#### {answer}")
+    own |= _problem(
+        str(question),
+        answer,
+        solution=_solved(solution, answer) if solution else "",
+        category=_text(row.get("category")),
+        difficulty=_text(row.get("difficulty")),
+    )
+    own["id"] = _text(row.get("id")) or default_id
+    taken = (config.question_column, config.answer_column)
+    return {column: value for column, value in row.items() if column not in taken} | own
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def _read_splits(
+    name: str, hub_id: str, hub_config: str | None, config: DataConfig, split: Role | None
+) -> tuple[datasets.Dataset, str]:
+    """One split of a data set, from `data_dir` or the hub, and the split's name."""
+    import datasets
+
+    if config.data_dir is not None:
+        folder = Path(config.data_dir).expanduser() / name
+        files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+        if not files:
+            raise DataError(f"{folder} holds no <split>.jsonl; correct data.data_dir")
+        chosen = _choose_split(name, list(files), config.split, split)
+        return _read_file(files[chosen]), chosen
+    try:
+        with _quiet():
+            splits = datasets.load_dataset(hub_id, hub_config)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"cannot load {hub_id} from the Hugging Face hub: {_cause(error)}; without a "
+            f"connection, put <split>.jsonl files into a folder {name} and set data.data_dir to "
+            "the folder above it"
+        ) from error
+    chosen = _choose_split(name, list(splits), config.split, split)
+    return splits[chosen], chosen
+
+
+def _choose_split(name: str, there: list[str], exact: str | None, role: Role | None) -> str:
+    wanted = role or exact or "train"
+    if wanted in there:
+        return wanted
+    if len(there) == 1 and (role or not exact):
+        return there[0]
+    raise DataError(f"{name} has no split {wanted!r}; it has {', '.join(there)}: set data.split")
+
+
+def _read_file(path: Path) -> datasets.Dataset:
+    """A file as a data set in memory; the loader's cache goes where it disturbs nobody."""
+    import datasets
+
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    reader = READERS[path.suffix.lower()]
+    try:
+        with _quiet(), tempfile.TemporaryDirectory() as cache:
+            return datasets.load_dataset(
+                reader,
+                data_files=glob.escape(str(path)),
+                split="train",
+                cache_dir=cache,
+                keep_in_memory=True,
+            )
+    except StopIteration:
+        raise DataError(f"{path} is empty") from None
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise DataError(f"cannot read {path} as {path.suffix}: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the innermost reason."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither progress bars nor log lines of `datasets`: errors are reported by us."""
+    import datasets
+
+    level, bars = datasets.logging.get_verbosity(), not datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,84 @@
+"""Choose device, compute type and attention in one place, with the reason; read memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from kit.config import ModelConfig
+from kit.errors import ModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Where and in which precision the model computes, and why."""
+
+    device: torch.device
+    dtype: torch.dtype
+    attention: str
+    reason: str
+
+    @property
+    def scales_loss(self) -> bool:
+        """float16 gradients overflow and underflow without loss scaling."""
+        return self.dtype == torch.float16
+
+
+def choose_hardware(config: ModelConfig, device: torch.device | None = None) -> Hardware:
+    """Pick device, dtype and attention for this machine and configuration.
+
+    `device` is the process's own under a distributed launcher; None: the first GPU, else the CPU.
+    Raises ModelError when the configuration asks for what this machine cannot do.
+    """
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.dtype != "auto":
+        dtype, why = DTYPES[config.dtype], f"{config.dtype} was asked for"
+    elif device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8:
+        dtype, why = torch.bfloat16, "this GPU computes in bfloat16"
+    elif device.type == "cuda":
+        dtype, why = torch.float16, "this GPU has no bfloat16; losses are scaled against overflow"
+    else:
+        dtype, why = torch.float32, "float32 is the fastest type of the CPU kernels"
+    if device.type == "cpu" and dtype == torch.float16:
+        raise ModelError("model.dtype=float16 needs a GPU; on the CPU use float32 or bfloat16")
+    attention = "sdpa" if config.attention == "auto" else config.attention
+    if attention == "flash_attention_2" and device.type != "cuda":
+        raise ModelError("model.attention=flash_attention_2 needs a CUDA GPU; use sdpa")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return Hardware(device, dtype, attention, f"{name}: {why}; attention {attention}")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes a new tensor on this device may take."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + cached
+    return psutil.virtual_memory().available
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new measurement for `peak_memory_mb` (on macOS the process's whole life counts)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory in use since the last reset, in MiB: of the GPU, or of the process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

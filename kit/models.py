@@ -1,0 +1,316 @@
+"""Load the base model, quantized, with its tokenizer and stop tokens, and put LoRA on it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from kit.config import LoraConfig, ModelConfig
+from kit.errors import AdapterError, ModelError
+from kit.hardware import Hardware, choose_hardware, free_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = "embedded"
+EMBEDDED_PATH = Path(__file__).parent / "assets" / "tiny-qwen2.5"
+TRAINED = "default"  # PEFT saves the adapter of this name at the top of the folder
+REFERENCE = "reference"
+
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'user' %}Question: {{ m.content }}\n"
+    "{% elif m.role == 'assistant' %}Answer: {{ m.content }}{{ eos_token }}\n"
+    "{% else %}{{ m.content }}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Answer: {% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen base model and what belongs to it."""
+
+    id: str
+    revision: str | None
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: frozenset[int]
+    end_id: int  # ends an assistant's turn; what supervised completions are closed with
+    hardware: Hardware
+
+    def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a chat prompt, up to where the assistant's answer begins."""
+        text = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
+    """Load a causal language model, frozen, in the precision the configuration names.
+
+    Raises ModelError when the id or folder cannot be reached or the model is not supported.
+    """
+    hardware = choose_hardware(config, device)
+    source = str(EMBEDDED_PATH) if config.id == EMBEDDED else config.id
+    try:
+        settings = AutoConfig.from_pretrained(source, revision=config.revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
+        # a checkpoint's own note of an earlier quantization would override ours
+        if getattr(settings, "quantization_config", None) is not None:
+            raise ModelError(
+                f"{config.id} is already quantized; give the id of its full-precision weights"
+            )
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=config.revision,
+            dtype=hardware.dtype,
+            attn_implementation=hardware.attention,
+            quantization_config=_quantization(config, hardware),
+            device_map={"": hardware.device},
+            low_cpu_mem_usage=True,
+        )
+    except ModelError:
+        raise
+    except (OSError, HFValidationError, ValueError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise ModelError(
+            f"cannot load the base model {config.id!r}: {reason} "
+            "Check the id, the network and (for gated models) your hub login, or give a folder."
+        ) from error
+    model.requires_grad_(False)
+    model.eval()
+    _check_supported(model, config.id)
+    _use_exact_kernels(model)
+    end_id = _prepare_tokenizer(tokenizer, config.id)
+    return Base(
+        id=config.id,
+        revision=config.revision or getattr(settings, "_commit_hash", None),
+        model=model,
+        tokenizer=tokenizer,
+        stop_ids=_stop_ids(model, tokenizer) | {end_id},
+        end_id=end_id,
+        hardware=hardware,
+    )
+
+
+def add_lora(base: Base, config: LoraConfig, seed: int, adapter: str | None = None) -> PeftModel:
+    """Put a trainable float32 LoRA adapter on the base, fresh or continued from `adapter`.
+
+    A continued adapter is loaded twice: once to train and once, frozen, as the reference.
+    Raises AdapterError when `adapter` is missing, of another base or of another shape.
+    """
+    torch.manual_seed(seed)  # LoRA's A matrices are drawn from the global generator
+    if adapter is None:
+        model = get_peft_model(
+            base.model,
+            PeftLoraConfig(
+                r=config.rank,
+                lora_alpha=config.alpha,
+                target_modules=config.targets,
+                lora_dropout=0.0,
+                bias="none",
+                task_type="CAUSAL_LM",
+            ),
+        )
+        _name_base(model, base)
+    else:
+        model = load_adapters(base, {TRAINED: adapter, REFERENCE: adapter})
+        _check_same_lora(model.peft_config[TRAINED], config, adapter)
+        model.set_adapter(TRAINED)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise AdapterError("no weight would be trained; check lora.targets")
+    for parameter in trainable:
+        parameter.data = parameter.data.float()
+    return model
+
+
+def load_adapters(base: Base, adapters: dict[str, str]) -> PeftModel:
+    """Load LoRA adapters {name: folder or hub id} onto one base, frozen.
+
+    Raises AdapterError for a missing or unsafe file or an adapter of another base.
+    """
+    model: Any = base.model
+    for name, source in adapters.items():
+        check_adapter(base, source)
+        try:
+            if isinstance(model, PeftModel):
+                model.load_adapter(source, adapter_name=name)
+            else:
+                model = PeftModel.from_pretrained(model, source, adapter_name=name)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise AdapterError(f"cannot load the adapter {source}: {reason}") from error
+    model.eval()
+    return model
+
+
+def check_adapter(base: Base, source: str) -> None:
+    """Raise AdapterError unless `source` holds a safetensors LoRA adapter of this base."""
+    settings = read_adapter_config(source)
+    trained_on = settings.get("base_model_name_or_path")
+    if trained_on not in (base.id, str(Path(base.id))):
+        raise AdapterError(
+            f"adapter {source} was trained on {trained_on} but the loaded base is {base.id}; "
+            f"load it with model.id={trained_on}"
+        )
+
+
+def read_adapter_config(source: str) -> dict[str, Any]:
+    """adapter_config.json of a folder or hub id; AdapterError when it or safe weights lack."""
+    paths = {}
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        try:
+            paths[name] = _adapter_file(source, name)
+        except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
+            raise AdapterError(
+                f"no adapter at {source}: {name} was not found. Give a folder or hub id with "
+                "adapter_config.json and adapter_model.safetensors (pickled weights are refused)"
+            ) from error
+    try:
+        settings = json.loads(paths["adapter_config.json"].read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{source}/adapter_config.json is not valid JSON: {error}") from error
+    if settings.get("peft_type") != "LORA":
+        raise AdapterError(f"{source} is a {settings.get('peft_type')} adapter; only LORA works")
+    return settings
+
+
+@contextmanager
+def dequantized(model: torch.nn.Module, mode: str, hardware: Hardware) -> Iterator[bool]:
+    """Hold the 4-bit weights in compute precision while inside: same numbers, faster decoding.
+
+    A 4-bit layer unpacks its weight on every call, which for one-token decoding costs more than
+    the product itself. `mode` is RolloutConfig.dequantize; with `auto` this happens only when the
+    copy takes less than a third of the free memory. Yields whether it was done.
+    """
+    import bitsandbytes as bnb
+
+    layers = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    size = sum(m.weight.quant_state.shape.numel() for m in layers) * hardware.dtype.itemsize
+    done = bool(layers) and (
+        mode == "always" or (mode == "auto" and size < free_memory(hardware.device) / 3)
+    )
+    if not done:
+        yield False
+        return
+    for layer in layers:
+        weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        layer.forward = partial(_dense_forward, weight.to(hardware.dtype), layer.bias)
+    try:
+        yield True
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _dense_forward(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor):
+    return torch.nn.functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+
+
+def _quantization(config: ModelConfig, hardware: Hardware) -> BitsAndBytesConfig | None:
+    if config.quantization == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=hardware.dtype,
+        )
+    if config.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return None
+
+
+def _use_exact_kernels(model: torch.nn.Module) -> None:
+    """Keep 4-bit layers on the CPU from switching to bfloat16 kernels outside training.
+
+    On processors with AVX512-BF16 bitsandbytes would repack the weights in evaluation mode, and
+    the sampler would no longer compute the probabilities the trainer differentiates.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _check_supported(model: PreTrainedModel, name: str) -> None:
+    """Log-probabilities are computed from hidden states and the head's weight alone."""
+    head = model.get_output_embeddings()
+    if head is None or head.weight.ndim != 2 or not head.weight.dtype.is_floating_point:
+        raise ModelError(f"{name} has no dense output head; causal language models only")
+    with torch.no_grad():
+        ids = torch.arange(1, 9, device=head.weight.device)[None] % model.config.vocab_size
+        hidden = getattr(model, model.base_model_prefix)(ids).last_hidden_state
+        same = torch.allclose(head(hidden).float(), model(ids).logits.float(), atol=1e-3, rtol=1e-3)
+    if not same:
+        raise ModelError(
+            f"{name} scales or caps its logits after the output head, which is not supported"
+        )
+
+
+def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+    """Give the tokenizer a pad token and a chat template if it has none; return the turn's end."""
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {name} has no end-of-text token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+        log.warning("%s has no chat template; using 'Question: … Answer: …'", name)
+    mark = "\u2603"
+    turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
+    after = tokenizer.apply_chat_template(turn, tokenize=False).rpartition(mark)[2]
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return ids[0] if ids and ids[0] in special else tokenizer.eos_token_id
+
+
+def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every id of generation_config.eos_token_id, and the tokenizer's own."""
+    eos = model.generation_config.eos_token_id if model.generation_config else None
+    ids = eos if isinstance(eos, list) else [eos]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def _name_base(model: PeftModel, base: Base) -> None:
+    """Have the saved adapter name its base as the user did, and the exact revision."""
+    settings = model.peft_config[TRAINED]
+    settings.base_model_name_or_path = base.id
+    settings.revision = base.revision
+
+
+def _check_same_lora(settings: Any, config: LoraConfig, source: str) -> None:
+    for key, got, wanted in (
+        ("rank", settings.r, config.rank),
+        ("alpha", float(settings.lora_alpha), config.alpha),
+    ):
+        if got != wanted:
+            raise AdapterError(
+                f"adapter {source} has {key} {got:g} but lora.{key} is {wanted:g}; "
+                f"set lora.{key}={got:g}"
+            )
+
+
+def _adapter_file(source: str, name: str) -> Path:
+    folder = Path(source)
+    if folder.exists() or source.startswith((".", "/", "~")):
+        path = folder.expanduser() / name
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        return path
+    return Path(hf_hub_download(source, name))

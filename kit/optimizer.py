@@ -1,0 +1,200 @@
+"""One optimizer step: gradients gathered in micro-batches, checked, clipped and applied.
+
+The losses of all micro-batches on all processes add up to the step's loss, so gradients are
+summed, never averaged; they are exchanged once per step, which for LoRA is a few megabytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from kit.batching import micro_batches
+from kit.config import Config, OptimConfig
+from kit.errors import TrainingError
+
+log = logging.getLogger(__name__)
+
+# Gradients of float16 activations are tiny; the scaler finds its own scale from here.
+INITIAL_LOSS_SCALE = 2.0**12
+
+Extra = TypeVar("Extra")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult:
+    """What an optimizer step did."""
+
+    loss: float  # summed over all micro-batches of this process
+    grad_norm: float  # over all processes, before clipping; inf or nan when not finite
+    learning_rate: float
+    applied: bool
+
+
+class Optimizer:
+    """AdamW over the trainable weights, with loss scaling, clipping and retries."""
+
+    def __init__(
+        self,
+        parameters: Sequence[torch.nn.Parameter],
+        config: Config,
+        accelerator: Accelerator,
+        scales_loss: bool,
+    ) -> None:
+        if not parameters:
+            raise TrainingError("no weight is trainable; check lora.targets")
+        self.parameters = list(parameters)
+        self.config = config
+        self.accelerator = accelerator
+        self.updates = 0
+        self.nonfinite_in_a_row = 0
+        self.budget = config.train.micro_batch_tokens
+        self.scaler = torch.amp.GradScaler(
+            accelerator.device.type, init_scale=INITIAL_LOSS_SCALE, enabled=scales_loss
+        )
+        self._adam = _adamw(self.parameters, config.optim)
+
+    def step(
+        self,
+        lengths: Sequence[int],
+        loss_of: Callable[[list[int]], tuple[Tensor, Extra]],
+    ) -> tuple[UpdateResult, list[Extra]]:
+        """Run `loss_of` on micro-batches of the rows and apply the summed gradient.
+
+        Args:
+            lengths: tokens of each row of this process; may be empty on some processes.
+            loss_of: row indices -> (their share of the step's loss, anything to be returned).
+
+        A step that runs out of memory is repeated with half the micro-batch. A gradient that is
+        not finite is not applied; TrainingError after `train.max_nonfinite` of them in a row.
+        """
+
+        def backward(rows: list[int]) -> tuple[float, Extra]:
+            loss, extra = loss_of(rows)
+            self.scaler.scale(loss).backward()
+            return loss.item(), extra
+
+        results = self.in_micro_batches(lengths, backward)
+        self._sum_over_processes()
+        self.scaler.unscale_(self._adam)
+        clip = self.config.optim.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, clip).item()
+        rate = self._set_learning_rate()
+        applied = math.isfinite(norm)
+        if applied:
+            self.scaler.step(self._adam)
+        self.scaler.update()
+        self._adam.zero_grad(set_to_none=True)
+        self.updates += 1
+        self._count(applied)
+        loss = sum(loss for loss, _ in results)
+        return UpdateResult(loss, norm, rate, applied), [extra for _, extra in results]
+
+    def in_micro_batches(
+        self, lengths: Sequence[int], function: Callable[[list[int]], Result]
+    ) -> list[Result]:
+        """`function` of the rows of every micro-batch; all again with half of the tokens, and
+        with gradients cleared, when memory runs out."""
+        while True:
+            batches = micro_batches(lengths, self.budget)
+            try:
+                return [function(rows) for rows in batches]
+            except torch.OutOfMemoryError as error:
+                # the traceback would keep the graph's tensors alive during the retry
+                error.__traceback__ = None
+                self._halve(batches)
+
+    def skip(self) -> None:
+        """Count an update without signal, so that the schedule goes on."""
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "adam": self._adam.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "updates": self.updates,
+            "nonfinite_in_a_row": self.nonfinite_in_a_row,
+            "budget": self.budget,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._adam.load_state_dict(state["adam"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.updates = state["updates"]
+        self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
+        self.budget = state["budget"]
+
+    def _halve(self, batches: list[list[int]]) -> None:
+        self._adam.zero_grad(set_to_none=True)
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if max(len(rows) for rows in batches) == 1:
+            raise TrainingError(
+                "out of memory with a single completion in the micro-batch. Lower "
+                "rollout.max_new_tokens or data.max_prompt_tokens, set "
+                "model.gradient_checkpointing=true, or choose a smaller model"
+            )
+        self.budget //= 2
+        log.warning("out of memory: repeating the step with %d tokens at once", self.budget)
+
+    def _sum_over_processes(self) -> None:
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.accelerator.num_processes == 1:
+            return
+        flat = torch.cat([p.grad.flatten() for p in self.parameters])
+        flat = self.accelerator.reduce(flat, reduction="sum")
+        sizes = [p.numel() for p in self.parameters]
+        for parameter, grad in zip(self.parameters, flat.split(sizes), strict=True):
+            parameter.grad.copy_(grad.view_as(parameter))
+
+    def _set_learning_rate(self) -> float:
+        train = self.config.train
+        total = train.steps * train.updates_per_rollout
+        rate = learning_rate(self.updates, total, self.config.optim)
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _count(self, applied: bool) -> None:
+        self.nonfinite_in_a_row = 0 if applied else self.nonfinite_in_a_row + 1
+        if self.nonfinite_in_a_row >= self.config.train.max_nonfinite:
+            raise TrainingError(
+                f"{self.nonfinite_in_a_row} updates in a row had a loss or gradient that is not "
+                "finite (nonfinite.jsonl has their rows). Lower optim.learning_rate, or try "
+                "model.dtype=float32"
+            )
+
+
+def learning_rate(update: int, total: int, config: OptimConfig) -> float:
+    """Learning rate of update 0, 1, … of `total`: linear warm-up, then the schedule."""
+    warmup = round(config.warmup_fraction * total)
+    if update < warmup:
+        return config.learning_rate * (update + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = min(1.0, (update - warmup) / max(1, total - warmup))
+    share = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return config.learning_rate * share
+
+
+def _adamw(parameters: list[torch.nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.beta1, config.beta2),
+        "weight_decay": config.weight_decay,
+    }
+    if config.name == "adamw_8bit":
+        import bitsandbytes as bnb
+
+        return bnb.optim.AdamW8bit(parameters, **settings)
+    return torch.optim.AdamW(parameters, **settings)

@@ -1,0 +1,134 @@
+"""The Policy: the trained adapter, the frozen base and any named adapter, as views of one model.
+
+B rows, S tokens of the longest row, T tokens of the longest completion, N completion tokens, V
+vocabulary. A view switches adapters on one set of weights, so a reference costs no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kit.batching import Batch
+from kit.errors import AdapterError
+from kit.logprobs import token_logprobs
+from kit.models import REFERENCE, TRAINED, Base
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+BASE = "__base__"  # PEFT's own name for "no adapter" in a batch of mixed rows
+
+# input_ids, attention_mask, position_ids, cache and the adapter of each row -> last logits (B, V)
+NextLogits = Callable[..., Tensor]
+
+
+class Policy:
+    """One base and its adapters. `base.model` alone, without any adapter, is a policy too."""
+
+    def __init__(self, base: Base, model: PeftModel | None = None) -> None:
+        self.base = base
+        self.model = model
+        self.causal: PreTrainedModel = base.model
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names a row may ask for."""
+        return [BASE, *(self.model.peft_config if self.model is not None else [])]
+
+    @property
+    def reference(self) -> str:
+        """The frozen reference: the bare base, or the snapshot of the adapter training began at."""
+        return REFERENCE if REFERENCE in self.adapters else BASE
+
+    @property
+    def trainable(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.causal.parameters() if p.requires_grad]
+
+    @contextmanager
+    def view(self, adapter: str) -> Iterator[None]:
+        """Inside, the model computes as `adapter` (BASE: none); afterwards as the trained one."""
+        self._check(adapter)
+        if adapter == BASE:
+            with self.model.disable_adapter() if self.model is not None else nullcontext():
+                yield
+        elif adapter == self.model.active_adapter:
+            yield
+        else:
+            before = self.model.active_adapter
+            self.model.set_adapter(adapter, inference_mode=True)
+            try:
+                yield
+            finally:
+                self.model.set_adapter(before, inference_mode=before != TRAINED)
+
+    def logprobs(
+        self, batch: Batch, adapter: str = TRAINED, *, temperature: float = 1.0, chunk: int = 256
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of every completion token, (B, T) float32; 0 on padding.
+
+        The head is applied to the hidden states of completion positions only, in chunks.
+        """
+        with self.view(adapter):
+            backbone = getattr(self.causal, self.causal.base_model_prefix)
+            hidden = backbone(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            ).last_hidden_state  # (B, S, H)
+            head = self.causal.get_output_embeddings()
+            rows, steps = batch.mask.nonzero(as_tuple=True)  # (N,), (N,)
+            before = batch.prompt_lengths[rows] + steps - 1  # the position that predicts the token
+            logprobs, entropy = token_logprobs(
+                hidden[rows, before],
+                head.weight,
+                batch.targets[rows, steps],
+                temperature=temperature,
+                bias=getattr(head, "bias", None),
+                chunk=chunk,
+            )
+        empty = logprobs.new_zeros(batch.mask.shape)
+        return (
+            empty.index_put((rows, steps), logprobs),
+            empty.index_put((rows, steps), entropy),
+        )
+
+    @contextmanager
+    def decoder(self, adapters: Sequence[str]) -> Iterator[NextLogits]:
+        """A function that computes the next token's logits for rows of these adapters.
+
+        Rows of one adapter use the model as it is; mixed rows go through PEFT's per-row adapters,
+        which the caller names again in each call because rows leave the batch.
+        """
+        for name in set(adapters):
+            self._check(name)
+        if len(set(adapters)) == 1:
+            with self.view(adapters[0]):
+                yield lambda names, **inputs: _last_logits(self.causal(**inputs, logits_to_keep=1))
+        else:
+            yield lambda names, **inputs: _last_logits(
+                self.model(**inputs, adapter_names=list(names), logits_to_keep=1)
+            )
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Evaluation mode without gradients; checkpointing must not disable the cache."""
+        whole = self.model if self.model is not None else self.causal
+        training = whole.training
+        whole.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            whole.train(training)
+
+    def _check(self, adapter: str) -> None:
+        if adapter not in self.adapters:
+            raise AdapterError(f"no adapter {adapter!r} is loaded; there are {self.adapters}")
+
+
+def _last_logits(output) -> Tensor:
+    return output.logits[:, -1].float()

@@ -1,0 +1,207 @@
+"""The reward of a completion: a sum of named parts.
+
+Three parts come from the verdict on the answer (`correct`, `format`, `no_answer`), further ones
+from functions of the user's with TRL's signature,
+
+    f(prompts, completions, **columns) -> list[float | None]
+
+where `completions` holds one `[{"role": "assistant", "content": text}]` per completion and each
+column of the data set is a list as long. None means "does not apply" and adds 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit.answers import Verdict, Verifier
+from kit.config import RewardConfig
+from kit.errors import RewardError
+
+_BUILT_IN = ("correct", "format", "no_answer")
+
+Messages = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Rewards of N completions: totals (after the clamp), parts (weighted) and verdicts."""
+
+    total: list[float]
+    parts: dict[str, list[float]]
+    verdicts: list[Verdict]
+
+
+@dataclass(frozen=True, slots=True)
+class UserPart:
+    """A function of the user's, its weight and the name of its part."""
+
+    name: str
+    weight: float
+    function: Callable[..., Any]
+
+
+class Reward:
+    """Scores completions; build it with `build_reward`."""
+
+    def __init__(self, config: RewardConfig, verifier: Verifier, parts: Sequence[UserPart]) -> None:
+        self.config = config
+        self.verifier = verifier
+        self.user_parts = tuple(parts)
+
+    @property
+    def names(self) -> list[str]:
+        """The parts, in the order in which they are added."""
+        return [*_BUILT_IN, *(part.name for part in self.user_parts)]
+
+    def __call__(
+        self,
+        prompts: Sequence[Messages],
+        completions: Sequence[str],
+        rows: Sequence[Mapping[str, Any]],
+    ) -> Scores:
+        """Score completion i, sampled for prompts[i], against the problem rows[i].
+
+        Raises RewardError for lists of different lengths and for user functions that fail.
+        """
+        if not len(prompts) == len(completions) == len(rows):
+            raise RewardError(
+                f"prompts, completions and rows must be equally long, got {len(prompts)}, "
+                f"{len(completions)} and {len(rows)}"
+            )
+        verdicts = self.verifier.verify_many(completions, rows)
+        parts = self._verdict_parts(verdicts)
+        for part in self.user_parts:
+            parts[part.name] = _call(part, prompts, completions, rows)
+        totals = [self._clamp(sum(values)) for values in zip(*parts.values(), strict=True)]
+        return Scores(totals, parts, verdicts)
+
+    def _verdict_parts(self, verdicts: Sequence[Verdict]) -> dict[str, list[float]]:
+        config = self.config
+
+        def given(weight: float, holds: Callable[[Verdict], bool]) -> list[float]:
+            return [weight if holds(verdict) else 0.0 for verdict in verdicts]
+
+        return {
+            "correct": given(config.correct, lambda v: v.strict if config.strict else v.lenient),
+            "format": given(config.format, lambda v: v.has_format),
+            "no_answer": given(config.no_answer, lambda v: v.lenient_answer is None),
+        }
+
+    def _clamp(self, value: float) -> float:
+        if self.config.clamp is None:
+            return value
+        low, high = self.config.clamp
+        return min(max(value, low), high)
+
+
+def build_reward(config: RewardConfig, verifier: Verifier) -> Reward:
+    """The configured reward. Raises RewardError for a function that cannot be imported."""
+    taken = set(_BUILT_IN)
+    parts = []
+    for wanted in config.functions:
+        function = _import(wanted.path)
+        name = _unused(getattr(function, "__name__", type(function).__name__), taken)
+        taken.add(name)
+        parts.append(UserPart(name, wanted.weight, function))
+    return Reward(config, verifier, parts)
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """`name`, or the first of name_2, name_3, … that is free."""
+    number, unique = 1, name
+    while unique in taken:
+        number += 1
+        unique = f"{name}_{number}"
+    return unique
+
+
+def _import(path: str) -> Callable[..., Any]:
+    """The function behind `package.module:function` or `file.py:function`."""
+    where, colon, name = path.rpartition(":")
+    if not (where and colon and name.isidentifier()):
+        raise RewardError(
+            f"reward function {path!r} must be 'package.module:function' or 'file.py:function'"
+        )
+    try:
+        module = _load_file(where) if where.endswith(".py") else importlib.import_module(where)
+    except Exception as error:  # whatever the user's module raises while it is imported
+        raise RewardError(
+            f"reward function {path!r}: cannot import {where!r}: {_brief(error)}"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        functions = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
+        raise RewardError(
+            f"reward function {path!r}: {where!r} has no function {name!r}; "
+            f"it has {', '.join(functions) or 'none'}"
+        )
+    return function
+
+
+def _load_file(file: str) -> Any:
+    path = Path(file).expanduser().resolve()
+    spec = importlib.util.spec_from_file_location(str(path), path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses in the file look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _call(
+    part: UserPart,
+    prompts: Sequence[Messages],
+    completions: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+) -> list[float]:
+    """One user part, weighted. It gets lists of its own: it cannot change ours."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names if name != "prompt"}
+    messages = [[{"role": "assistant", "content": text}] for text in completions]
+    try:
+        returned = part.function(prompts=list(prompts), completions=messages, **columns)
+    except Exception as error:  # the user's code may raise anything
+        raise RewardError(f"reward function {part.name!r} raised {_brief(error)}") from error
+    try:
+        values = list(returned)
+    except TypeError:
+        raise RewardError(
+            f"reward function {part.name!r} must return a list of numbers, "
+            f"got {type(returned).__name__}"
+        ) from None
+    if len(values) != len(completions):
+        raise RewardError(
+            f"reward function {part.name!r} must return one number for each of the "
+            f"{len(completions)} completions, got {len(values)}"
+        )
+    return [_number(part, index, value) for index, value in enumerate(values)]
+
+
+def _number(part: UserPart, index: int, value: Any) -> float:
+    """A returned value times the weight; None is 0."""
+    if value is None:
+        return 0.0
+    number = math.nan
+    if hasattr(value, "__float__"):  # numbers, and scalars of numpy and torch; no strings
+        # an array of several numbers has no value, nor has an integer beyond the largest float
+        with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
+            number = part.weight * float(value)
+    if not math.isfinite(number):
+        raise RewardError(
+            f"reward function {part.name!r} must return finite numbers or None, "
+            f"got {value!r:.100} for completion {index}"
+        )
+    return number
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

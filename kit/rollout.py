@@ -1,0 +1,265 @@
+"""Sample completions, recording the sampler's own log-probability of every token.
+
+R rows decoded together, U distinct prompts among them, V vocabulary. Each distinct prompt is
+computed once and its cache shared by the rows that continue it; rows that have finished leave the
+batch. The random numbers of a row come from its own seed, so what it says does not depend on
+which rows it was batched with.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from kit.config import RolloutConfig
+from kit.hardware import free_memory
+from kit.models import dequantized
+from kit.policy import NextLogits, Policy
+
+log = logging.getLogger(__name__)
+
+COMPACT_SHARE = 8  # finished rows are removed once they are 1/8 of the batch: removing copies it
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to sample."""
+
+    prompt: tuple[int, ...]  # token ids
+    seed: tuple[int, ...]  # e.g. (run seed, step, problem, sample)
+    adapter: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What was sampled: token ids, the stop token included, and the sampler's log-probs."""
+
+    tokens: list[int]
+    logprobs: list[float]  # nats, at the sampling temperature, over the whole vocabulary
+    truncated: bool  # no stop token within the cap
+    text: str  # without special tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to draw; temperature 0 is greedy (log-probs are then those at temperature 1)."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_rows: int = 0
+    dequantize: str = "auto"
+
+    @classmethod
+    def from_config(cls, config: RolloutConfig) -> Sampling:
+        return cls(
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            max_rows=config.max_rows,
+            dequantize=config.dequantize,
+        )
+
+
+def sample(
+    policy: Policy,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    progress: Callable[[int], None] | None = None,
+) -> list[Completion]:
+    """One completion per request, in order. `progress` is told how many completions are new.
+
+    When a batch runs out of memory it is halved and repeated; the completions are the same.
+    """
+    if not requests:
+        return []
+    if any(not request.prompt for request in requests):
+        raise ValueError("every prompt needs at least one token")
+    # neighbours share prompts and have similar lengths, so that prefill is shared and unpadded
+    order = sorted(
+        range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt, i)
+    )
+    results: dict[int, Completion] = {}
+    hardware = policy.base.hardware
+    with policy.sampling(), dequantized(policy.causal, sampling.dequantize, hardware):
+        rows = sampling.max_rows or _rows_that_fit(policy, requests, sampling)
+        while order:
+            wave = order[:rows]
+            try:
+                completions = _decode(policy, [requests[i] for i in wave], sampling)
+            except torch.OutOfMemoryError:
+                if len(wave) == 1:
+                    raise
+                rows = len(wave) // 2
+                log.warning("out of memory while sampling; going on with %d rows at once", rows)
+                continue
+            results.update(zip(wave, completions, strict=True))
+            order = order[len(wave) :]
+            if progress is not None:
+                progress(len(wave))
+    return [results[i] for i in range(len(requests))]
+
+
+@torch.no_grad()
+def _decode(policy: Policy, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    """Decode one batch of rows to the end."""
+    device = policy.base.hardware.device
+    rows, cap = len(requests), sampling.max_new_tokens
+    stops = torch.tensor(sorted(policy.base.stop_ids), device=device)
+    uniforms = _uniforms([request.seed for request in requests], cap).to(device)  # (R, cap)
+    tokens = torch.zeros(rows, cap, dtype=torch.long, device=device)
+    logprobs = torch.zeros(rows, cap, device=device)
+    lengths = torch.full((rows,), cap, device=device)
+    finished = torch.zeros(rows, dtype=torch.bool, device=device)
+    active = torch.arange(rows, device=device)  # rows still in the batch
+
+    with policy.decoder([request.adapter for request in requests]) as next_logits:
+        state = _prefill(next_logits, requests, policy.base.tokenizer.pad_token_id, device)
+        for step in range(cap):
+            chosen, chosen_logprobs = choose(state.logits, uniforms[active, step], sampling)
+            tokens[active, step] = chosen
+            logprobs[active, step] = chosen_logprobs
+            stopped = torch.isin(chosen, stops) & ~finished[active]
+            lengths[active[stopped]] = step + 1
+            finished[active[stopped]] = True
+            alive = ~finished[active]
+            count = int(alive.sum())
+            if count == 0 or step + 1 == cap:
+                break
+            if (len(active) - count) * COMPACT_SHARE >= len(active):
+                keep = alive.nonzero().squeeze(1)
+                active, chosen = active[keep], chosen[keep]
+                state.keep(keep)
+            state.advance(next_logits, chosen)
+    return _collect(policy, tokens, logprobs, lengths, finished)
+
+
+class _DecodingState:
+    """Cache, mask and last logits of the rows in the batch."""
+
+    def __init__(
+        self, cache: DynamicCache, mask: Tensor, logits: Tensor, adapters: list[str]
+    ) -> None:
+        self.cache, self.mask, self.logits, self.adapters = cache, mask, logits, adapters
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these."""
+        self.cache.batch_select_indices(rows)
+        self.mask = self.mask[rows]
+        self.adapters = [self.adapters[i] for i in rows.tolist()]
+
+    def advance(self, next_logits: NextLogits, tokens: Tensor) -> None:
+        """Feed one token (R,) per row."""
+        positions = self.mask.sum(1, keepdim=True)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        self.logits = next_logits(
+            self.adapters,
+            input_ids=tokens[:, None],
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+
+
+def _prefill(
+    next_logits: NextLogits, requests: Sequence[Request], pad_id: int, device: torch.device
+) -> _DecodingState:
+    """Compute each distinct (adapter, prompt) once, left-padded, and share it among its rows."""
+    index: dict[tuple[str, tuple[int, ...]], int] = {}
+    owner = [index.setdefault((r.adapter, r.prompt), len(index)) for r in requests]
+    names = [adapter for adapter, _ in index]
+    prompts = [prompt for _, prompt in index]
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()  # (U, width)
+    cache = DynamicCache()
+    logits = next_logits(
+        names,
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    rows = torch.tensor(owner, device=device)
+    cache.batch_select_indices(rows)
+    return _DecodingState(cache, mask[rows], logits[rows], [names[i] for i in owner])
+
+
+def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Draw one token per row by inverting the cumulative distribution at `uniforms`.
+
+    Args: logits (R, V) float32, uniforms (R,) in [0, 1).
+    Returns: tokens (R,), and their log-probability (R,) before any truncation by top_p or top_k.
+    """
+    greedy = sampling.temperature == 0
+    logprobs = torch.log_softmax(logits / (1 if greedy else sampling.temperature), dim=-1)
+    if greedy:
+        tokens = logits.argmax(-1)
+    else:
+        probs = truncate(logprobs.exp(), sampling.top_p, sampling.top_k).double()
+        cumulative = probs.cumsum(-1)
+        target = uniforms[:, None].double() * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+        tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def truncate(probs: Tensor, top_p: float, top_k: int) -> Tensor:
+    """Zero all but the top_k most likely tokens, then all beyond the smallest set whose
+    probability reaches top_p. (R, V) -> (R, V), not renormalised."""
+    if top_k == 0 and top_p >= 1:
+        return probs
+    ordered, order = probs.sort(dim=-1, descending=True)
+    keep = torch.ones_like(ordered, dtype=torch.bool)
+    if top_k > 0:
+        keep[:, top_k:] = False
+    ordered = torch.where(keep, ordered, torch.zeros_like(ordered))
+    if top_p < 1:
+        share = ordered.cumsum(-1) / ordered.sum(-1, keepdim=True)
+        before = share - ordered / ordered.sum(-1, keepdim=True)
+        ordered = torch.where(before < top_p, ordered, torch.zeros_like(ordered))
+    return torch.zeros_like(probs).scatter(-1, order, ordered)
+
+
+def _uniforms(seeds: Sequence[tuple[int, ...]], count: int) -> Tensor:
+    """(R, count) uniform numbers in [0, 1), each row from its own seed."""
+    return torch.from_numpy(np.stack([np.random.default_rng(seed).random(count) for seed in seeds]))
+
+
+def _rows_that_fit(policy: Policy, requests: Sequence[Request], sampling: Sampling) -> int:
+    """Rows whose cache and logits take less than half of the free memory."""
+    config = policy.causal.config
+    hardware = policy.base.hardware
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
+    per_token = 2 * config.num_hidden_layers * heads * head_dim * hardware.dtype.itemsize
+    # growing the cache by a token copies a layer of it; logits exist in several forms at once
+    per_row = 1.5 * per_token * longest + 32 * config.vocab_size
+    return max(1, int(free_memory(hardware.device) / 2 / per_row))
+
+
+def _collect(
+    policy: Policy, tokens: Tensor, logprobs: Tensor, lengths: Tensor, finished: Tensor
+) -> list[Completion]:
+    rows = zip(tokens.tolist(), logprobs.tolist(), lengths.tolist(), finished.tolist(), strict=True)
+    return [
+        Completion(
+            tokens=ids[:length],
+            logprobs=values[:length],
+            truncated=not stopped,
+            text=policy.base.tokenizer.decode(ids[:length], skip_special_tokens=True),
+        )
+        for ids, values, length, stopped in rows
+    ]

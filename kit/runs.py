@@ -1,0 +1,147 @@
+"""A run is a folder that explains itself: created once, resumed on request, never overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kit.config import Config, build_config, differences
+from kit.errors import RunError
+
+# settings that may change between the parts of one run without making it another experiment
+MAY_CHANGE = {
+    "output",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.report_to",
+    "train.steps",
+}
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
+
+
+class RunFolder:
+    """Paths and records of one run: config.yaml, run.json, metrics.jsonl, samples.jsonl, …"""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.adapter = self.path / "adapter"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.nonfinite = self.path / "nonfinite.jsonl"
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "config.yaml").is_file()
+
+    def open(self, config: Config, resume: bool) -> None:
+        """Create the folder, or accept an existing one for resuming.
+
+        Raises RunError when it holds a run and `resume` is off, a run of another configuration,
+        or something that is not a run; or when it cannot be written.
+        """
+        if self.exists:
+            self._accept(config, resume)
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunError(f"{self.path} exists and is not a run folder; choose another output=…")
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_atomically(
+                self.path / "config.yaml",
+                yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
+            )
+        except OSError as error:
+            raise RunError(f"cannot write the run folder {self.path}: {error.strerror}") from error
+
+    def load_config(self) -> Config:
+        """The resolved configuration the run was started with."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            raise RunError(f"{self.path} is not a run folder: config.yaml is missing")
+        return build_config(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+    def describe(self, **facts: Any) -> None:
+        """Merge facts into run.json."""
+        record = self.read_description() | facts
+        write_atomically(self.path / "run.json", json.dumps(record, indent=2) + "\n")
+
+    def read_description(self) -> dict[str, Any]:
+        path = self.path / "run.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def truncate(self, step: int) -> None:
+        """Forget metrics and samples of step `step` and later: they will be written again."""
+        for path in (self.metrics, self.samples, self.nonfinite):
+            if path.is_file():
+                lines = path.read_text(encoding="utf-8").splitlines()
+                kept = [line for line in lines if _step_of(line) < step]
+                write_atomically(path, "".join(line + "\n" for line in kept))
+
+    def _accept(self, config: Config, resume: bool) -> None:
+        changed = differences(self.load_config(), config)
+        changed = {key: values for key, values in changed.items() if key not in MAY_CHANGE}
+        if changed:
+            listed = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+            raise RunError(
+                f"{self.path} holds a run of another configuration ({listed}); "
+                "choose another output=… or run it with its own settings"
+            )
+        if not resume:
+            status = self.read_description().get("status", "unknown")
+            raise RunError(
+                f"{self.path} already holds a run (status: {status}); add --resume to continue it "
+                "or choose another output=…"
+            )
+
+
+def append_json(path: Path, records: list[dict[str, Any]]) -> None:
+    """Append records to a JSON-lines file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that readers see the old content or the new, never a part."""
+    partial = path.with_name(path.name + ".part")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and git state, for run.json."""
+    versions = {"python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in PACKAGES}
+    return {"versions": versions, "git": _git_state(), "started": time.strftime("%FT%T%z")}
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and dirtiness of the checkout this kit runs from; None outside one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _step_of(line: str) -> float:
+    """The step of a JSON line; a line cut off by a crash belongs to no step worth keeping."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

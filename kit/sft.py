@@ -1,0 +1,98 @@
+"""The supervised step: maximise the log-probability of worked solutions, and of nothing else.
+
+A baseline for reinforcement learning and a warm start for it: prompts are context only.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from kit.batching import make_batch
+from kit.config import Config
+from kit.errors import DataError
+from kit.grpo import problem_index
+from kit.optimizer import Optimizer
+from kit.policy import Policy
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+
+class SFT:
+    """Supervised fine-tuning on the `solution` column; prompts carry no loss."""
+
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        optimizer: Optimizer,
+        problems: Dataset,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config = config
+        self.policy = policy
+        self.optimizer = optimizer
+        self.accelerator = accelerator
+        self.examples = self._tokenize(problems)
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimizer step on `train.sft_batch` examples, shared over the processes."""
+        started = time.perf_counter()
+        size = self.config.train.sft_batch
+        positions = [step * size + i for i in range(size)]
+        seed = self.config.train.seed
+        chosen = [self.examples[problem_index(p, len(self.examples), seed)] for p in positions]
+        total = sum(len(solution) for _, solution in chosen)
+        mine = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
+
+        def loss_of(rows: list[int]) -> tuple[Tensor, None]:
+            batch = make_batch(
+                [mine[i][0] for i in rows],
+                [mine[i][1] for i in rows],
+                pad_id=self.policy.base.tokenizer.pad_token_id,
+                device=self.policy.base.hardware.device,
+            )
+            logprobs, _ = self.policy.logprobs(batch, chunk=self.config.train.logprob_chunk)
+            return -torch.where(batch.mask, logprobs, 0.0).sum() / total, None
+
+        lengths = [len(prompt) + len(solution) for prompt, solution in mine]
+        result, _ = self.optimizer.step(lengths, loss_of)
+        loss = result.loss
+        if self.accelerator.num_processes > 1:
+            loss = sum(gather_object([loss]))
+        return {
+            "sft/loss": loss,
+            "update/grad_norm": result.grad_norm,
+            "update/learning_rate": result.learning_rate,
+            "update/not_finite": float(not result.applied),
+            "time/update_tokens_per_second": sum(lengths) / (time.perf_counter() - started),
+        }
+
+    def _tokenize(self, problems: Dataset) -> list[tuple[list[int], list[int]]]:
+        """(prompt, solution + end of turn) token ids of the problems that have a solution."""
+        base = self.policy.base
+        examples = []
+        for problem in problems:
+            if problem["solution"]:
+                ids = base.tokenizer(problem["solution"], add_special_tokens=False)["input_ids"]
+                examples.append((base.prompt_ids(problem["prompt"]), [*ids, base.end_id]))
+        cap = self.config.rollout.max_new_tokens
+        fitting = [example for example in examples if len(example[1]) <= cap]
+        if not fitting:
+            raise DataError(
+                f"none of {len(problems)} problems has a worked solution of at most "
+                f"rollout.max_new_tokens={cap} tokens to train on; use method: grpo or other data"
+            )
+        left_out = len(problems) - len(fitting)
+        if left_out:
+            log.info("%d problems without a (short enough) solution are left out", left_out)
+        return fitting

@@ -1,0 +1,408 @@
+"""Configuration: closed, typed, layered; every shipped file loads and every field has a reader."""
+
+from __future__ import annotations
+
+import ast
+import math
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pydantic
+import pytest
+
+import kit.config
+from kit.config import Config, ObjectiveConfig, Section, build_config, differences, load_config
+from kit.errors import ConfigError, KitError
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(p for p in (ROOT / "configs").glob("*.yaml") if not p.name.startswith("_"))
+SECTIONS = [
+    value
+    for value in vars(kit.config).values()
+    if isinstance(value, type) and issubclass(value, Section) and value is not Section
+]
+FIELDS = [(section, name) for section in SECTIONS for name in section.model_fields]
+
+BASE = "model: {id: embedded}\ndata: {name: gsm8k}\n"
+
+
+def build(**sections) -> Config:
+    return build_config({"model": {"id": "embedded"}, "data": {"name": "gsm8k"}} | sections)
+
+
+def error_of(**sections) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build(**sections)
+    return str(caught.value)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        return path
+
+    return write
+
+
+# --- closed --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"trian": {"steps": 3}}, "unknown key 'trian', did you mean 'train'?"),
+        ({"lora": {"rnak": 8}}, "unknown key 'rnak' under lora, did you mean 'rank'?"),
+        (
+            {"objective": {"agregation": "token"}},
+            "unknown key 'agregation' under objective, did you mean 'aggregation'?",
+        ),
+        (
+            {"objective": {"trust_region": {"name": "clip", "epsilon_hi": 0.3}}},
+            "unknown key 'epsilon_hi' under objective.trust_region, did you mean 'epsilon_high'?",
+        ),
+        (
+            {"objective": {"trust_region": {"name": "pspo", "aplha": 0.3}}},
+            "unknown key 'aplha' under objective.trust_region, did you mean 'alpha'?",
+        ),
+        (
+            {"reward": {"functions": [{"path": "a:b"}, {"path": "a:b", "wieght": 2}]}},
+            "unknown key 'wieght' under reward.functions.1, did you mean 'weight'?",
+        ),
+        # names of trust regions are not keys, at any depth
+        (
+            {"objective": {"clip": 0.2}},
+            "unknown key 'clip' under objective, known keys: trust_region, level,",
+        ),
+        ({"pspo": {"alpha": 0.1}}, "unknown key 'pspo', known keys: method, model, lora,"),
+        (
+            {"objective": {"trust_region": {"name": "clip", "clip": 0.2}}},
+            "unknown key 'clip' under objective.trust_region, known keys: name, epsilon_low,",
+        ),
+        ({"lora": {"dropout": 0.1}}, "unknown key 'dropout' under lora, known keys: rank, alpha,"),
+    ],
+)
+def test_unknown_keys_name_the_nearest(sections, message):
+    assert message in error_of(**sections)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("objective.trust_region.alpha", -0.1, "greater than or equal to 0"),
+        ("objective.trust_region.alpha", 1.1, "less than or equal to 1"),
+        ("objective.trust_region.alpha", math.nan, "is not allowed"),
+        ("objective.beta", -0.01, "greater than or equal to 0"),
+        ("objective.beta", math.inf, "finite"),
+        ("objective.max_weight", 0, "greater than 0"),
+        ("objective.level", "row", "'token' or 'sequence'"),
+        ("rollout.group_size", 1, "greater than or equal to 2"),
+        ("rollout.group_size", 4.5, "integer"),
+        ("rollout.temperature", 0, "greater than 0"),
+        ("rollout.top_p", 0, "greater than 0"),
+        ("rollout.top_p", 1.01, "less than or equal to 1"),
+        ("rollout.top_k", -1, "greater than or equal to 0"),
+        ("reward.clamp", [1, 1], "low < high, got [1.0, 1.0]"),
+        ("reward.clamp", [1, 0], "low < high, got [1.0, 0.0]"),
+        ("reward.no_answer", 0.2, "less than or equal to 0"),
+        ("lora.rank", 0, "greater than or equal to 1"),
+        ("lora.alpha", 0, "greater than 0"),
+        ("optim.learning_rate", 0, "greater than 0"),
+        ("optim.warmup_fraction", 1, "less than 1"),
+        ("optim.max_grad_norm", 0, "greater than 0"),
+        ("train.micro_batch_tokens", 15, "greater than or equal to 16"),
+        ("train.steps", "many", "integer"),
+        ("model.quantization", "int4", "'nf4', 'int8' or 'none'"),
+    ],
+)
+def test_values_out_of_range(key, value, message):
+    section, name = key.split(".", 1)
+    values = {name: value}
+    if "." in name:
+        values = {"trust_region": {"name": "pspo", name.split(".")[1]: value}}
+    text = error_of(**{section: values})
+    assert message in text
+    assert section in text and name.split(".")[-1] in text
+
+
+def test_values_at_the_edge_of_their_range():
+    for alpha in (0.0, 1.0):
+        region = build(objective={"trust_region": {"name": "pspo", "alpha": alpha}})
+        assert region.objective.trust_region.alpha == alpha
+    assert build(rollout={"group_size": 2}).rollout.group_size == 2
+    assert build(optim={"max_grad_norm": math.inf}).optim.max_grad_norm == math.inf
+    assert build(reward={"clamp": [0, 1]}).reward.clamp == (0.0, 1.0)
+
+
+def test_all_problems_are_reported_at_once():
+    text = error_of(lora={"rnak": 8}, rollout={"group_size": 1}, optim={"learning_rate": -1})
+    assert text.count(";") == 2
+    for part in ("did you mean 'rank'", "rollout.group_size = 1", "optim.learning_rate = -1"):
+        assert part in text
+
+
+def test_required_keys():
+    with pytest.raises(ConfigError, match=r"^model is required; data is required$"):
+        build_config({})
+    with pytest.raises(ConfigError, match=r"^data\.name is required$"):
+        build_config({"model": {"id": "x"}, "data": {}})
+
+
+def test_trust_region_needs_a_known_name():
+    text = error_of(objective={"trust_region": {"alpha": 0.2}})
+    assert text == "objective.trust_region.name is required: pspo, clip, noclip or sapo"
+    text = error_of(objective={"trust_region": {"name": "clipp"}})
+    assert "'clipp'" in text and "'pspo', 'clip', 'noclip', 'sapo'" in text
+
+
+def test_config_error_is_a_kit_error_and_a_value_error():
+    assert issubclass(ConfigError, KitError) and issubclass(ConfigError, ValueError)
+
+
+def test_values_are_fixed_once_built():
+    config = build()
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        config.lora.rank = 4
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        config.objective.trust_region.alpha = 0.5
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        config.method = "sft"
+
+
+def test_defaults_compare_like_the_recommended_recipe():
+    config = build()
+    assert config.objective == ObjectiveConfig()
+    assert config.objective.trust_region.name == "pspo"
+    assert config.objective.trust_region.alpha == 0.1
+    assert config.objective.resolved_old_policy == "base"
+    assert (config.rollout.top_p, config.rollout.top_k, config.objective.beta) == (1.0, 0, 0.0)
+
+
+# --- files, extends, overrides -------------------------------------------------------------------
+
+
+def test_load_config(write):
+    config = load_config(write("mine.yaml", BASE + "rollout:\n  group_size: 4\n"))
+    assert config.model.id == "embedded"
+    assert config.rollout.group_size == 4
+    assert config.rollout.prompts_per_step == 8
+    assert Path(config.output) == Path("runs/mine")
+    assert load_config(write("own.yaml", BASE + "output: elsewhere\n")).output == "elsewhere"
+
+
+def test_overrides_are_typed_and_nested(write):
+    path = write("a.yaml", BASE + "optim: {learning_rate: 3.0e-5}\n")
+    overrides = [
+        "rollout.group_size=4",
+        "optim.learning_rate=1e-5",  # YAML 1.1 reads this as text
+        "model.gradient_checkpointing=true",
+        "data.categories=[algebra, geometry]",
+        "data.system_prompt=''",
+        "objective.trust_region.name=sapo",
+        "objective.trust_region.tau_negative=2",
+        "reward.clamp=[0, 1]",
+        "data.split=a=b",
+        "output=null",
+    ]
+    config = load_config(path, overrides)
+    assert config.rollout.group_size == 4
+    assert config.optim.learning_rate == 1e-5
+    assert config.model.gradient_checkpointing is True
+    assert config.data.categories == ["algebra", "geometry"]
+    assert config.objective.trust_region.name == "sapo"
+    assert config.objective.trust_region.tau_negative == 2.0
+    assert config.reward.clamp == (0.0, 1.0)
+    assert config.data.split == "a=b"
+    assert config.output is None
+    assert config.data.system_prompt == ""
+    assert load_config(path, ["rollout.top_k=1", "rollout.top_k=2"]).rollout.top_k == 2
+
+
+def test_an_override_of_the_region_drops_the_settings_of_the_other(write):
+    path = write("a.yaml", BASE + "objective: {beta: 0.1, trust_region: {name: pspo, alpha: 0.3}}")
+    same = load_config(path, ["objective.trust_region.alpha=0.5"]).objective
+    assert (same.trust_region.name, same.trust_region.alpha, same.beta) == ("pspo", 0.5, 0.1)
+    name, setting = "objective.trust_region.name=clip", "objective.trust_region.epsilon_high=0.4"
+    for overrides in ([name, setting], [setting, name]):  # in either order
+        other = load_config(path, overrides).objective
+        assert other.trust_region.model_dump() == {
+            "name": "clip",
+            "epsilon_low": 0.2,
+            "epsilon_high": 0.4,
+        }
+        assert other.beta == 0.1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rollout.group_size"], "'rollout.group_size' must have the form key=value"),
+        (["=4"], "'=4' must have the form key=value"),
+        (["lora.rank=4", "lora.rank.x=1"], "'rank' is a value, not a section"),
+        (["model.id.x=1"], "model.id = {'x': 1} is not allowed: input should be a valid string"),
+        (["lora=3"], "lora = 3 is not allowed"),
+        (["lora.rnak=3"], "did you mean 'rank'?"),
+        (["rollout.group_size=[4"], "rollout.group_size = '[4' is not allowed"),
+    ],
+)
+def test_bad_overrides(write, overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write("a.yaml", BASE), overrides)
+    assert message in str(caught.value)
+
+
+def test_extends_merges_and_chains(write):
+    write("sub/grandparent.yaml", BASE + "lora: {rank: 4, alpha: 8}\ntrain: {steps: 7}\n")
+    write("parent.yaml", "extends: sub/grandparent.yaml\nlora: {rank: 5}\ndata: {limit: 3}\n")
+    config = load_config(write("child.yaml", "extends: parent.yaml\nlora: {alpha: 9}\n"))
+    assert (config.lora.rank, config.lora.alpha) == (5, 9.0)
+    assert (config.train.steps, config.data.limit, config.data.name) == (7, 3, "gsm8k")
+    assert Path(config.output) == Path("runs/child")
+
+
+def test_extends_keeps_the_other_settings_of_a_renamed_section(write):
+    # data and optim have a `name` too; only a trust region is replaced with its name
+    write("parent.yaml", BASE + "optim: {learning_rate: 1.0e-4}\nlora: {rank: 4}\n")
+    child = write(
+        "child.yaml",
+        """
+        extends: parent.yaml
+        optim: {name: adamw_8bit}
+        data: {name: svamp, limit: 5}
+        """,
+    )
+    config = load_config(child)
+    assert (config.optim.name, config.optim.learning_rate) == ("adamw_8bit", 1e-4)
+    grandchild = write("grandchild.yaml", "extends: child.yaml\ndata: {name: asdiv}\n")
+    assert load_config(grandchild).data.limit == 5
+
+
+def test_extends_replaces_a_trust_region_of_another_name(write):
+    write("parent.yaml", BASE + "objective: {beta: 0.1, trust_region: {name: pspo, alpha: 0.3}}\n")
+    clip = write("clip.yaml", "extends: parent.yaml\nobjective: {trust_region: {name: clip}}\n")
+    config = load_config(clip)
+    assert config.objective.trust_region.name == "clip"
+    assert config.objective.beta == 0.1
+    same = write("same.yaml", "extends: parent.yaml\nobjective: {trust_region: {name: pspo}}\n")
+    assert load_config(same).objective.trust_region.alpha == 0.3
+
+
+def test_extends_replaces_lists(write):
+    write("parent.yaml", BASE + "reward: {functions: [{path: 'a:b'}, {path: 'c:d'}]}\n")
+    child = write("child.yaml", "extends: parent.yaml\nreward: {functions: [{path: 'e:f'}]}\n")
+    assert [f.path for f in load_config(child).reward.functions] == ["e:f"]
+
+
+def test_bad_files(write, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"cannot read the configuration .*nowhere\.yaml: No such"
+    ):
+        load_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*gone\.yaml: No such"):
+        load_config(write("orphan.yaml", "extends: gone.yaml\n"))
+    with pytest.raises(ConfigError, match=r"bad\.yaml is not valid YAML: .*line 3, column 1"):
+        load_config(write("bad.yaml", "model: {id: x}\ndata: {name: [\n"))
+    for text, kind in (("- 1\n", "list"), ("", "NoneType"), ("gsm8k\n", "str")):
+        with pytest.raises(ConfigError, match=f"must hold a mapping of settings, got {kind}"):
+            load_config(write("odd.yaml", text))
+    with pytest.raises(ConfigError, match=r"extends must name one file, got \['a', 'b'\]"):
+        load_config(write("two.yaml", "extends: [a, b]\n"))
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ConfigError, match=r"binary\.yaml is not valid YAML"):
+        load_config(binary)
+
+
+def test_extends_refuses_a_cycle(write):
+    first = write("first.yaml", BASE + "extends: second.yaml\n")
+    write("second.yaml", "extends: first.yaml\n")
+    with pytest.raises(ConfigError, match=r"first\.yaml extends itself, through .*second\.yaml"):
+        load_config(first)
+    with pytest.raises(ConfigError, match=r"self\.yaml extends itself"):
+        load_config(write("self.yaml", "extends: self.yaml\n"))
+
+
+def test_differences():
+    pspo = build(objective={"trust_region": {"name": "pspo", "alpha": 0.1}}, lora={"rank": 8})
+    clip = build(
+        objective={"trust_region": {"name": "clip"}},
+        lora={"rank": 8},
+        train={"steps": 3},
+        reward={"clamp": [0, 1]},
+    )
+    assert differences(pspo, clip) == {
+        "objective.trust_region.name": ("pspo", "clip"),
+        "objective.trust_region.alpha": (0.1, None),
+        "objective.trust_region.epsilon_low": (None, 0.2),
+        "objective.trust_region.epsilon_high": (None, 0.28),
+        "reward.clamp": (None, (0.0, 1.0)),
+        "train.steps": (250, 3),
+    }
+    assert differences(pspo, pspo) == {}
+
+
+# --- the whole repository ------------------------------------------------------------------------
+
+
+def test_there_are_recipes():
+    assert RECIPES, "configs/ holds no recipe: the test of all recipes would test nothing"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_recipes_load(path):
+    config = load_config(path)
+    assert Path(config.output).name == path.stem
+
+
+def test_config_imports_nothing_heavy():
+    code = "import kit.config, sys; print(*{name.split('.')[0] for name in sys.modules})"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(result.stdout.split())
+    assert "pydantic" in loaded
+    assert not loaded & {"torch", "numpy", "transformers", "datasets", "peft", "accelerate"}
+
+
+@pytest.mark.parametrize(
+    ("section", "name"), FIELDS, ids=[f"{section.__name__}.{name}" for section, name in FIELDS]
+)
+def test_every_field_is_documented(section, name):
+    field = section.model_fields[name]
+    assert section.__doc__, f"{section.__name__} has no docstring"
+    is_section = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    is_tag = name == "name" and section.__name__.lower() in str(field.annotation)
+    assert field.description or is_section or is_tag
+
+
+def attributes_read(tree: ast.AST) -> set[str]:
+    """Names read as `something.name`; not methods called, which are no settings."""
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Load)
+        and id(node) not in called
+    }
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_every_field_has_a_reader():
+    source = ROOT / "kit" / "config.py"
+    read: set[str] = set()
+    for path in (ROOT / "kit").rglob("*.py"):
+        if path != source:
+            read |= attributes_read(parse(path))
+    for node in ast.walk(parse(source)):  # a property that is read reads its fields
+        if isinstance(node, ast.FunctionDef) and node.name in read:
+            read |= attributes_read(node)
+    unread = [f"{section.__name__}.{name}" for section, name in FIELDS if name not in read]
+    assert not unread, f"no module reads {', '.join(unread)}"
