@@ -12,6 +12,8 @@ in the text.
 
 from __future__ import annotations
 
+import base64
+import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ Row = Mapping[str, Any]
 
 MAX_DIGITS = 64  # longer numbers, and powers of ten beyond this, are not read
 MAX_CHARS = 200  # longer text is not a number with its unit
-MAX_ANSWER_CHARS = 4000  # longer answers of any kind are not read
+MAX_ANSWER_CHARS = 10_000  # longer answers of any kind are not read
 MAX_MARKED = 100  # more different `####` lines than this are a list, not an answer
 
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
@@ -182,7 +184,7 @@ class LatexVerifier:
     """
 
     def __init__(self, limit: float = 3.0) -> None:
-        self.worker = Worker("latex", limit)
+        self.worker = Worker(limit=limit)
         self.parse_failures = 0
 
     @property
@@ -201,7 +203,7 @@ class LatexVerifier:
 
     def _judge(self, answer: str, row: Row) -> bool:
         answer = _last_box(answer) or answer
-        reply = self.worker.ask({"task": None, "gold": str(row["answer"]), "answer": answer})
+        reply = self.worker.ask({"gold": str(row["answer"]), "answer": answer})
         self.parse_failures += not reply.read
         return reply.right
 
@@ -209,17 +211,18 @@ class LatexVerifier:
 class TaskVerifier:
     """Answers of a reasoning-gym task, scored by the task itself; right is a score of exactly 1.
 
-    Some tasks evaluate the answer, so scoring runs in a process of its own, which builds the
-    problems again from `task`, `options` and the number in the row's `id` (`<task>/<number>`).
-    Strict is the text after `####`, lenient in the end the last line; where the gold answer has
-    several lines, strict reads on to the end.
+    Some tasks evaluate the answer, so scoring runs in a process of its own. Strict is the text
+    after `####`, lenient in the end the last line; where the gold answer has several lines,
+    strict reads on to the end.
     """
 
-    def __init__(self, task: str, options: str, limit: float = 3.0) -> None:
-        """`options`: the keyword arguments of reasoning_gym.create_dataset, as JSON."""
-        self.task = task
-        self.options = options
-        self.worker = Worker("task", limit)
+    def __init__(
+        self, task: str, options: str, entries: Mapping[str, Any], limit: float = 3.0
+    ) -> None:
+        """`options`: the arguments of reasoning_gym.create_dataset, as JSON; `entries`: the task's
+        own problems, by the `id` of the row."""
+        self.entries = entries
+        self.worker = Worker(task, options, limit=limit)
         self.parse_failures = 0
 
     @property
@@ -239,9 +242,8 @@ class TaskVerifier:
         return extract_strict_text(completion, lines), lenient
 
     def _judge(self, answer: str, row: Row) -> bool:
-        request = {"task": self.task, "options": self.options, "answer": answer}
-        index = int(str(row["id"]).rpartition("/")[2])
-        reply = self.worker.ask(request | {"index": index})
+        entry = base64.b64encode(pickle.dumps(self.entries[row["id"]])).decode()
+        reply = self.worker.ask({"entry": entry, "answer": answer})
         self.parse_failures += not reply.read
         return reply.right
 

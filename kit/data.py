@@ -25,10 +25,10 @@ import logging
 import random
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kit.answers import LatexVerifier, NumberVerifier, TaskVerifier, Verifier, parse_number
 from kit.config import DataConfig
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Row = Mapping[str, Any]
 Role = Literal["train", "test"]
 TASK_PREFIX = "reasoning_gym:"
@@ -141,8 +142,8 @@ def split_validation(
             f"{len(first)} different questions and training needs at least one; lower "
             "data.validation_size"
         )
-    held_out = random.Random(seed).sample(list(first), size)
-    kept = [index for index, key in enumerate(keys) if key not in set(held_out)]
+    held_out = dict.fromkeys(_shuffled(first, seed)[:size])
+    kept = [index for index, key in enumerate(keys) if key not in held_out]
     return _subset(problem_set, kept), _subset(problem_set, [first[key] for key in held_out])
 
 
@@ -187,10 +188,16 @@ def _select(rows: list[dict[str, Any]], config: DataConfig, seed: int) -> list[d
             )
         rows = [row for row in rows if row["category"] in config.categories]
     if config.limit is not None and config.limit < len(rows):
-        rows = random.Random(seed).sample(rows, config.limit)
+        rows = _shuffled(rows, seed)[: config.limit]
     if not rows:
         raise DataError(f"{config.name} holds no problems")
     return rows
+
+
+def _shuffled(items: Iterable[T], seed: int) -> list[T]:
+    shuffled = list(items)
+    random.Random(seed).shuffle(shuffled)
+    return shuffled
 
 
 # --- the data sets the kit knows --------------------------------------------------------------
@@ -305,24 +312,26 @@ def _generate(
     try:
         options["seed"] += TEST_SEED_OFFSET if role == "test" else 0
         dataset = reasoning_gym.create_dataset(task, **options)
-        rows = [_task_problem(task, index, dataset) for index in range(len(dataset))]
-        verifier = TaskVerifier(task, json.dumps(options))
+        entries = {f"{task}/{index}": dataset[index] for index in range(len(dataset))}
+        verifier = TaskVerifier(task, json.dumps(options), entries)
     except (TypeError, ValueError, AssertionError) as error:
         allowed = ", ".join(field.name for field in dataclasses.fields(DATASETS[task][1]))
         raise DataError(
             f"data.options of {task} do not work: {error}; its options are {allowed}"
         ) from error
-    return rows, NumberVerifier() if task == "gsm_symbolic" else verifier
+    rows = [{"id": id} | _task_problem(entry) for id, entry in entries.items()]
+    if task != "gsm_symbolic":
+        return rows, verifier
+    for row, template in zip(rows, dataset.task_indices, strict=True):
+        row["category"] = f"template {template}"
+    return rows, NumberVerifier()
 
 
-def _task_problem(task: str, index: int, dataset: Any) -> dict[str, Any]:
-    entry = dataset[index]
+def _task_problem(entry: Row) -> dict[str, str]:
     answer = "" if entry["answer"] is None else str(entry["answer"])
     worked = entry["metadata"].get("answer_cot") or ""
     solution = _solved(worked.rpartition("####")[0] or worked, answer) if worked else ""
-    category = f"template {dataset.task_indices[index]}" if task == "gsm_symbolic" else ""
-    problem = _problem(entry["question"], answer, solution=solution, category=category)
-    return problem | {"id": f"{task}/{index}"}
+    return _problem(entry["question"], answer, solution=solution)
 
 
 # --- files and hub data sets of the user's ----------------------------------------------------
@@ -424,6 +433,8 @@ def _choose_split(name: str, there: list[str], exact: str | None, role: Role | N
     if wanted in there:
         return wanted
     if len(there) == 1 and (role or not exact):
+        if role == "train":
+            logger.warning("%s has only the split %r: it is trained on", name, there[0])
         return there[0]
     raise DataError(f"{name} has no split {wanted!r}; it has {', '.join(there)}: set data.split")
 

@@ -269,7 +269,7 @@ class GRPO:
             self.run.samples,
             [
                 {
-                    "step": step,
+                    "step": step + 1,
                     "id": rollout.problems[i]["id"],
                     "question": rollout.problems[i]["question"],
                     "answer": rollout.problems[i]["answer"],
@@ -289,7 +289,7 @@ class GRPO:
             self.run.nonfinite,
             [
                 {
-                    "step": step,
+                    "step": step + 1,
                     "process": self.accelerator.process_index,
                     "id": rollout.problems[i]["id"],
                     "prompt_tokens": list(rollout.prompts[i]),

@@ -5,18 +5,21 @@ take forever or exhaust memory. `Worker` runs them in a child process with a lim
 child that exceeds it is killed and replaced. Signal-based limits inside those libraries would not
 do: they only work in the main thread and cannot interrupt native code.
 
-Protocol: JSON lines. Parent -> child `{"task", "options", "index", "gold", "answer"}` (task null:
-LaTeX), child -> parent `{"right", "read"}`; the child's first line is `{"ready": true}` or
+Protocol: JSON lines. Parent -> child `{"limit", "answer"}` with `"gold"` (LaTeX) or `"entry"` (a
+task's problem, pickled by the parent and in base64: made again in the child it may come out
+differently); child -> parent `{"right", "read"}`. The child's first line is `{"ready": true}` or
 `{"fatal": reason}`. One request is under way at a time.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import json
 import logging
 import os
+import pickle
 import queue
 import re
 import signal
@@ -26,7 +29,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from kit.errors import DataError
 
@@ -41,7 +44,7 @@ EVALUATING_TASKS = frozenset(
 )
 _FUNCTIONS = frozenset(
     {"sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan"}
-    | {"sinh", "cosh", "tanh", "exp", "log", "ln", "sqrt"}
+    | {"sinh", "cosh", "tanh", "exp", "log", "ln", "sqrt", "Integral"}
 )
 _DELIMITERS = re.compile(r"^\\[(\[]|\\[)\]]$|(?<!\\)\$|^\*\*|\*\*$")
 _WORDS = re.compile(r"\\(?:text|textbf|mathrm|mbox) ?\{([^{}\d]*)\}")
@@ -59,12 +62,15 @@ class Reply(NamedTuple):
 class Worker:
     """The parent's end: starts the child on first use, one per `Worker`; thread-safe.
 
-    `limit` is the number of seconds one answer may take. The child ends with the parent, however
-    the parent ends.
+    The child ends with the parent, however the parent ends.
     """
 
-    def __init__(self, kind: Literal["latex", "task"], limit: float = 3.0) -> None:
-        self.kind = kind
+    def __init__(self, *task: str, limit: float = 3.0) -> None:
+        """`task`: nothing for LaTeX, else the name of a reasoning-gym task and its options as JSON.
+
+        `limit`: seconds one answer may take.
+        """
+        self.task = task
         self.limit = limit
         self.timeouts = 0
         self._lock = threading.Lock()
@@ -107,7 +113,7 @@ class Worker:
     def _start(self) -> None:
         self._stop()
         child = subprocess.Popen(
-            [sys.executable, "-m", "kit.math_worker", self.kind],
+            [sys.executable, "-m", "kit.math_worker", *self.task],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -201,35 +207,29 @@ def _parse_latex(text: str) -> list[Any]:
     return parse(f"\\boxed{{{text}}}", parsing_timeout=None)
 
 
-def judge_task(task: str, options: str, index: int, answer: str) -> Reply:
-    """Score an answer by its reasoning-gym task; right is a score of exactly 1."""
-    if task in EVALUATING_TASKS and not may_evaluate(answer):
+def judge_task(dataset: Any, entry: Any, answer: str) -> Reply:
+    """Score an answer by its reasoning-gym data set; right is a score of exactly 1."""
+    if entry["metadata"]["source_dataset"] in EVALUATING_TASKS and not may_evaluate(answer):
         return Reply(right=False, read=False)
-    dataset, entry = _entry(task, options, index)
-    return Reply(dataset.score_answer(answer, entry) == 1.0, read=True)
+    return Reply(bool(dataset.score_answer(answer, entry) == 1.0), read=True)
 
 
-@functools.lru_cache(maxsize=8)
-def _dataset(task: str, options: str) -> Any:
+def _judge_for(task: list[str]) -> Callable[[dict[str, Any]], Reply]:
+    """The judge, with all that is slow to build built before any limit applies."""
+    if not task:
+        judge_latex("\\frac{1}{2}", "0.5")
+        return lambda request: judge_latex(request["gold"], request["answer"])
+
     import reasoning_gym
 
-    return reasoning_gym.create_dataset(task, **json.loads(options))
+    name, options = task
+    dataset = reasoning_gym.create_dataset(name, **json.loads(options))
 
+    def judge(request: dict[str, Any]) -> Reply:
+        entry = pickle.loads(base64.b64decode(request["entry"]))
+        return judge_task(dataset, entry, request["answer"])
 
-@functools.lru_cache(maxsize=4096)
-def _entry(task: str, options: str, index: int) -> tuple[Any, Any]:
-    dataset = _dataset(task, options)
-    return dataset, dataset[index]
-
-
-def _judge(request: dict[str, Any]) -> Reply:
-    """Any exception, of any library, over any text: the answer is not readable."""
-    try:
-        if request["task"] is None:
-            return judge_latex(request["gold"], request["answer"])
-        return judge_task(*(request[key] for key in ("task", "options", "index", "answer")))
-    except Exception:  # hostile input meets two large libraries; the child must outlive it
-        return Reply(right=False, read=False)
+    return judge
 
 
 def _limit_memory() -> None:
@@ -242,35 +242,40 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, hard))
 
 
-def main(kind: str) -> None:
+def main(task: list[str]) -> None:
     """The child's end: answer requests until the parent closes the pipe."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no reply
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    alarm = getattr(signal, "setitimer", lambda *_: None)
-    timer = getattr(signal, "ITIMER_REAL", 0)
 
     def send(message: dict[str, Any]) -> None:
         replies.write(json.dumps(message) + "\n")
         replies.flush()
 
     try:
-        if kind == "latex":
-            judge_latex("\\frac{1}{2}", "0.5")  # builds the grammar before any limit applies
-        else:
-            import reasoning_gym  # noqa: F401
-    except ImportError as error:
-        send({"fatal": f"{error}; install math-verify and reasoning-gym"})
+        judge = _judge_for(task)
+    except Exception as error:  # a library missing or broken, whatever it raises
+        send({"fatal": f"{type(error).__name__}: {error}"})
         return
     _limit_memory()
     send({"ready": True})
     for line in sys.stdin:
         request = json.loads(line)
-        alarm(timer, 2 * request["limit"] + 1)  # unhandled, so it kills: should the parent be gone
-        send(_judge(request)._asdict())
-        alarm(timer, 0)
+        _set_alarm(2 * request["limit"] + 1)
+        try:
+            reply = judge(request)
+        except Exception:  # hostile input meets two large libraries; the child must outlive it
+            reply = Reply(right=False, read=False)
+        _set_alarm(0)
+        send(reply._asdict())
+
+
+def _set_alarm(seconds: float) -> None:
+    """The signal is not handled, so it kills: a child whose parent is gone must not live on."""
+    if sys.platform != "win32":
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

@@ -77,12 +77,12 @@ class RunFolder:
         path = self.path / "run.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-    def truncate(self, step: int) -> None:
-        """Forget metrics and samples of step `step` and later: they will be written again."""
+    def truncate(self, steps: int) -> None:
+        """Forget what was recorded after `steps` steps: it will be written again."""
         for path in (self.metrics, self.samples, self.nonfinite):
             if path.is_file():
                 lines = path.read_text(encoding="utf-8").splitlines()
-                kept = [line for line in lines if _step_of(line) < step]
+                kept = [line for line in lines if _step_of(line) <= steps]
                 write_atomically(path, "".join(line + "\n" for line in kept))
 
     def _accept(self, config: Config, resume: bool) -> None:

@@ -113,15 +113,18 @@ class Trainer:
             self.accelerator.init_trackers("gr-pspo", self.config.model_dump(mode="json"))
         if self.first_step == 0:
             self._preflight()
+            self._validate(0)
         with self._stop_on_signal(), self._progress() as bar:
             for step in range(self.first_step, train.steps):
-                self._validate_if_due(step)
                 metrics = self._timed_step(step)
-                self._record(step, metrics, bar)
                 done = step + 1
-                if done % train.checkpoint_every == 0 or done == train.steps or self._must_stop():
+                last = done == train.steps
+                self._record(done, metrics, bar)
+                if last or (train.validate_every and done % train.validate_every == 0):
+                    self._validate(done)
+                if last or done % train.checkpoint_every == 0 or self._must_stop():
                     self._save(done)
-                if self.stopping and done < train.steps:
+                if self.stopping and not last:
                     self.describe(status="interrupted", steps=done)
                     log.warning(
                         "stopped after step %d; continue with: kit train %s --resume",
@@ -224,15 +227,9 @@ class Trainer:
         bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if v is not None}, refresh=False)
         bar.update()
 
-    def _validate_if_due(self, step: int) -> None:
-        every = self.config.train.validate_every
-        # a resumed run has validated at its first step before it was stopped
-        if every and step % every == 0 and (step == 0 or step != self.first_step):
-            self._validate(step)
-
     def _validate(self, step: int) -> None:
-        """Greedy accuracy on held-out problems; the best adapter so far is kept."""
-        if self.validation is None:
+        """Greedy accuracy on held-out problems after `step` steps; the best adapter is kept."""
+        if self.validation is None or not self.config.train.validate_every:
             return
         result = evaluate(
             self.policy,
@@ -266,7 +263,7 @@ class Trainer:
         }
         append_json(self.run.metrics, [record])
         tqdm.write(
-            f"step {step}: held-out accuracy {result.strict} strict, {result.lenient} lenient, "
+            f"after {step} steps: held-out accuracy {result.strict} strict, {result.lenient} lenient, "
             f"{result.mean_tokens:.0f} tokens"
         )
 
@@ -285,9 +282,7 @@ class Trainer:
 
     def _finish(self) -> None:
         steps = self.config.train.steps
-        if self.validation is not None and self.config.train.validate_every:
-            self._validate(steps)
-        if self.best is None:
+        if self.best is None:  # there was no validation
             self._save_adapter()
         self.describe(status="finished", steps=steps, best_validation=self.best)
 

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from kit.batching import Batch, make_batch, micro_batches, pad_right
+from kit.batching import Batch, make_batch, micro_batches, pad_right, pad_values
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,12 @@ def test_pad_right():
     ids, mask = pad_right([[1], [2, 3, 4], []], 9)
     assert ids.tolist() == [[1, 9, 9], [2, 3, 4], [9, 9, 9]]
     assert mask.tolist() == [[1, 0, 0], [1, 1, 1], [0, 0, 0]]
+
+
+def test_pad_values():
+    padded = pad_values([torch.tensor([-0.5]), torch.tensor([-1.0, -2.0]), torch.tensor([])])
+    assert padded.tolist() == [[-0.5, 0.0], [-1.0, -2.0], [0.0, 0.0]]
+    assert padded.dtype == torch.float32
 
 
 def test_make_batch_errors():

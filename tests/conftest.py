@@ -1,0 +1,72 @@
+"""What several test files share: the embedded model, and a small configuration that trains it."""
+
+from __future__ import annotations
+
+import os
+
+# set before any library reads them: tests reach for nothing outside this machine
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from kit.config import Config, LoraConfig, ModelConfig, build_config
+from kit.models import Base, add_lora, load_base
+from kit.policy import Policy
+
+
+@pytest.fixture(scope="session")
+def base() -> Base:
+    """The embedded model in 4 bits. Tests that put adapters on it take them off again."""
+    return load_base(ModelConfig(id="embedded"), torch.device("cpu"))
+
+
+@pytest.fixture
+def policy(base: Base) -> Iterator[Policy]:
+    """A policy whose adapter differs from the base: its B matrices are not zero."""
+    model = add_lora(base, LoraConfig(rank=4, alpha=8), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    yield Policy(base, model)
+    model.unload()
+
+
+@pytest.fixture
+def make_config(tmp_path) -> Callable[..., Config]:
+    """A configuration of two quick steps; keyword arguments replace whole sections' fields."""
+
+    def make(**sections: Any) -> Config:
+        values: dict[str, Any] = {
+            "model": {"id": "embedded"},
+            "lora": {"rank": 4, "alpha": 8},
+            "data": {
+                "name": "gsm_symbolic",
+                "options": {"size": 60},
+                "validation_size": 4,
+            },
+            "rollout": {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 24},
+            # rewards differ within nearly every group, so that every step learns
+            "reward": {"functions": [{"path": "tests.reward_functions:share_of_vowels"}]},
+            "optim": {"learning_rate": 1e-3, "warmup_fraction": 0.0},
+            "train": {
+                "steps": 2,
+                "updates_per_rollout": 2,
+                "validate_every": 2,
+                "checkpoint_every": 1,
+                "preflight_problems": 0,
+            },
+            "output": str(tmp_path / "run"),
+        }
+        for name, fields in sections.items():
+            old = values.get(name)
+            merge = isinstance(old, dict) and isinstance(fields, dict)
+            values[name] = {**old, **fields} if merge else fields
+        return build_config(values)
+
+    return make

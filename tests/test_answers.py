@@ -1,0 +1,408 @@
+"""Finding and comparing final answers: hand-made texts, hostile ones included."""
+
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+
+import pytest
+
+from kit.answers import (
+    LatexVerifier,
+    NumberVerifier,
+    TaskVerifier,
+    Verdict,
+    extract_lenient,
+    extract_lenient_text,
+    extract_strict,
+    extract_strict_text,
+    numbers_equal,
+    parse_number,
+)
+from kit.config import SYSTEM_PROMPT
+from kit.math_worker import EVALUATING_TASKS, Reply, Worker, judge_task, may_evaluate
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("72", 72),
+        (" 72.\n", 72),
+        ("-5", -5),
+        ("\N{MINUS SIGN}5", -5),
+        ("+5", 5),
+        ("1,000", 1000),
+        ("12,345,678", 12345678),
+        ("$1,234.50", Fraction(2469, 2)),
+        ("-$5", -5),
+        ("$-5", -5),
+        ("5 €", 5),
+        ("£3", 3),
+        ("25%", 25),
+        ("25 percent", 25),
+        ("3/4", Fraction(3, 4)),
+        ("-3/4", Fraction(-3, 4)),
+        ("1 1/2", Fraction(3, 2)),
+        ("-1 1/2", Fraction(-3, 2)),
+        ("0.1", Fraction(1, 10)),
+        (".5", Fraction(1, 2)),
+        ("1.5e3", 1500),
+        ("2E-2", Fraction(1, 50)),
+        ("18 dollars per day", 18),
+        ("9 (apples)", 9),
+        ("5 km/h", 5),
+        ("5 cm^2", 5),
+        ("3 1/2 hours", Fraction(7, 2)),
+        (r"\$18", 18),
+        (r"\frac{3}{4}", Fraction(3, 4)),
+        (r"-\dfrac{3}{4}", Fraction(-3, 4)),
+        (r"\frac34", Fraction(3, 4)),
+        (r"1\frac{4}{5}", Fraction(9, 5)),
+        (r"10,\!080", 10080),
+        (r"5 \text{ cm}", 5),
+        (r"25\%", 25),
+        (r"90^\circ", 90),
+        ("**72**", 72),
+        ("$72$", 72),
+        ("9" * 64, int("9" * 64)),
+    ],
+)
+def test_parse_number_reads(text: str, value: Fraction | int) -> None:
+    assert parse_number(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", "five", "-", ".", "$", "1,00", "1,0000", ",100", "1/0", "3/4/5", "1 2", "5 6"),
+        *("10:30", "5:6", "6th", "1st", "2k", "5x", "5 million", "5 or 6", "5 and 6", "3, 4"),
+        *("5 apples and 6 pears", "5 hours 30 minutes", "1. First", "x = 5", "<number>", "5+3"),
+        *("5$6", "9**9", "9**9**9", "9^9", "0x10", "1_000", "nan", "inf", "infinity"),
+        *("1e65", "1e-65", "1e999999999", "9" * 65, "0." + "1" * 64),
+        *("\N{ARABIC-INDIC DIGIT FIVE}", "\N{FULLWIDTH DIGIT FIVE}", "\N{SUPERSCRIPT TWO}"),
+        *("__import__('os')", "5 " + "a" * 100),
+    ],
+)
+def test_parse_number_refuses(text: str) -> None:
+    assert parse_number(text) is None
+
+
+def test_numbers_are_compared_exactly() -> None:
+    assert numbers_equal(Fraction(1, 2), Fraction("0.50"))
+    assert not numbers_equal(Fraction(1, 3), Fraction("0.33"))
+    assert not numbers_equal(Fraction(5), Fraction(-5))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so 3 + 4 = 7\n#### 7", "7"),
+        ("#### 7\n\nand so on, 8", "7"),
+        ("####7", "7"),
+        ("####\t-7 \r\n", "-7"),
+        ("#### $1,000.00 per week.", "$1,000.00 per week."),
+        (r"#### \boxed{5}", r"\boxed{5}"),
+        ("#### 5\n#### 5.0", "5"),  # repeated, the same number
+        ("#### 1. Add them\n#### Step 2\n#### 7", "7"),  # headings
+        ("#### 1 #### 2 #### 3", None),  # listing must not pay
+        ("#### 7\n#### 8", None),
+        ("#### 5 or 6", None),
+        ("#### 7 because 3 + 4 = 7", None),
+        ("####\n7", None),
+        ("### 7", None),
+        ("##### 7", None),
+        ("7", None),
+        ("#### seven", None),
+        ("", None),
+        (SYSTEM_PROMPT, None),
+        ("\n".join(f"#### {i}" for i in range(1000)), None),
+    ],
+)
+def test_extract_strict(text: str, answer: str | None) -> None:
+    assert extract_strict(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{1} and then \boxed{\frac{3}{4}}, 9", r"\frac{3}{4}"),
+        (r"\boxed{x = 5}", "5"),
+        (r"\boxed{3 or 4}, the answer is 9", "9"),  # two answers in a box are none
+        (r"\boxed{5", "5"),  # cut off: the last number
+        ("#### 4\nbut \\boxed{5}", "4"),  # what strict finds, lenient finds
+        ("#### 1 #### 2", "2"),
+        ("The answer is 5 because 3 + 2 is that.", "5"),
+        ("The answer is 3. No: the answer is 4, for 9 reasons", "4"),
+        ("The answer is 3 + 4 = 7.", "7"),
+        ("**Answer:** $12$ (of 30)", "12"),
+        ("The answer is unclear. 8", "8"),
+        ("it costs -$5.", "-5"),
+        ("10 - 5", "5"),
+        ("10 -5", "-5"),
+        ("5-3", "3"),
+        (r"is \frac{3}{4}", "3/4"),
+        ("after 1,234 days", "1,234"),
+        ("of 3 1/2 hours", "3 1/2"),
+        ("9" * 300, None),
+        ("no number here", None),
+        ("", None),
+    ],
+)
+def test_extract_lenient(text: str, answer: str | None) -> None:
+    assert extract_lenient(text) == answer
+
+
+def test_extract_text() -> None:
+    assert extract_strict_text("so\n#### up left \nbye") == "up left"
+    assert extract_strict_text("#### 1 0\n0 1\n", lines=True) == "1 0\n0 1"
+    assert extract_strict_text("#### #B A#") == "#B A#"
+    assert extract_strict_text("#### a\n#### b") is None
+    assert extract_strict_text("#### a\n#### a") == "a"
+    assert extract_strict_text(SYSTEM_PROMPT) is None
+    assert extract_lenient_text(r"first \boxed{x^{2}} done") == "x^{2}"
+    assert extract_lenient_text("So the answer is: up left\nbye") == "up left"
+    assert extract_lenient_text("up left") is None
+
+
+HOSTILE = {
+    "digits": "9" * 100_000,
+    "open boxes": "\\boxed{" * 20_000,
+    "box of braces": "\\boxed{" + "{}" * 50_000,
+    "commas": "1," * 50_000,
+    "thousands": "999," * 25_000,
+    "marks": "#### " * 20_000,
+    "marked": "#### 1a" * 14_000,
+    "different marked": "\n".join(f"#### {i}" for i in range(12_000)),
+    "long marked": "#### " + "9" * 100_000,
+    "hashes": "#" * 100_000,
+    "minuses": "-" * 100_000,
+    "answers": "answer is " * 10_000,
+    "answer blanks": "answer is" + " " * 100_000,
+    "fractions": "\\frac{" * 16_000,
+    "slashes": "1/" * 50_000,
+    "exponents": "1e" * 50_000,
+    "points": ".1" * 50_000,
+    "blanks": " " * 100_000,
+    "placeholders": "#### <" + "a" * 100_000,
+    "backslashes": "\\" * 100_000,
+    "stars": "*" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("extract", [extract_strict, extract_lenient, extract_lenient_text])
+def test_hostile_text_costs_little(extract, name: str) -> None:
+    """Far below the limit on an idle core; the best of three, for a busy one."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        extract(HOSTILE[name])
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.05
+
+
+def row(answer: str, id: str = "0") -> dict[str, str]:
+    return {"id": id, "answer": answer}
+
+
+def test_number_verifier() -> None:
+    verifier = NumberVerifier()
+    assert verifier.verify("#### 1,000", row("1000")) == Verdict(True, True, "1,000", "1,000")
+    assert verifier.verify("the answer is 0.5", row("1/2")) == Verdict(False, True, None, "0.5")
+    assert verifier.verify("#### 7", row("8")) == Verdict(False, False, "7", "7")
+    assert verifier.verify("#### 8\n#### 9", row("8")) == Verdict(False, False, None, "9")
+    assert verifier.verify("no idea", row("8")) == Verdict(False, False, None, None)
+    assert not verifier.verify("#### 8", row("eight")).strict
+    assert verifier.verify("#### 7", row("8")).has_format
+    assert not verifier.verify("7", row("8")).has_format
+    texts, rows = ["#### 1", "#### 1"], [row("1"), row("2")]
+    assert [v.strict for v in verifier.verify_many(texts, rows)] == [True, False]
+    with pytest.raises(ValueError):
+        verifier.verify_many(["#### 1"], rows)
+
+
+@pytest.mark.parametrize(
+    "text", ["#### 4 \\boxed{5}", "#### 4\nthe answer is 5", "#### 4, 5\n#### 4", "4 #### 5"]
+)
+def test_strictly_right_is_leniently_right(text: str) -> None:
+    for gold in ("4", "5"):
+        verdict = NumberVerifier().verify(text, row(gold))
+        assert verdict.lenient or not verdict.strict
+
+
+@pytest.fixture(scope="module")
+def latex():
+    verifier = LatexVerifier()
+    yield verifier
+    verifier.worker.close()
+
+
+@pytest.mark.parametrize(
+    ("gold", "text", "strict", "lenient"),
+    [
+        (r"\frac{1}{2}", "#### 0.5", True, True),
+        (r"\frac{1}{2}", r"so \boxed{\dfrac12}.", False, True),
+        (r"\frac{1}{2}", r"The answer is $\frac{2}{4}$.", False, True),
+        (r"\frac{1}{2}", "and so 1 / 3", False, False),
+        ("p - q", "#### $-q + p$.", True, True),
+        ("p - q", "#### q - p", False, False),
+        ("3, 5, 7", "#### 7,5,3", True, True),
+        ("(3,5)", "#### (5,3)", False, False),
+        (r"10,\!080", "#### 10080", True, True),
+        (r"90^\circ", "#### 90", True, True),
+        (r"\text{east}", "#### East.", True, True),
+        (r"\text{east}", "#### seat", False, False),  # an anagram: the same product of letters
+        (r"\text{(C)}", r"\boxed{\text{(C)}}", False, True),
+        ("5", "#### 5 or 6", False, False),
+        ("5", "#### 5\n#### 6", False, False),
+        ("5", r"\boxed{5} or \boxed{6}", False, False),
+        ("5", "#### 5}{6", False, False),
+        ("5", SYSTEM_PROMPT, False, False),
+        ("5", "", False, False),
+        ("5", "#### \ud800\x00", False, False),
+    ],
+)
+def test_latex_verifier(latex, gold: str, text: str, strict: bool, lenient: bool) -> None:
+    verdict = latex.verify(text, row(gold))
+    assert (verdict.strict, verdict.lenient) == (strict, lenient)
+    assert latex.timeouts == 0
+
+
+def test_latex_that_takes_forever_is_wrong_counted_and_stops_nobody_else() -> None:
+    verifier = LatexVerifier(limit=1.0)
+    golds = [row("5"), row("(x+1)^{99998}"), row("5")]
+    start = time.perf_counter()
+    verdicts = verifier.verify_many(["#### 5", "#### 9^{9^{9}}", "#### 5"], golds)
+    assert [v.strict for v in verdicts] == [True, False, True]
+    assert verifier.timeouts == 1
+    assert verifier.parse_failures == 0
+    assert time.perf_counter() - start < 30  # two starts of the worker included
+    assert not verifier.verify("#### 5}{6", row("5")).strict
+    assert verifier.parse_failures == 1
+    verifier.worker.close()
+
+
+def test_worker_survives_the_death_of_its_child(latex) -> None:
+    assert latex.verify("#### 5", row("5")).strict
+    latex.worker._child.kill()
+    latex.worker._child.wait()
+    assert latex.verify("#### 5", row("5")).strict
+
+
+def test_each_different_answer_is_asked_for_once(latex, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        latex.worker, "ask", lambda request: asked.append(request) or Reply(True, True)
+    )
+    latex.verify_many(["#### x", "#### x", "#### y"], [row("x")] * 3)
+    assert [request["answer"] for request in asked] == ["x", "y"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX signals")
+@pytest.mark.parametrize("end", ["exit", "kill"])
+def test_no_worker_outlives_its_parent(end: str) -> None:
+    finish = "" if end == "exit" else "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    script = (
+        "from kit.answers import LatexVerifier\n"
+        "v = LatexVerifier(); v.verify('#### 5', {'answer': '5'})\n"
+        f"print(v.worker._child.pid, flush=True)\n{finish}"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    pid = int(run.stdout)
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {pid} is still there")
+
+
+def test_a_worker_that_cannot_start_says_why() -> None:
+    with pytest.raises(ValueError, match=r"cannot start: ValueError: .*no_such_task"):
+        Worker("no_such_task", "{}").ask({})
+
+
+@pytest.fixture(scope="module")
+def spelling():
+    entry = {"question": "?", "answer": "cba", "metadata": {"source_dataset": "spell_backward"}}
+    verifier = TaskVerifier("spell_backward", "{}", {"spell_backward/0": entry})
+    yield verifier
+    verifier.worker.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "lenient"),
+    [
+        ("So:\n#### cba\nbye", True, True),
+        ("The answer is cba", False, True),
+        (r"\boxed{cba}", False, True),
+        ("Hm.\ncba\n", False, True),
+        ("#### abc", False, False),
+        ("#### cba\n#### abc", False, False),
+        ("#### cba abc", False, False),  # the task gives part of the score: not right
+        ("", False, False),
+    ],
+)
+def test_task_verifier(spelling, text: str, strict: bool, lenient: bool) -> None:
+    verdict = spelling.verify(text, row("cba", "spell_backward/0"))
+    assert (verdict.strict, verdict.lenient) == (strict, lenient)
+
+
+def test_tasks_that_evaluate_answers_are_known() -> None:
+    """A new version of reasoning-gym must not bring an `eval` of model text unseen."""
+    from reasoning_gym.factory import DATASETS
+
+    found = set()
+    for name, (dataset, _) in DATASETS.items():
+        source = inspect.getsource(dataset.score_answer)
+        if any(call in source for call in ("eval(answer", "parse_expr(answer", "exec(answer")):
+            found.add(name)
+    assert found == EVALUATING_TASKS
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["(1 + 2) * 3", "-4*(x - 8)**(3/2)/3 + C", "sin(x) + log (x)", "[['a', 'b'], ['c']]", "((1))"],
+)
+def test_expressions_may_be_evaluated(answer: str) -> None:
+    assert may_evaluate(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "open('x', 'w')",
+        "eval ('1')",
+        "eval\\\n('1')",
+        "(lambda: 1)()",
+        "[print][0](1)",
+        "x.__class__",
+        "'a'.join(['b'])",
+        "exec\t('1')",
+        "{0: print}[0](1)",
+        "\N{FULLWIDTH LATIN SMALL LETTER E}val('1')",
+        "sin.log(1) if x else(1)",
+        "eval#\n(1)",
+    ],
+)
+def test_calls_are_never_evaluated(answer: str, tmp_path) -> None:
+    assert not may_evaluate(answer)
+
+    class Task:
+        def score_answer(self, answer, entry):
+            raise AssertionError("the task must not see it")
+
+    entry = {"metadata": {"source_dataset": "countdown"}}
+    assert judge_task(Task(), entry, answer) == Reply(right=False, read=False)
+
+
+def test_import_is_light() -> None:
+    script = "import sys, json, kit.rewards, kit.answers; print(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy = {"torch", "datasets", "transformers", "reasoning_gym", "math_verify", "sympy", "numpy"}
+    assert heavy.isdisjoint(json.loads(run.stdout))
