@@ -293,45 +293,53 @@ def _generate(
 ) -> tuple[list[dict[str, Any]], Verifier]:
     """Problems of a task and its verifier.
 
-    gsm_symbolic is verified as numbers: its own scorer reads '-5' as 5 and '1,234' as 1.
+    Test problems are made from another seed, and those whose question is a training question all
+    the same are left out. gsm_symbolic is verified as numbers: its own scorer reads '-5' as 5 and
+    '1,234' as 1.
     """
-    import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
     known = sorted(set(DATASETS) - {"composite"})  # its parts are tasks themselves
     if task not in known:
         near = difflib.get_close_matches(task, known, n=3, cutoff=0.5)
-        raise DataError(
-            f"unknown reasoning_gym task {task!r}, "
-            + (f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}")
-        )
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+        raise DataError(f"unknown reasoning_gym task {task!r}, {hint}")
     role = split or config.split or "train"
     if role not in ("train", "test"):
         raise DataError(f"data.split of a reasoning_gym task must be train or test, got {role!r}")
     options = {"size": TASK_SIZE, "seed": 0} | config.options
     try:
-        options["seed"] += TEST_SEED_OFFSET if role == "test" else 0
-        dataset = reasoning_gym.create_dataset(task, **options)
-        entries = {f"{task}/{index}": dataset[index] for index in range(len(dataset))}
+        rows, entries = _make(task, options)
+        if role == "test":
+            trained_on = {row["question"] for row in rows}
+            options["seed"] += TEST_SEED_OFFSET
+            rows, entries = _make(task, options)
+            rows = [row for row in rows if row["question"] not in trained_on]
         verifier = TaskVerifier(task, json.dumps(options), entries)
     except (TypeError, ValueError, AssertionError) as error:
         allowed = ", ".join(field.name for field in dataclasses.fields(DATASETS[task][1]))
         raise DataError(
             f"data.options of {task} do not work: {error}; its options are {allowed}"
         ) from error
-    rows = [{"id": id} | _task_problem(entry) for id, entry in entries.items()]
-    if task != "gsm_symbolic":
-        return rows, verifier
-    for row, template in zip(rows, dataset.task_indices, strict=True):
-        row["category"] = f"template {template}"
-    return rows, NumberVerifier()
+    return rows, NumberVerifier() if task == "gsm_symbolic" else verifier
 
 
-def _task_problem(entry: Row) -> dict[str, str]:
-    answer = "" if entry["answer"] is None else str(entry["answer"])
-    worked = entry["metadata"].get("answer_cot") or ""
-    solution = _solved(worked.rpartition("####")[0] or worked, answer) if worked else ""
-    return _problem(entry["question"], answer, solution=solution)
+def _make(task: str, options: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The problems of a task, and what the task itself knows of each, by id."""
+    import reasoning_gym
+
+    dataset = reasoning_gym.create_dataset(task, **options)
+    templates = getattr(dataset, "task_indices", None)  # where the task chooses among templates
+    rows, entries = [], {}
+    for index in range(len(dataset)):
+        entry = entries[f"{task}/{index}"] = dataset[index]
+        answer = "" if entry["answer"] is None else str(entry["answer"])
+        worked = entry["metadata"].get("answer_cot") or ""
+        solution = _solved(worked.rpartition("####")[0] or worked, answer) if worked else ""
+        category = f"template {templates[index]}" if templates else ""
+        problem = _problem(entry["question"], answer, solution=solution, category=category)
+        rows.append({"id": f"{task}/{index}"} | problem)
+    return rows, entries
 
 
 # --- files and hub data sets of the user's ----------------------------------------------------

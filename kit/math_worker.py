@@ -47,7 +47,6 @@ _FUNCTIONS = frozenset(
     | {"sinh", "cosh", "tanh", "exp", "log", "ln", "sqrt", "Integral"}
 )
 _DELIMITERS = re.compile(r"^\\[(\[]|\\[)\]]$|(?<!\\)\$|^\*\*|\*\*$")
-_WORDS = re.compile(r"\\(?:text|textbf|mathrm|mbox) ?\{([^{}\d]*)\}")
 _BEFORE_PARENTHESIS = re.compile(r"(\w+|\S|)\s*\(")
 
 
@@ -170,25 +169,15 @@ def may_evaluate(answer: str) -> bool:
 
 
 def judge_latex(gold: str, answer: str) -> Reply:
-    r"""Compare two LaTeX expressions by math-verify.
-
-    Words (`\text{east}`) are compared as text: math-verify reads them as products of letters, to
-    which every anagram is equal.
-    """
+    """Compare two LaTeX expressions by math-verify."""
     from math_verify import verify
 
     answer = _DELIMITERS.sub("", answer.strip().rstrip(".")).rstrip(" .")
-    if _WORDS.fullmatch(gold):
-        return Reply(_words(answer) == _words(gold), read=True)
     if not _balanced(answer):
         return Reply(right=False, read=False)
     parsed = _parse_latex(answer)
     read = any(not isinstance(part, str) for part in parsed)
     return Reply(bool(verify(_parse_latex(gold), parsed, timeout_seconds=None)), read)
-
-
-def _words(text: str) -> str:
-    return _WORDS.sub(r"\1", text).strip(" ().").casefold()
 
 
 def _balanced(text: str) -> bool:

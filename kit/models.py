@@ -15,6 +15,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from kit.config import LoraConfig, ModelConfig
@@ -117,21 +118,10 @@ def add_lora(base: Base, config: LoraConfig, seed: int, adapter: str | None = No
     """
     torch.manual_seed(seed)  # LoRA's A matrices are drawn from the global generator
     if adapter is None:
-        model = get_peft_model(
-            base.model,
-            PeftLoraConfig(
-                r=config.rank,
-                lora_alpha=config.alpha,
-                target_modules=config.targets,
-                lora_dropout=0.0,
-                bias="none",
-                task_type="CAUSAL_LM",
-            ),
-        )
-        _name_base(model, base)
+        model = _fresh_lora(base, config)
     else:
+        _check_same_lora(read_adapter_config(adapter), config, adapter)
         model = load_adapters(base, {TRAINED: adapter, REFERENCE: adapter})
-        _check_same_lora(model.peft_config[TRAINED], config, adapter)
         model.set_adapter(TRAINED)
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
@@ -189,6 +179,7 @@ def read_adapter_config(source: str) -> dict[str, Any]:
         raise AdapterError(f"{source}/adapter_config.json is not valid JSON: {error}") from error
     if settings.get("peft_type") != "LORA":
         raise AdapterError(f"{source} is a {settings.get('peft_type')} adapter; only LORA works")
+    _check_weights(source, paths["adapter_model.safetensors"], settings)
     return settings
 
 
@@ -287,17 +278,44 @@ def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
-def _name_base(model: PeftModel, base: Base) -> None:
-    """Have the saved adapter name its base as the user did, and the exact revision."""
-    settings = model.peft_config[TRAINED]
-    settings.base_model_name_or_path = base.id
-    settings.revision = base.revision
+def _fresh_lora(base: Base, config: LoraConfig) -> PeftModel:
+    settings = PeftLoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=config.targets,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        model = get_peft_model(base.model, settings)
+    except ValueError as error:
+        vars(base.model).pop("peft_config", None)  # PEFT leaves it behind
+        raise AdapterError(f"lora.targets={config.targets!r}: {error}") from error
+    # the saved adapter names its base as the user did, and the exact revision
+    model.peft_config[TRAINED].base_model_name_or_path = base.id
+    model.peft_config[TRAINED].revision = base.revision
+    return model
 
 
-def _check_same_lora(settings: Any, config: LoraConfig, source: str) -> None:
+def _check_weights(source: str, path: Path, settings: dict[str, Any]) -> None:
+    """Find an unreadable file or a wrong rank before PEFT has changed the base."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            ranks = {file.get_slice(k).get_shape()[0] for k in file.keys() if "lora_A" in k}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"cannot read the adapter {path}: {error}") from error
+    if not settings.get("rank_pattern") and ranks != {settings["r"]}:
+        raise AdapterError(
+            f"cannot load the adapter {source}: its configuration says rank {settings['r']}, its "
+            f"weights have {sorted(ranks)}"
+        )
+
+
+def _check_same_lora(settings: dict[str, Any], config: LoraConfig, source: str) -> None:
     for key, got, wanted in (
-        ("rank", settings.r, config.rank),
-        ("alpha", float(settings.lora_alpha), config.alpha),
+        ("rank", settings["r"], config.rank),
+        ("alpha", float(settings["lora_alpha"]), config.alpha),
     ):
         if got != wanted:
             raise AdapterError(

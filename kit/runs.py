@@ -42,15 +42,24 @@ class RunFolder:
     def exists(self) -> bool:
         return (self.path / "config.yaml").is_file()
 
+    @property
+    def has_results(self) -> bool:
+        """Whether there is anything to lose: a run that failed before its first step has none."""
+        return self.exists and (self.metrics.is_file() or any(self.checkpoints.glob("step-*")))
+
+    @property
+    def _is_occupied(self) -> bool:
+        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+
     def open(self, config: Config, resume: bool) -> None:
         """Create the folder, or accept an existing one for resuming.
 
         Raises RunError when it holds a run and `resume` is off, a run of another configuration,
         or something that is not a run; or when it cannot be written.
         """
-        if self.exists:
+        if self.has_results:
             self._accept(config, resume)
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif not self.exists and self._is_occupied:
             raise RunError(f"{self.path} exists and is not a run folder; choose another output=…")
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)

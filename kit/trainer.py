@@ -83,17 +83,17 @@ class Trainer:
         _warn_about(config)
         device = accelerator.device if accelerator.device.type == "cuda" else None
         self.base = base or load_base(config.model, device)
+        self.train_set, self.validation = self._load_data()
+        self.reward = build_reward(config.reward, self.train_set.verifier)
         self.policy = Policy(
             self.base, add_lora(self.base, config.lora, config.train.seed, config.model.adapter)
         )
         if config.model.gradient_checkpointing:
             self.policy.causal.gradient_checkpointing_enable({"use_reentrant": False})
             self.policy.causal.train()  # transformers checkpoints in training mode only
-        self.train_set, self.validation = self._load_data()
         self.optimizer = Optimizer(
             self.policy.trainable, config, accelerator, self.base.hardware.scales_loss
         )
-        self.reward = build_reward(config.reward, self.train_set.verifier)
         self.method = self._method()
         self.first_step = self._restore()
 
@@ -263,8 +263,8 @@ class Trainer:
         }
         append_json(self.run.metrics, [record])
         tqdm.write(
-            f"after {step} steps: held-out accuracy {result.strict} strict, {result.lenient} lenient, "
-            f"{result.mean_tokens:.0f} tokens"
+            f"after {step} steps: held-out accuracy {result.strict} strict, {result.lenient} "
+            f"lenient, {result.mean_tokens:.0f} tokens"
         )
 
     def _save(self, step: int) -> None:

@@ -24,3 +24,9 @@ def act_once(prompts, completions, **columns):
             path.unlink()
             os.kill(os.getpid(), signal.Signals(number))
     return share_of_vowels(prompts, completions)
+
+
+def first_group_only(prompts, completions, **columns):
+    """Different within the first group, equal in all others."""
+    values = share_of_vowels(prompts, completions)
+    return [v if prompt == prompts[0] else 0.0 for v, prompt in zip(values, prompts, strict=True)]

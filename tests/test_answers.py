@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,8 @@ from kit.answers import (
 )
 from kit.config import SYSTEM_PROMPT
 from kit.math_worker import EVALUATING_TASKS, Reply, Worker, judge_task, may_evaluate
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +258,7 @@ def latex():
         (r"10,\!080", "#### 10080", True, True),
         (r"90^\circ", "#### 90", True, True),
         (r"\text{east}", "#### East.", True, True),
-        (r"\text{east}", "#### seat", False, False),  # an anagram: the same product of letters
+        (r"\text{east}", "#### seat", False, False),
         (r"\text{(C)}", r"\boxed{\text{(C)}}", False, True),
         ("5", "#### 5 or 6", False, False),
         ("5", "#### 5\n#### 6", False, False),
@@ -311,7 +314,7 @@ def test_no_worker_outlives_its_parent(end: str) -> None:
         "v = LatexVerifier(); v.verify('#### 5', {'answer': '5'})\n"
         f"print(v.worker._child.pid, flush=True)\n{finish}"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     pid = int(run.stdout)
     for _ in range(100):
         try:
@@ -403,6 +406,8 @@ def test_calls_are_never_evaluated(answer: str, tmp_path) -> None:
 
 def test_import_is_light() -> None:
     script = "import sys, json, kit.rewards, kit.answers; print(json.dumps(sorted(sys.modules)))"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     heavy = {"torch", "datasets", "transformers", "reasoning_gym", "math_verify", "sympy", "numpy"}
     assert heavy.isdisjoint(json.loads(run.stdout))

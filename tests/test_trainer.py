@@ -1,0 +1,492 @@
+"""The loop on the embedded model: exact resume, one gradient for any split, nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from kit import checkpoint
+from kit.checkpoint import latest_checkpoint
+from kit.config import build_config
+from kit.errors import AdapterError, DataError, ModelError, RunError, TrainingError
+from kit.evaluate import Proportion
+from kit.models import TRAINED
+from kit.optimizer import learning_rate
+from kit.policy import Policy
+from kit.runs import RunFolder
+from kit.trainer import read_metrics, train
+
+pytestmark = pytest.mark.smoke
+
+ROOT = Path(__file__).parents[1]
+CLOCKWORK = ("time/", "memory/")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    left, right = weights(a), weights(b)
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def figures(run: RunFolder) -> list[dict[str, float]]:
+    """All metrics but those that measure time and memory."""
+    return [
+        {k: v for k, v in record.items() if not k.startswith(CLOCKWORK)}
+        for record in read_metrics(run.metrics)
+    ]
+
+
+def steps_of(run: RunFolder) -> list[dict[str, float]]:
+    return [record for record in read_metrics(run.metrics) if "update/skipped" in record]
+
+
+def command_line(config, *arguments, launcher=(sys.executable,), **environment):
+    """`kit train` in a process of its own."""
+    path = Path(config.output).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return subprocess.run(
+        [*launcher, "-m", "kit", "train", str(path), *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+# --- one run -------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_folder_that_explains_itself(base, make_config):
+    config = make_config()
+    run = train(config, base=base)
+    assert run.load_config() == config
+    description = run.read_description()
+    assert description["status"] == "finished" and description["steps"] == 2
+    assert description["base"]["id"] == "embedded" and "torch" in description["versions"]
+    assert [record["step"] for record in read_metrics(run.metrics)] == [0, 1, 2, 2]
+    samples = [json.loads(line) for line in run.samples.read_text().splitlines()]
+    assert {"question", "completion", "reward", "advantage", "strict"} <= samples[0].keys()
+    assert latest_checkpoint(run.checkpoints).name == "step-000002"
+    assert (run.adapter / "adapter_model.safetensors").is_file()
+
+
+def test_every_lora_b_moves_and_no_base_weight_does(base, make_config):
+    before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
+    run = train(make_config(train={"steps": 1}), base=base)
+    moved = {name: t.abs().max().item() for name, t in weights(run.adapter).items()}
+    assert len(moved) == 2 * 7 * base.model.config.num_hidden_layers
+    assert all(value > 0 for name, value in moved.items() if "lora_B" in name)
+    after = dict(base.model.named_parameters())
+    assert after.keys() == before.keys()  # the adapter is off the base again
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_the_first_update_starts_at_ratio_one_and_the_second_does_not(base, make_config):
+    run = train(make_config(train={"steps": 1, "updates_per_rollout": 1}), base=base)
+    (once,) = steps_of(run)
+    assert abs(once["ratio/max"] - 1) < 1e-4 and abs(once["ratio/min"] - 1) < 1e-4
+    assert once["rollout/engine_gap_max"] < 1e-4
+    config = make_config(train={"steps": 1}, output=str(run.path.with_name("second")))
+    (twice,) = steps_of(train(config, base=base))
+    assert twice["ratio/max"] > 1.001
+    assert twice["rollout/engine_gap_max"] < 1e-4
+
+
+@pytest.mark.parametrize("region", ["clip", "noclip", "pspo", "sapo"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_every_objective_trains(base, make_config, region, level):
+    config = make_config(
+        objective={"trust_region": {"name": region}, "level": level, "beta": 0.01},
+        train={"steps": 1},
+    )
+    (metrics,) = steps_of(train(config, base=base))
+    assert metrics["update/not_finite"] == 0 and metrics["update/grad_norm"] > 0
+
+
+def test_training_raises_the_reward_it_is_given(base, make_config):
+    """The share of vowels is easy to learn: the policy gradient must have the right sign."""
+    config = make_config(
+        lora={"rank": 8, "alpha": 16},
+        rollout={"prompts_per_step": 4, "group_size": 8, "max_new_tokens": 24},
+        reward={"correct": 0.0, "format": 0.0},
+        optim={"learning_rate": 3e-3},
+        train={"steps": 10, "validate_every": 0, "checkpoint_every": 10},
+    )
+    rewards = [metrics["reward/mean"] for metrics in steps_of(train(config, base=base))]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.03
+
+
+def test_gradient_checkpointing_changes_nothing(base, make_config):
+    plain = train(make_config(), base=base)
+    config = make_config(
+        model={"gradient_checkpointing": True}, output=str(plain.path.with_name("checkpointed"))
+    )
+    saving = train(config, base=base)
+    a, b = weights(plain.adapter), weights(saving.adapter)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-4)
+    assert not base.model.is_gradient_checkpointing
+
+
+def test_eight_bit_adam_trains(base, make_config):
+    run = train(make_config(optim={"name": "adamw_8bit"}, train={"steps": 1}), base=base)
+    assert steps_of(run)[0]["update/not_finite"] == 0
+
+
+# --- the gradient does not depend on how it is computed ------------------------------------------
+
+
+class Gradients:
+    """Keeps the summed gradient of every optimizer step."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.seen: list[torch.Tensor] = []
+        clip = torch.nn.utils.clip_grad_norm_
+
+        def spy(parameters, *args, **kwargs):
+            parameters = list(parameters)
+            self.seen.append(torch.cat([p.grad.flatten().clone() for p in parameters]))
+            return clip(parameters, *args, **kwargs)
+
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spy)
+
+
+def test_micro_batches_of_any_size_give_the_same_gradient(base, make_config, monkeypatch):
+    gradients = Gradients(monkeypatch)
+    for budget in (16, 300, 600, 1200, 100_000):  # 16: every row alone
+        config = make_config(
+            train={"steps": 1, "updates_per_rollout": 1, "micro_batch_tokens": budget},
+            output=make_config().output + str(budget),
+        )
+        train(config, base=base)
+    first, *others = gradients.seen
+    assert first.abs().max() > 1e-4
+    for other in others:
+        torch.testing.assert_close(other, first, atol=1e-6, rtol=1e-4)
+
+
+def test_groups_without_signal_are_not_computed_and_do_not_matter(base, make_config, monkeypatch):
+    """Only rows of groups that differ go through the model, and the denominator stays."""
+    rows = []
+    logprobs = Policy.logprobs
+
+    def counting(self, batch, adapter=TRAINED, **settings):
+        rows.append((adapter, len(batch.mask)))
+        return logprobs(self, batch, adapter, **settings)
+
+    monkeypatch.setattr(Policy, "logprobs", counting)
+    config = make_config(
+        reward={"functions": [{"path": "tests.reward_functions:first_group_only"}]},
+        train={"steps": 1, "updates_per_rollout": 1},
+    )
+    (metrics,) = steps_of(train(config, base=base))
+    assert metrics["reward/zero_std_fraction"] == pytest.approx(2 / 3)
+    assert sum(count for _, count in rows) == 2 * 4  # one group, with and without the adapter
+
+
+def test_a_step_without_any_signal_is_skipped_and_counted(base, make_config):
+    config = make_config(reward={"functions": [], "correct": 0.0, "format": 0.0})
+    run = train(config, base=base)
+    assert [metrics["update/skipped"] for metrics in steps_of(run)] == [1.0, 1.0]
+    assert all(t.abs().max() == 0 for n, t in weights(run.adapter).items() if "lora_B" in n)
+
+
+def test_out_of_memory_repeats_the_step_in_smaller_pieces(base, make_config, monkeypatch):
+    whole = train(make_config(), base=base)
+    logprobs = Policy.logprobs
+    refused = []
+
+    def tight(self, batch, adapter=TRAINED, **settings):
+        if len(batch.mask) > 3:
+            refused.append(len(batch.mask))
+            raise torch.OutOfMemoryError("no room")
+        return logprobs(self, batch, adapter, **settings)
+
+    monkeypatch.setattr(Policy, "logprobs", tight)
+    config = make_config(output=str(whole.path.with_name("tight")))
+    pieces = train(config, base=base)
+    assert refused
+    a, b = figures(whole), figures(pieces)
+    assert a[1]["update/grad_norm"] == pytest.approx(b[1]["update/grad_norm"], rel=1e-4)
+    assert a[1]["reward/mean"] == b[1]["reward/mean"]
+
+
+def test_out_of_memory_with_a_single_row_is_an_error_with_advice(base, make_config, monkeypatch):
+    def never(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Policy, "logprobs", never)
+    with pytest.raises(TrainingError, match=r"single completion.*max_new_tokens"):
+        train(make_config(), base=base)
+
+
+def test_a_gradient_that_is_not_finite_is_not_applied(base, make_config, monkeypatch):
+    logprobs = Policy.logprobs
+    calls = []
+
+    def poisoned(self, batch, adapter=TRAINED, **settings):
+        values, entropy = logprobs(self, batch, adapter, **settings)
+        if adapter == TRAINED:
+            calls.append(1)
+            if len(calls) == 1:
+                values = values * math.inf
+        return values, entropy
+
+    monkeypatch.setattr(Policy, "logprobs", poisoned)
+    run = train(make_config(train={"updates_per_rollout": 1}), base=base)
+    first, second = steps_of(run)
+    assert (first["update/not_finite"], second["update/not_finite"]) == (1, 0)
+    assert not math.isfinite(first["update/grad_norm"])
+    records = [json.loads(line) for line in run.nonfinite.read_text().splitlines()]
+    assert records and {r["step"] for r in records} == {1}
+    assert all(torch.isfinite(t).all() for t in weights(run.adapter).values())
+    assert any(t.abs().max() > 0 for n, t in weights(run.adapter).items() if "lora_B" in n)
+
+
+def test_too_many_bad_updates_in_a_row_stop_the_run(base, make_config, monkeypatch):
+    logprobs = Policy.logprobs
+
+    def poisoned(self, *args, **kwargs):
+        values, entropy = logprobs(self, *args, **kwargs)
+        return values * math.nan, entropy
+
+    monkeypatch.setattr(Policy, "logprobs", poisoned)
+    config = make_config(train={"steps": 9, "max_nonfinite": 3})
+    with pytest.raises(TrainingError, match="3 updates in a row"):
+        train(config, base=base)
+    assert RunFolder(config.output).read_description()["status"] == "failed"
+
+
+def test_two_processes_compute_what_one_does(make_config):
+    """Five prompts on two processes: an uneven split, summed exactly once."""
+    one = make_config(rollout={"prompts_per_step": 5}, train={"updates_per_rollout": 1, "steps": 1})
+    two = one.model_copy(update={"output": one.output + "-two"})
+    launch = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    for config, launcher in ((one, (sys.executable,)), (two, launch)):
+        done = command_line(config, launcher=launcher)
+        assert done.returncode == 0, done.stderr
+    a, b = figures(RunFolder(one.output)), figures(RunFolder(two.output))
+    assert len(a) == len(b) == 3
+    for left, right in zip(a, b, strict=True):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert left[key] == pytest.approx(right[key], rel=1e-4, abs=1e-5), key
+    left, right = weights(RunFolder(one.output).adapter), weights(RunFolder(two.output).adapter)
+    # Adam's first step has the size of the learning rate whatever the gradient's, so compare signs
+    moved = torch.cat([left[n].flatten() for n in left if "lora_B" in n])
+    other = torch.cat([right[n].flatten() for n in left if "lora_B" in n])
+    assert (moved.sign() == other.sign()).float().mean() > 0.999
+
+
+# --- stopping and going on -----------------------------------------------------------------------
+
+
+def resume_config(make_config, name):
+    return make_config(
+        reward={"functions": [{"path": "tests.reward_functions:act_once"}]},
+        train={"steps": 4, "validate_every": 2, "checkpoint_every": 2},
+        output=str(Path(make_config().output).with_name(name)),
+    )
+
+
+def test_killed_and_resumed_is_bit_for_bit_the_uninterrupted_run(base, make_config, tmp_path):
+    whole = resume_config(make_config, "whole")
+    assert command_line(whole).returncode == 0
+    killed = resume_config(make_config, "killed")
+    action = tmp_path / "action"
+    action.write_text(f"{int(signal.SIGKILL)} 4")  # in the fourth step, after two checkpoints
+    assert command_line(killed, KIT_TEST_ACTION=str(action)).returncode == -signal.SIGKILL
+    assert latest_checkpoint(RunFolder(killed.output).checkpoints).name == "step-000002"
+    assert command_line(killed, "--resume").returncode == 0
+    a, b = RunFolder(whole.output), RunFolder(killed.output)
+    assert figures(a) == figures(b) and len(figures(a)) == 4 + 3
+    assert a.samples.read_text() == b.samples.read_text()
+    assert same_weights(a.adapter, b.adapter)
+    assert same_weights(
+        a.checkpoints / "step-000004/adapter", b.checkpoints / "step-000004/adapter"
+    )
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(make_config, tmp_path):
+    config = resume_config(make_config, "stopped")
+    action = tmp_path / "action"
+    action.write_text(f"{int(signal.SIGINT)} 1")
+    done = command_line(config, KIT_TEST_ACTION=str(action))
+    run = RunFolder(config.output)
+    assert done.returncode == 0
+    assert f"kit train {run.path} --resume" in done.stderr
+    assert run.read_description()["status"] == "interrupted"
+    assert latest_checkpoint(run.checkpoints).name == "step-000001"
+    # the folder itself can be resumed, as the message says
+    done = subprocess.run(
+        [sys.executable, "-m", "kit", "train", str(run.path), "--resume"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert run.read_description()["status"] == "finished"
+    assert [r["step"] for r in steps_of(run)] == [1, 2, 3, 4]
+
+
+def test_a_finished_run_is_not_trained_again(base, make_config):
+    config = make_config()
+    run = train(config, base=base)
+    before = run.metrics.read_text()
+    train(config, resume=True, base=base)
+    assert run.metrics.read_text() == before
+    longer = make_config(train={"steps": 3})
+    train(longer, resume=True, base=base)
+    assert [r["step"] for r in steps_of(run)] == [1, 2, 3]
+
+
+def test_an_existing_folder_is_refused(base, make_config, tmp_path):
+    config = make_config()
+    train(config, base=base)
+    with pytest.raises(RunError, match=r"already holds a run \(status: finished\); add --resume"):
+        train(config, base=base)
+    other = make_config(optim={"learning_rate": 5e-4})
+    for resume in (False, True):
+        with pytest.raises(RunError, match=r"optim.learning_rate: 0.001 -> 0.0005"):
+            train(other, resume=resume, base=base)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("…")
+    with pytest.raises(RunError, match="is not a run folder"):
+        train(make_config(output=str(tmp_path / "thesis")), base=base)
+    assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "…"
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(base, make_config, monkeypatch):
+    save, calls = torch.save, []
+
+    def full(state, path):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, path)
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    config = make_config(train={"steps": 3})
+    with pytest.raises(RunError, match=r"No space left on device.*last good one is .*step-000001"):
+        train(config, base=base)
+    run = RunFolder(config.output)
+    assert [p.name for p in run.checkpoints.iterdir()] == ["step-000001"]
+    monkeypatch.setattr(checkpoint.torch, "save", save)
+    train(config, resume=True, base=base)
+    assert [r["step"] for r in steps_of(run)] == [1, 2, 3]
+
+
+def test_only_the_newest_checkpoints_are_kept(base, make_config):
+    run = train(make_config(train={"steps": 4, "keep_checkpoints": 2}), base=base)
+    assert [p.name for p in sorted(run.checkpoints.iterdir())] == ["step-000003", "step-000004"]
+
+
+# --- supervised ----------------------------------------------------------------------------------
+
+
+def test_sft_learns_the_solutions_and_warms_up_grpo(base, make_config):
+    config = make_config(
+        method="sft",
+        rollout={"max_new_tokens": 200},
+        train={"steps": 6, "updates_per_rollout": 1, "sft_batch": 6},
+        output=make_config().output + "-sft",
+    )
+    run = train(config, base=base)
+    losses = [record["sft/loss"] for record in read_metrics(run.metrics) if "sft/loss" in record]
+    assert losses[-1] < losses[0]
+    warm = make_config(model={"adapter": str(run.adapter)}, train={"steps": 1})
+    continued = train(warm, base=base)
+    (metrics,) = steps_of(continued)
+    # the reference is the adapter training began at: nothing but two updates lies between
+    assert metrics["policy/k3_to_base"] < 0.05
+    assert continued.read_description()["parent"] == str(run.adapter)
+
+
+def test_sft_needs_solutions(base, make_config, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(f'{{"question": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(9)))
+    config = make_config(method="sft", data={"name": str(path), "options": {}})
+    with pytest.raises(DataError, match="none of 5 problems has a worked solution"):
+        train(config, base=base)
+
+
+# --- pre-flight and bad input --------------------------------------------------------------------
+
+
+def test_preflight_shows_samples_and_stops_without_signal(base, make_config, capsys):
+    train(make_config(train={"preflight_problems": 3, "steps": 1}), base=base)
+    shown = capsys.readouterr().out
+    assert "Before training:" in shown and shown.count("gold answer:") == 3
+    hopeless = make_config(
+        reward={"functions": [], "correct": 0.0, "format": 0.0},
+        train={"preflight_problems": 3},
+        output=make_config().output + "-hopeless",
+    )
+    with pytest.raises(TrainingError, match="nothing can be learned"):
+        train(hopeless, base=base)
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "message"),
+    [
+        ({"model": {"id": "nobody/nothing"}}, ModelError, "cannot load the base model"),
+        (
+            {"model": {"id": "embedded", "adapter": "nowhere"}},
+            AdapterError,
+            "no adapter at nowhere",
+        ),
+        ({"data": {"name": "nonsense"}}, DataError, "unknown data set 'nonsense'"),
+        ({"data": {"validation_size": 60}}, DataError, "cannot hold out 60"),
+        ({"data": {"max_prompt_tokens": 3}}, DataError, "max_prompt_tokens"),
+        ({"lora": {"targets": ["no_such_layer"]}}, AdapterError, "no_such_layer"),
+    ],
+)
+def test_bad_input_is_refused_with_its_name(base, make_config, sections, error, message):
+    config = make_config(**sections)
+    with pytest.raises(error, match=message):
+        train(config, base=None if config.model.id != "embedded" else base)
+    assert not [n for n, _ in base.model.named_parameters() if "lora" in n]
+
+
+def test_learning_rate_schedules():
+    def rates(**settings):
+        optim = build_config(
+            {
+                "model": {"id": "x"},
+                "data": {"name": "x"},
+                "optim": {"learning_rate": 1.0, **settings},
+            }
+        ).optim
+        return [learning_rate(update, 10, optim) for update in range(10)]
+
+    assert rates(warmup_fraction=0.0) == [1.0] * 10
+    # two warm-up updates: a third, two thirds, then constant
+    assert rates(warmup_fraction=0.2) == pytest.approx([1 / 3, 2 / 3] + [1.0] * 8)
+    linear = rates(warmup_fraction=0.0, schedule="linear")
+    assert linear == pytest.approx([1 - i / 10 for i in range(10)])
+    cosine = rates(warmup_fraction=0.0, schedule="cosine")
+    assert cosine[5] == pytest.approx(0.5) and cosine[0] == 1.0 and cosine[9] < 0.05
+
+
+def test_proportion_has_wilsons_interval():
+    # Wilson, z = 1.959964, 8 of 10: centre (0.8 + z^2/20) / (1 + z^2/10) = 0.7167,
+    # half width z * sqrt(0.016 + z^2/400) / (1 + z^2/10) = 0.2266
+    low, high = Proportion(8, 10).interval
+    assert low == pytest.approx(0.4902, abs=1e-4) and high == pytest.approx(0.9433, abs=1e-4)
+    assert Proportion(0, 10).interval[0] == 0.0
