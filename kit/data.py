@@ -44,7 +44,7 @@ Row = Mapping[str, Any]
 Role = Literal["train", "test"]
 TASK_PREFIX = "reasoning_gym:"
 TASK_SIZE = 1000
-TEST_SEED_OFFSET = 1_000_000
+TEST_SEED_OFFSET = 500_000
 """Added to the seed for a task's test problems: problem i of a task is made from seed + i."""
 READERS = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 VERIFIERS: dict[str, Callable[[], Verifier]] = {"number": NumberVerifier, "latex": LatexVerifier}
@@ -235,15 +235,24 @@ def _gsm8k(row: Row) -> dict[str, str]:
 
 def _svamp(row: Row) -> dict[str, str]:
     category = row["Type"].replace("Divison", "Division")
-    problem = _problem(row["question_concat"], _plain(row["Answer"]), category=category)
+    answer = _plain(row["Answer"])
+    equation = re.sub(r"\.0(?!\d)", "", row["Equation"])  # ( 8.0 - 3.0 )
+    solution = _solved(f"{equation} = {answer}", answer)
+    problem = _problem(row["question_concat"], answer, solution=solution, category=category)
     return problem | {"id": row["ID"]}
 
 
 def _asdiv(row: Row) -> dict[str, str]:
-    answer = re.sub(r"\s*\([^()]*\)$", "", row["answer"])  # the unit
+    answer = _plain(re.sub(r"\s*\([^()]*\)$", "", row["answer"]))  # without the unit
     category = row["solution_type"].replace("Substraction", "Subtraction")
     question = f"{row['body']} {row['question']}"
-    return _problem(question, _plain(answer), category=category, difficulty=f"grade {row['grade']}")
+    return _problem(
+        question,
+        answer,
+        solution=_solved(row["formula"], answer),
+        category=category,
+        difficulty=f"grade {row['grade']}",
+    )
 
 
 def _math500(row: Row) -> dict[str, str]:

@@ -181,6 +181,9 @@ HOSTILE = {
     "marked": "#### 1a" * 14_000,
     "different marked": "\n".join(f"#### {i}" for i in range(12_000)),
     "long marked": "#### " + "9" * 100_000,
+    "backtracking": "\n".join(f"#### {'9' * 180}{i:03} a or" for i in range(500)),
+    "backtracking words": "\n".join(f"#### 9,{'999,' * 40}{i} or or o" for i in range(500)),
+    "few backtracking": "\n".join(f"#### {'9' * 180}{i:03} a or" for i in range(100)),
     "hashes": "#" * 100_000,
     "minuses": "-" * 100_000,
     "answers": "answer is " * 10_000,
@@ -294,6 +297,21 @@ def test_worker_survives_the_death_of_its_child(latex) -> None:
     latex.worker._child.kill()
     latex.worker._child.wait()
     assert latex.verify("#### 5", row("5")).strict
+
+
+def test_an_interrupted_request_does_not_answer_the_next(latex, monkeypatch) -> None:
+    assert latex.verify("#### 5", row("5")).strict
+    worker, send = latex.worker, latex.worker._send
+
+    def interrupted(request):
+        send(request)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker, "_send", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        latex.verify("#### 5", row("5"))
+    monkeypatch.undo()
+    assert not latex.verify("#### 6", row("5")).strict
 
 
 def test_each_different_answer_is_asked_for_once(latex, monkeypatch) -> None:

@@ -50,7 +50,7 @@ ASDIV = [
         "question": "How many?",
         "solution_type": kind,
         "answer": answer,
-        "formula": "",
+        "formula": "1+1=2",
         "grade": "2",
     }
     for i, (answer, kind) in enumerate(
@@ -166,6 +166,7 @@ def test_svamp(local) -> None:
     assert row["id"] == "own-1"
     assert row["question"] == SVAMP[0]["question_concat"]
     assert row["answer"] == "5"
+    assert row["solution"] == "( 9 - 4 ) = 5\n#### 5"
     assert row["category"] == "Common-Division"  # the published type is misspelt once
 
 
@@ -176,6 +177,7 @@ def test_asdiv_drops_what_is_no_single_number(local, caplog) -> None:
     assert "asdiv: 7 of 12 problems dropped" in caplog.text
     row = found.problems[2]
     assert row["question"] == "Di has 2 eggs. How many?"
+    assert row["solution"] == "1+1=2\n#### 5/2"
     assert (row["category"], row["difficulty"]) == ("Subtraction", "grade 2")
     check_gold(found)
 
@@ -506,7 +508,7 @@ def test_published_gold_answers_all_verify(name: str, split, kept: int) -> None:
     if isinstance(found.verifier, LatexVerifier):
         assert (found.verifier.timeouts, found.verifier.parse_failures) == (0, 0)
         found.verifier.worker.close()
-    solutions = [row["solution"] for row in found.problems if row["solution"]]
-    assert len(solutions) == (kept if name in ("gsm8k", "math500") else 0)
-    assert not any("<<" in solution for solution in solutions)
+    for row in found.problems:
+        assert row["solution"].endswith(f"\n#### {row['answer']}")
+        assert "<<" not in row["solution"]
     assert set(KNOWN) == {"gsm8k", "svamp", "asdiv", "math500"}

@@ -1,0 +1,31 @@
+"""docs/metrics.md names every metric that is emitted, and no other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kit.trainer import read_metrics, train
+
+pytestmark = pytest.mark.smoke
+
+GLOSSARY = Path(__file__).parents[1] / "docs" / "metrics.md"
+
+
+def test_the_glossary_is_complete(base, make_config):
+    grpo = train(make_config(), base=base)
+    sft = train(
+        make_config(
+            method="sft",
+            rollout={"max_new_tokens": 200},
+            train={"steps": 1, "sft_batch": 2, "updates_per_rollout": 1},
+            output=make_config().output + "-sft",
+        ),
+        base=base,
+    )
+    emitted = {key for run in (grpo, sft) for record in read_metrics(run.metrics) for key in record}
+    emitted -= {"step", "reward/share_of_vowels"}
+    explained = set(re.findall(r"`(\w+/\w+)`", GLOSSARY.read_text(encoding="utf-8")))
+    assert emitted == explained
