@@ -27,7 +27,7 @@ Row = Mapping[str, Any]
 MAX_DIGITS = 64  # longer numbers, and powers of ten beyond this, are not read
 MAX_CHARS = 200  # longer text is not a number with its unit
 MAX_ANSWER_CHARS = 10_000  # longer answers of any kind are not read
-MAX_MARKED = 100  # more different `####` lines than this are a list, not an answer
+MAX_MARKED = 32  # more different `####` lines than this are a list, not an answer
 
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _NUMBER = (

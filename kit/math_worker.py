@@ -94,6 +94,9 @@ class Worker:
                 return Reply(right=False, read=True)
             except BrokenPipeError:
                 line = None
+            except BaseException:  # interrupted: a late reply must not answer the next request
+                self._stop()
+                raise
             if line is None:  # it died over this answer: out of memory, or a stack overflow
                 self._stop()
                 return Reply(right=False, read=False)
