@@ -5,24 +5,14 @@ takes `\boxed{...}`, "the answer is ..." and, last, the last number (line, for t
 are not numbers). What strict finds, lenient finds too, so a strictly right completion is also
 leniently right, and no completion can offer one answer to each.
 
-Model text is never evaluated here: numbers are read by bounded patterns into exact fractions, and
-what needs evaluation goes to a process of its own (`kit.math_worker`). All of it takes time linear
-in the text.
+Model text is never evaluated: numbers are read by bounded patterns into exact fractions, in time
+linear in the text.
 """
 
 from __future__ import annotations
 
-import base64
-import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
-
-from kit.math_worker import Worker
-
-Row = Mapping[str, Any]
 
 MAX_DIGITS = 64  # longer numbers, and powers of ten beyond this, are not read
 MAX_CHARS = 200  # longer text is not a number with its unit
@@ -109,7 +99,7 @@ def extract_lenient(text: str) -> str | None:
     strict = extract_strict(text)
     if strict is not None:
         return strict
-    box = _last_box(text)
+    box = last_box(text)
     if box is not None:
         for content in (box, box.rpartition("=")[2]):
             if parse_number(content) is not None:
@@ -119,7 +109,7 @@ def extract_lenient(text: str) -> str | None:
         number = _readable(_INSIDE.findall(_clean(stated.rpartition("=")[2])))
         if number is not None:
             return number
-    return _last_number(text)
+    return last_number(text)
 
 
 def extract_strict_text(text: str, lines: bool = False) -> str | None:
@@ -133,140 +123,7 @@ def extract_strict_text(text: str, lines: bool = False) -> str | None:
 
 def extract_lenient_text(text: str, lines: bool = False) -> str | None:
     r"""Like `extract_lenient` where answers need not be numbers, without the last number."""
-    return extract_strict_text(text, lines) or _last_box(text) or _after_answer_is(text)
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One completion judged: right or not, and the answers found (None: none)."""
-
-    strict: bool
-    lenient: bool
-    strict_answer: str | None
-    lenient_answer: str | None
-
-    @property
-    def has_format(self) -> bool:
-        """Whether there is an answer, right or wrong, in the strict format."""
-        return self.strict_answer is not None
-
-
-class Verifier(Protocol):
-    """Judges completions against the problem they answer (`row['answer']` is the gold answer)."""
-
-    def verify(self, completion: str, row: Row) -> Verdict: ...
-
-    def verify_many(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]: ...
-
-
-class NumberVerifier:
-    """Answers that are one number, compared as exact fractions."""
-
-    def verify(self, completion: str, row: Row) -> Verdict:
-        gold = parse_number(str(row["answer"]))
-
-        def right(answer: str | None) -> bool:
-            value = None if answer is None else parse_number(answer)
-            return gold is not None and value is not None and numbers_equal(value, gold)
-
-        strict, lenient = extract_strict(completion), extract_lenient(completion)
-        return Verdict(right(strict), right(lenient), strict, lenient)
-
-    def verify_many(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]:
-        return [self.verify(text, row) for text, row in zip(completions, rows, strict=True)]
-
-
-class LatexVerifier:
-    r"""LaTeX answers, compared by math-verify in a process of its own, `limit` seconds each.
-
-    What math-verify cannot read is wrong and counted in `parse_failures`; what takes too long is
-    wrong and counted in `timeouts`.
-    """
-
-    def __init__(self, limit: float = 3.0) -> None:
-        self.worker = Worker(limit=limit)
-        self.parse_failures = 0
-
-    @property
-    def timeouts(self) -> int:
-        return self.worker.timeouts
-
-    def verify(self, completion: str, row: Row) -> Verdict:
-        return self.verify_many([completion], [row])[0]
-
-    def verify_many(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]:
-        return _verdicts(completions, rows, self._extract, self._judge)
-
-    def _extract(self, completion: str, row: Row) -> tuple[str | None, str | None]:
-        lenient = extract_lenient_text(completion) or _last_number(completion)
-        return extract_strict_text(completion), lenient
-
-    def _judge(self, answer: str, row: Row) -> bool:
-        answer = _last_box(answer) or answer
-        reply = self.worker.ask({"gold": str(row["answer"]), "answer": answer})
-        self.parse_failures += not reply.read
-        return reply.right
-
-
-class TaskVerifier:
-    """Answers of a reasoning-gym task, scored by the task itself; right is a score of exactly 1.
-
-    Some tasks evaluate the answer, so scoring runs in a process of its own. Strict is the text
-    after `####`, lenient in the end the last line; where the gold answer has several lines,
-    strict reads on to the end.
-    """
-
-    def __init__(
-        self, task: str, options: str, entries: Mapping[str, Any], limit: float = 3.0
-    ) -> None:
-        """`options`: the arguments of reasoning_gym.create_dataset, as JSON; `entries`: the task's
-        own problems, by the `id` of the row."""
-        self.entries = entries
-        self.worker = Worker(task, options, limit=limit)
-        self.parse_failures = 0
-
-    @property
-    def timeouts(self) -> int:
-        return self.worker.timeouts
-
-    def verify(self, completion: str, row: Row) -> Verdict:
-        return self.verify_many([completion], [row])[0]
-
-    def verify_many(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]:
-        return _verdicts(completions, rows, self._extract, self._judge)
-
-    def _extract(self, completion: str, row: Row) -> tuple[str | None, str | None]:
-        lines = "\n" in str(row["answer"]).strip()
-        last_line = completion.strip().rpartition("\n")[2][-MAX_ANSWER_CHARS:].strip()
-        lenient = extract_lenient_text(completion, lines) or last_line or None
-        return extract_strict_text(completion, lines), lenient
-
-    def _judge(self, answer: str, row: Row) -> bool:
-        entry = base64.b64encode(pickle.dumps(self.entries[row["id"]])).decode()
-        reply = self.worker.ask({"entry": entry, "answer": answer})
-        self.parse_failures += not reply.read
-        return reply.right
-
-
-def _verdicts(
-    completions: Sequence[str],
-    rows: Sequence[Row],
-    extract: Callable[[str, Row], tuple[str | None, str | None]],
-    judge: Callable[[str, Row], bool],
-) -> list[Verdict]:
-    """Judge each different (problem, answer) of the batch once."""
-    judged: dict[tuple[Any, str, str], bool] = {}
-
-    def right(answer: str | None, row: Row) -> bool:
-        if answer is None:
-            return False
-        key = (row.get("id"), str(row["answer"]), answer)
-        if key not in judged:
-            judged[key] = judge(answer, row)
-        return judged[key]
-
-    found = [(*extract(text, row), row) for text, row in zip(completions, rows, strict=True)]
-    return [Verdict(right(s, row), right(n, row), s, n) for s, n, row in found]
+    return extract_strict_text(text, lines) or last_box(text) or _after_answer_is(text)
 
 
 def _clean(text: str) -> str:
@@ -298,7 +155,7 @@ def _marked(text: str, lines: bool = False) -> list[str]:
     return list(found) if len(found) <= MAX_MARKED else []
 
 
-def _last_box(text: str) -> str | None:
+def last_box(text: str) -> str | None:
     r"""Content of the last \boxed{...}, or None where it is empty, unbalanced or too long."""
     start = text.rfind("\\boxed{")
     if start < 0:
@@ -320,7 +177,7 @@ def _after_answer_is(text: str) -> str | None:
     return text[end : end + MAX_CHARS].partition("\n")[0].strip() or None if end >= 0 else None
 
 
-def _last_number(text: str) -> str | None:
+def last_number(text: str) -> str | None:
     last = max(text.rfind(digit) for digit in "0123456789")
     if last < 0:
         return None

@@ -65,8 +65,8 @@ class DataConfig(Section):
     """The problems. Validation problems are held out of training and never trained on."""
 
     name: str
-    """gsm8k | svamp | asdiv | math500 | reasoning_gym:<task>, a hub id, or a .jsonl, .csv or
-    .parquet file."""
+    """gsm8k | svamp | asdiv | math500 | gsm_symbolic | reasoning_gym:<task>, a hub id
+    (owner/name or owner/name:config), or a .jsonl, .csv or .parquet file."""
     data_dir: str | None = None
     """Folder with local copies (<name>/<split>.jsonl); None: the Hugging Face hub."""
     split: str | None = None
@@ -88,7 +88,8 @@ class DataConfig(Section):
     verifier: Literal["number", "latex"] = "number"
     """How answers are compared, likewise. number: as exact rationals; latex: by math-verify."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Options of a reasoning_gym task (`size`, `seed`, …); its own verifier scores it."""
+    """Options of a reasoning_gym task (`size`, `seed`, …). Its own verifier scores it, but
+    gsm_symbolic is compared as numbers."""
 
 
 class RolloutConfig(Section):
@@ -306,7 +307,7 @@ def build_config(values: dict[str, Any]) -> Config:
 
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted names of the fields in which two configurations differ, with both values."""
-    flat_a, flat_b = _flatten(a.model_dump()), _flatten(b.model_dump())
+    flat_a, flat_b = flatten(a.model_dump()), flatten(b.model_dump())
     return {
         key: (flat_a.get(key), flat_b.get(key))
         for key in sorted(flat_a.keys() | flat_b.keys())
@@ -400,11 +401,12 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
     return list(section.model_fields)
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit.answers import Verdict, Verifier
 from kit.config import RewardConfig
 from kit.errors import RewardError
+from kit.verifiers import Verdict, Verifier
 
 _BUILT_IN = ("correct", "format", "no_answer")
 

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from kit.checkpoint import latest_checkpoint, load_checkpoint, save_adapter, save_checkpoint
-from kit.config import Config
+from kit.config import Config, flatten
 from kit.data import ProblemSet, drop_long_prompts, load_problems, split_validation
 from kit.errors import KitError, RunError
 from kit.evaluate import Evaluation, evaluate
@@ -26,7 +26,7 @@ from kit.hardware import peak_memory_mb, reset_peak_memory
 from kit.models import TRAINED, Base, add_lora, load_base
 from kit.optimizer import Optimizer
 from kit.policy import Policy
-from kit.preflight import preflight
+from kit.preflight import TRUNCATED_WARNING, preflight
 from kit.rewards import build_reward
 from kit.rollout import Sampling
 from kit.runs import RunFolder, append_json, environment
@@ -64,6 +64,9 @@ def train(config: Config, *, resume: bool = False, base: Base | None = None) -> 
     except KitError:
         trainer.describe(status="failed")
         raise
+    except KeyboardInterrupt:
+        trainer.describe(status="interrupted")
+        raise
     finally:
         trainer.close()
     return run
@@ -80,6 +83,7 @@ class Trainer:
         self.accelerator = accelerator
         self.stopping = False
         self.best: float | None = None
+        self.warned: set[str] = set()
         _warn_about(config)
         device = accelerator.device if accelerator.device.type == "cuda" else None
         self.base = base or load_base(config.model, device)
@@ -110,7 +114,9 @@ class Trainer:
         )
         log.info("%s", self.base.hardware.reason)
         if self.config.train.report_to:
-            self.accelerator.init_trackers("gr-pspo", self.config.model_dump(mode="json"))
+            # trackers take flat tables of plain values
+            settings = {key: str(value) for key, value in flatten(self.config.model_dump()).items()}
+            self.accelerator.init_trackers("gr-pspo", settings)
         if self.first_step == 0:
             self._preflight()
             self._validate(0)
@@ -226,6 +232,18 @@ class Trainer:
         }
         bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if v is not None}, refresh=False)
         bar.update()
+        if metrics.get("completion/truncated_share", 0) > TRUNCATED_WARNING:
+            self._warn_once(
+                "more than %.0f %% of the completions are cut off at rollout.max_new_tokens=%d and "
+                "mostly count as wrong; raise it",
+                100 * TRUNCATED_WARNING,
+                self.config.rollout.max_new_tokens,
+            )
+
+    def _warn_once(self, message: str, *values: object) -> None:
+        if message not in self.warned:
+            self.warned.add(message)
+            log.warning(message, *values)
 
     def _validate(self, step: int) -> None:
         """Greedy accuracy on held-out problems after `step` steps; the best adapter is kept."""

@@ -13,10 +13,6 @@ from pathlib import Path
 import pytest
 
 from kit.answers import (
-    LatexVerifier,
-    NumberVerifier,
-    TaskVerifier,
-    Verdict,
     extract_lenient,
     extract_lenient_text,
     extract_strict,
@@ -26,6 +22,7 @@ from kit.answers import (
 )
 from kit.config import SYSTEM_PROMPT
 from kit.math_worker import EVALUATING_TASKS, Reply, Worker, judge_task, may_evaluate
+from kit.verifiers import LatexVerifier, NumberVerifier, TaskVerifier, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -328,7 +325,7 @@ def test_each_different_answer_is_asked_for_once(latex, monkeypatch) -> None:
 def test_no_worker_outlives_its_parent(end: str) -> None:
     finish = "" if end == "exit" else "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     script = (
-        "from kit.answers import LatexVerifier\n"
+        "from kit.verifiers import LatexVerifier\n"
         "v = LatexVerifier(); v.verify('#### 5', {'answer': '5'})\n"
         f"print(v.worker._child.pid, flush=True)\n{finish}"
     )
@@ -423,7 +420,7 @@ def test_calls_are_never_evaluated(answer: str, tmp_path) -> None:
 
 
 def test_import_is_light() -> None:
-    script = "import sys, json, kit.rewards, kit.answers; print(json.dumps(sorted(sys.modules)))"
+    script = "import sys, json, kit.rewards, kit.verifiers; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -10,10 +10,8 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
-from kit.answers import LatexVerifier, NumberVerifier, TaskVerifier
 from kit.config import SYSTEM_PROMPT, DataConfig
 from kit.data import (
-    KNOWN,
     ProblemSet,
     check_gold,
     drop_long_prompts,
@@ -21,6 +19,8 @@ from kit.data import (
     split_validation,
 )
 from kit.errors import DataError
+from kit.sources import KNOWN
+from kit.verifiers import LatexVerifier, NumberVerifier, TaskVerifier
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = Path(os.environ.get("KIT_DATA_DIR", ROOT.parent / "shared" / "data"))

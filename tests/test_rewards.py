@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from kit.answers import NumberVerifier
 from kit.config import SYSTEM_PROMPT, RewardConfig, RewardFunction
 from kit.errors import RewardError
 from kit.rewards import build_reward
+from kit.verifiers import NumberVerifier
 
 QUESTION = "Ann has 3 pears and buys 4 more. How many has she?"
 PROMPT = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": QUESTION}]

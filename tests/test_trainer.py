@@ -490,3 +490,14 @@ def test_proportion_has_wilsons_interval():
     low, high = Proportion(8, 10).interval
     assert low == pytest.approx(0.4902, abs=1e-4) and high == pytest.approx(0.9433, abs=1e-4)
     assert Proportion(0, 10).interval[0] == 0.0
+
+
+def test_trackers_get_the_metrics(base, make_config):
+    run = train(make_config(train={"report_to": ["tensorboard"], "steps": 1}), base=base)
+    assert list(run.path.rglob("events.out.tfevents*"))
+
+
+def test_much_truncation_is_said_once(base, make_config, caplog):
+    with caplog.at_level("WARNING"):
+        train(make_config(rollout={"max_new_tokens": 2}), base=base)
+    assert caplog.text.count("are cut off at rollout.max_new_tokens=2") == 1

@@ -1,0 +1,161 @@
+"""Judge completions against gold answers: as numbers, as LaTeX, or by a reasoning-gym task.
+
+What needs more than comparing exact fractions runs in a process of its own (`kit.math_worker`),
+because it evaluates expressions that a model wrote.
+"""
+
+from __future__ import annotations
+
+import base64
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from kit.answers import (
+    MAX_ANSWER_CHARS,
+    extract_lenient,
+    extract_lenient_text,
+    extract_strict,
+    extract_strict_text,
+    last_box,
+    last_number,
+    numbers_equal,
+    parse_number,
+)
+from kit.math_worker import Worker
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One completion judged: right or not, and the answers found (None: none)."""
+
+    strict: bool
+    lenient: bool
+    strict_answer: str | None
+    lenient_answer: str | None
+
+    @property
+    def has_format(self) -> bool:
+        """Whether there is an answer, right or wrong, in the strict format."""
+        return self.strict_answer is not None
+
+
+class Verifier(Protocol):
+    """Judges completions against the problem they answer (`row['answer']` is the gold answer)."""
+
+    def verify(self, completion: str, row: Row) -> Verdict: ...
+
+    def verify_many(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]: ...
+
+
+class NumberVerifier:
+    """Answers that are one number, compared as exact fractions."""
+
+    def verify(self, completion: str, row: Row) -> Verdict:
+        gold = parse_number(str(row["answer"]))
+
+        def right(answer: str | None) -> bool:
+            value = None if answer is None else parse_number(answer)
+            return gold is not None and value is not None and numbers_equal(value, gold)
+
+        strict, lenient = extract_strict(completion), extract_lenient(completion)
+        return Verdict(right(strict), right(lenient), strict, lenient)
+
+    def verify_many(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]:
+        return [self.verify(text, row) for text, row in zip(completions, rows, strict=True)]
+
+
+class LatexVerifier:
+    r"""LaTeX answers, compared by math-verify in a process of its own, `limit` seconds each.
+
+    What math-verify cannot read is wrong and counted in `parse_failures`; what takes too long is
+    wrong and counted in `timeouts`.
+    """
+
+    def __init__(self, limit: float = 3.0) -> None:
+        self.worker = Worker(limit=limit)
+        self.parse_failures = 0
+
+    @property
+    def timeouts(self) -> int:
+        return self.worker.timeouts
+
+    def verify(self, completion: str, row: Row) -> Verdict:
+        return self.verify_many([completion], [row])[0]
+
+    def verify_many(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]:
+        return _verdicts(completions, rows, self._extract, self._judge)
+
+    def _extract(self, completion: str, row: Row) -> tuple[str | None, str | None]:
+        lenient = extract_lenient_text(completion) or last_number(completion)
+        return extract_strict_text(completion), lenient
+
+    def _judge(self, answer: str, row: Row) -> bool:
+        answer = last_box(answer) or answer
+        reply = self.worker.ask({"gold": str(row["answer"]), "answer": answer})
+        self.parse_failures += not reply.read
+        return reply.right
+
+
+class TaskVerifier:
+    """Answers of a reasoning-gym task, scored by the task itself; right is a score of exactly 1.
+
+    Some tasks evaluate the answer, so scoring runs in a process of its own. Strict is the text
+    after `####`, lenient in the end the last line; where the gold answer has several lines,
+    strict reads on to the end.
+    """
+
+    def __init__(
+        self, task: str, options: str, entries: Mapping[str, Any], limit: float = 3.0
+    ) -> None:
+        """`options`: the arguments of reasoning_gym.create_dataset, as JSON; `entries`: the task's
+        own problems, by the `id` of the row."""
+        self.entries = entries
+        self.worker = Worker(task, options, limit=limit)
+        self.parse_failures = 0
+
+    @property
+    def timeouts(self) -> int:
+        return self.worker.timeouts
+
+    def verify(self, completion: str, row: Row) -> Verdict:
+        return self.verify_many([completion], [row])[0]
+
+    def verify_many(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]:
+        return _verdicts(completions, rows, self._extract, self._judge)
+
+    def _extract(self, completion: str, row: Row) -> tuple[str | None, str | None]:
+        lines = "\n" in str(row["answer"]).strip()
+        last_line = completion.strip().rpartition("\n")[2][-MAX_ANSWER_CHARS:].strip()
+        lenient = extract_lenient_text(completion, lines) or last_line or None
+        return extract_strict_text(completion, lines), lenient
+
+    def _judge(self, answer: str, row: Row) -> bool:
+        entry = base64.b64encode(pickle.dumps(self.entries[row["id"]])).decode()
+        reply = self.worker.ask({"entry": entry, "answer": answer})
+        self.parse_failures += not reply.read
+        return reply.right
+
+
+def _verdicts(
+    completions: Sequence[str],
+    rows: Sequence[Row],
+    extract: Callable[[str, Row], tuple[str | None, str | None]],
+    judge: Callable[[str, Row], bool],
+) -> list[Verdict]:
+    """Judge each different (problem, answer) of the batch once."""
+    judged: dict[tuple[Any, str, str], bool] = {}
+
+    def right(answer: str | None, row: Row) -> bool:
+        if answer is None:
+            return False
+        key = (row.get("id"), str(row["answer"]), answer)
+        if key not in judged:
+            judged[key] = judge(answer, row)
+        return judged[key]
+
+    found = [(*extract(text, row), row) for text, row in zip(completions, rows, strict=True)]
+    return [Verdict(right(s, row), right(n, row), s, n) for s, n, row in found]
