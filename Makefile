@@ -1,6 +1,6 @@
 # make demo    the embedded example, end to end: about 6 minutes on two CPU cores
 # make test    the whole test suite
-# make check   what continuous integration runs: lint, then the tests
+# make check   what continuous integration runs: lint and types, then the tests
 # Each makes .venv first when it is missing. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
@@ -19,6 +19,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 check: lint test
 

@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ def random_state() -> dict[str, Any]:
     """States of the global generators; the kit draws from none of them after start-up, but a
     user's reward function may."""
     version, keys, gauss = random.getstate()
-    name, numpy_keys, *rest = np.random.get_state()
+    name, numpy_keys, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     state = {
         "python": [version, list(keys), gauss],
         "numpy": [name, torch.from_numpy(numpy_keys.astype(np.int64)), *rest],

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from kit.errors import ConfigError
 
@@ -366,7 +367,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         section[last] = text
 
 
-def _explain(error: dict[str, Any]) -> str:
+def _explain(error: ErrorDetails) -> str:
     """One pydantic error as a sentence: what came, what is allowed."""
     location = [str(part) for part in error["loc"]]
     if location[:2] == ["objective", "trust_region"]:

@@ -155,8 +155,9 @@ def _forward(stream: IO[str], replies: queue.SimpleQueue[str | None]) -> None:
 def _end(child: subprocess.Popen[str]) -> None:
     child.kill()
     child.wait()
-    with contextlib.suppress(BrokenPipeError):
-        child.stdin.close()
+    if child.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.close()
 
 
 def may_evaluate(answer: str) -> bool:

@@ -193,7 +193,7 @@ def dequantized(model: torch.nn.Module, mode: str, hardware: Hardware) -> Iterat
     """
     import bitsandbytes as bnb
 
-    layers = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
     size = sum(m.weight.quant_state.shape.numel() for m in layers) * hardware.dtype.itemsize
     done = bool(layers) and (
         mode == "always" or (mode == "auto" and size < free_memory(hardware.device) / 3)
@@ -234,6 +234,7 @@ def _use_exact_kernels(model: torch.nn.Module) -> None:
     On processors with AVX512-BF16 bitsandbytes would repack the weights in evaluation mode, and
     the sampler would no longer compute the probabilities the trainer differentiates.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -267,7 +268,7 @@ def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
         log.warning("%s has no chat template; using 'Question: … Answer: …'", name)
     mark = "\u2603"
     turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
-    after = tokenizer.apply_chat_template(turn, tokenize=False).rpartition(mark)[2]
+    after = str(tokenizer.apply_chat_template(turn, tokenize=False)).rpartition(mark)[2]
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     return ids[0] if ids and ids[0] in special else tokenizer.eos_token_id
@@ -283,7 +284,7 @@ def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
 def _fresh_lora(base: Base, config: LoraConfig) -> PeftModel:
     settings = PeftLoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT computes with any number
         target_modules=config.targets,
         lora_dropout=0.0,
         bias="none",

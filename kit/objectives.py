@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,7 +92,12 @@ def sapo(ratio: Tensor, advantages: Tensor, settings: SAPO, pool: Pool) -> Tenso
     return 4 / tau * torch.sigmoid(tau * (pool(ratio) - 1)) * advantages
 
 
-TRUST_REGIONS = {"pspo": pspo, "clip": clip, "noclip": noclip, "sapo": sapo}
+TRUST_REGIONS: dict[str, Callable[[Tensor, Tensor, Any, Pool], Tensor]] = {
+    "pspo": pspo,
+    "clip": clip,
+    "noclip": noclip,
+    "sapo": sapo,
+}
 
 
 # --- the loss ------------------------------------------------------------------------------------

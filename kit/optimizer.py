@@ -146,16 +146,15 @@ class Optimizer:
         log.warning("out of memory: repeating the step with %d tokens at once", self.budget)
 
     def _sum_over_processes(self) -> None:
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if self.accelerator.num_processes == 1:
-            return
-        flat = torch.cat([p.grad.flatten() for p in self.parameters])
-        flat = self.accelerator.reduce(flat, reduction="sum")
-        sizes = [p.numel() for p in self.parameters]
-        for parameter, grad in zip(self.parameters, flat.split(sizes), strict=True):
-            parameter.grad.copy_(grad.view_as(parameter))
+        # a process without rows has no gradient; every process takes part in the sum
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        if self.accelerator.num_processes > 1:
+            flat = torch.cat([grad.flatten() for grad in grads])
+            flat = self.accelerator.reduce(flat, reduction="sum")
+            sizes = [grad.numel() for grad in grads]
+            grads = [g.view_as(p) for g, p in zip(flat.split(sizes), self.parameters, strict=True)]
+        for parameter, grad in zip(self.parameters, grads, strict=True):
+            parameter.grad = grad
 
     def _set_learning_rate(self) -> float:
         train = self.config.train

@@ -37,6 +37,13 @@ class Policy:
         self.causal: PreTrainedModel = base.model
 
     @property
+    def peft(self) -> PeftModel:
+        """The model with its adapters; AdapterError when there are none."""
+        if self.model is None:
+            raise AdapterError("no adapter is loaded, only the base")
+        return self.model
+
+    @property
     def adapters(self) -> list[str]:
         """Names a row may ask for."""
         return [BASE, *(self.model.peft_config if self.model is not None else [])]
@@ -57,15 +64,15 @@ class Policy:
         if adapter == BASE:
             with self.model.disable_adapter() if self.model is not None else nullcontext():
                 yield
-        elif adapter == self.model.active_adapter:
+        elif adapter == self.peft.active_adapter:
             yield
         else:
-            before = self.model.active_adapter
-            self.model.set_adapter(adapter, inference_mode=True)
+            before = self.peft.active_adapter
+            self.peft.set_adapter(adapter, inference_mode=True)
             try:
                 yield
             finally:
-                self.model.set_adapter(before, inference_mode=before != TRAINED)
+                self.peft.set_adapter(before, inference_mode=before != TRAINED)
 
     def logprobs(
         self, batch: Batch, adapter: str = TRAINED, *, temperature: float = 1.0, chunk: int = 256
@@ -110,7 +117,7 @@ class Policy:
                 yield lambda names, **inputs: _last_logits(self.causal(**inputs, logits_to_keep=1))
         else:
             yield lambda names, **inputs: _last_logits(
-                self.model(**inputs, adapter_names=list(names), logits_to_keep=1)
+                self.peft(**inputs, adapter_names=list(names), logits_to_keep=1)
             )
 
     @contextmanager

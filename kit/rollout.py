@@ -259,7 +259,7 @@ def _collect(
             tokens=ids[:length],
             logprobs=values[:length],
             truncated=not stopped,
-            text=policy.base.tokenizer.decode(ids[:length], skip_special_tokens=True),
+            text=str(policy.base.tokenizer.decode(ids[:length], skip_special_tokens=True)),
         )
         for ids, values, length, stopped in rows
     ]

@@ -149,7 +149,7 @@ class Trainer:
         """Take the adapters off the base again, so that another run can use it."""
         if self.config.model.gradient_checkpointing:
             self.policy.causal.gradient_checkpointing_disable()
-        self.policy.model.unload()
+        self.policy.peft.unload()
         self.base.model.eval()
         if self.config.train.report_to:
             self.accelerator.end_training()
@@ -192,7 +192,7 @@ class Trainer:
         path = latest_checkpoint(self.run.checkpoints)
         step = 0
         if path is not None:
-            state = load_checkpoint(path, self.policy.model)
+            state = load_checkpoint(path, self.policy.peft)
             self.optimizer.load_state_dict(state["optimizer"])
             self.best = state["best"]
             step = state["step"]
@@ -289,12 +289,12 @@ class Trainer:
         if self.accelerator.is_main_process:
             state = {"optimizer": self.optimizer.state_dict(), "best": self.best}
             keep = self.config.train.keep_checkpoints
-            save_checkpoint(self.run.checkpoints, step, self.policy.model, state, keep)
+            save_checkpoint(self.run.checkpoints, step, self.policy.peft, state, keep)
 
     def _save_adapter(self) -> None:
         if self.accelerator.is_main_process:
             try:
-                save_adapter(self.policy.model, self.run.adapter)
+                save_adapter(self.policy.peft, self.run.adapter)
             except OSError as error:
                 raise RunError(f"could not save {self.run.adapter}: {error.strerror}") from error
 
