@@ -1,6 +1,6 @@
 """Sampling speed against `transformers`' generate: same model, prompts, length and temperature.
 
-    python benchmarks/rollout.py [--model embedded] [--prompts 8] [--group 8] [--tokens 96] [--runs 5]
+    python benchmarks/rollout.py [--model embedded] [--prompts 8] [--group 8] [--tokens 96]
 
 Both run in turn; the figure to quote is the median of the paired ratios. generate pads finished
 rows and computes every copy of a prompt; the kit's sampler does neither. Stop tokens are ignored
@@ -37,7 +37,8 @@ def main() -> None:
         policy = Policy(dataclasses.replace(base, stop_ids=stop_ids))
         pairs = [compare(policy, options, run) for run in range(options.runs + 1)][1:]
         print(f"{title}: {options.prompts} prompts x {options.group}, {options.tokens} tokens")
-        for name, column in zip(("kit", "kit, weights packed", "generate"), zip(*pairs, strict=True)):
+        names = ("kit", "kit, weights packed", "generate")
+        for name, column in zip(names, zip(*pairs, strict=True), strict=True):
             print(f"  {name:20} {statistics.median(column):8.0f} tokens/s (median of {len(pairs)})")
         ratios = [kit / generate for kit, _, generate in pairs]
         print(f"  kit / generate       {statistics.median(ratios):8.2f} (median of paired ratios)")

@@ -316,6 +316,17 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     }
 
 
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """One YAML file, merged over what it extends."""
     if path.resolve() in seen:
@@ -400,14 +411,3 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
             # a list of sections is not one: reward.functions is the only list there is
             section = annotation if hasattr(annotation, "model_fields") else RewardFunction
     return list(section.model_fields)
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

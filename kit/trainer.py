@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from kit.checkpoint import latest_checkpoint, load_checkpoint, save_adapter, save_checkpoint
 from kit.config import Config, flatten
 from kit.data import ProblemSet, drop_long_prompts, load_problems, split_validation
-from kit.errors import KitError, RunError
+from kit.errors import RunError
 from kit.evaluate import Evaluation, evaluate
 from kit.grpo import GRPO
 from kit.hardware import peak_memory_mb, reset_peak_memory
@@ -61,11 +61,11 @@ def train(config: Config, *, resume: bool = False, base: Base | None = None) -> 
     trainer = Trainer(config, run, accelerator, base)
     try:
         trainer.run_to_end()
-    except KitError:
-        trainer.describe(status="failed")
-        raise
     except KeyboardInterrupt:
         trainer.describe(status="interrupted")
+        raise
+    except BaseException:
+        trainer.describe(status="failed")
         raise
     finally:
         trainer.close()
@@ -128,9 +128,10 @@ class Trainer:
                 self._record(done, metrics, bar)
                 if last or (train.validate_every and done % train.validate_every == 0):
                     self._validate(done)
-                if last or done % train.checkpoint_every == 0 or self._must_stop():
+                stopping = self._must_stop()
+                if last or stopping or done % train.checkpoint_every == 0:
                     self._save(done)
-                if self.stopping and not last:
+                if stopping and not last:
                     self.describe(status="interrupted", steps=done)
                     log.warning(
                         "stopped after step %d; continue with: kit train %s --resume",
@@ -190,16 +191,19 @@ class Trainer:
     def _restore(self) -> int:
         """Load the newest checkpoint, if any; returns the step to go on with."""
         path = latest_checkpoint(self.run.checkpoints)
-        step = 0
-        if path is not None:
-            state = load_checkpoint(path, self.policy.peft)
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.best = state["best"]
-            step = state["step"]
-            log.info("resuming from %s", path)
+        if path is None:
+            self._forget_after(-1)  # even the validation before the first step is repeated
+            return 0
+        state = load_checkpoint(path, self.policy.peft)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = state["best"]
+        self._forget_after(state["step"])
+        log.info("resuming from %s", path)
+        return state["step"]
+
+    def _forget_after(self, steps: int) -> None:
         if self.accelerator.is_main_process:
-            self.run.truncate(step)
-        return step
+            self.run.truncate(steps)
 
     def _preflight(self) -> None:
         if self.config.method == "grpo" and self.config.train.preflight_problems:

@@ -501,3 +501,14 @@ def test_much_truncation_is_said_once(base, make_config, caplog):
     with caplog.at_level("WARNING"):
         train(make_config(rollout={"max_new_tokens": 2}), base=base)
     assert caplog.text.count("are cut off at rollout.max_new_tokens=2") == 1
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_over(base, make_config, monkeypatch):
+    config = make_config(train={"checkpoint_every": 5})
+    monkeypatch.setattr("kit.trainer.Trainer._save", lambda self, step: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(config, base=base)
+    assert RunFolder(config.output).read_description()["status"] == "failed"
+    monkeypatch.undo()
+    run = train(config, resume=True, base=base)
+    assert [record["step"] for record in read_metrics(run.metrics)] == [0, 1, 2, 2]
