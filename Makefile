@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/kit demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(READY)
 	$(BIN)/ruff check .

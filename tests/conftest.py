@@ -6,6 +6,8 @@ import os
 
 # set before any library reads them: tests reach for nothing outside this machine
 os.environ["HF_HUB_OFFLINE"] = "1"
+# one thread each: the tests run in two processes, and threads that wait for each other are slow
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from collections.abc import Callable, Iterator
