@@ -169,9 +169,9 @@ def test_the_cpu_computes_in_float32_and_refuses_what_it_cannot_do():
 def test_peak_memory_sees_an_allocation():
     reset_peak_memory(CPU)
     before = peak_memory_mb(CPU)
-    block = torch.ones(64 * 2**20 // 4)
+    block = torch.ones(512 * 2**20 // 4)  # large, since the process may hold freed memory
     del block
-    assert peak_memory_mb(CPU) - before > 50
+    assert peak_memory_mb(CPU) - before > 200
 
 
 # --- adapters ------------------------------------------------------------------------------------
