@@ -71,7 +71,7 @@ def load_problems(config: DataConfig, split: Role | None = None, *, seed: int = 
         user = {"role": "user", "content": row["question"]}
         row.setdefault("prompt", [*(system if config.system_prompt else []), user])
     problem_set = ProblemSet(config.name, datasets.Dataset.from_list(rows), verifier)
-    if own:
+    if own or isinstance(verifier, NumberVerifier):  # the others take minutes; tests check them
         check_gold(problem_set)
     return problem_set
 
