@@ -313,7 +313,7 @@ class GRPO:
 
     def _everyone(self, value: Any) -> list[Any]:
         """This value of every process, in the order of their ranks."""
-        return gather_object([value]) if self.accelerator.num_processes > 1 else [value]
+        return gather_object([value])
 
 
 def problem_index(position: int, count: int, seed: int) -> int:

@@ -66,11 +66,8 @@ class SFT:
 
         lengths = [len(prompt) + len(solution) for prompt, solution in mine]
         result, _ = self.optimizer.step(lengths, loss_of)
-        loss = result.loss
-        if self.accelerator.num_processes > 1:
-            loss = sum(gather_object([loss]))
         return {
-            "sft/loss": loss,
+            "sft/loss": sum(gather_object([result.loss])),
             "update/grad_norm": result.grad_norm,
             "update/learning_rate": result.learning_rate,
             "update/not_finite": float(not result.applied),

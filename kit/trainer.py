@@ -312,8 +312,7 @@ class Trainer:
 
     def _must_stop(self) -> bool:
         """Whether any process was asked to stop; all agree on it."""
-        if self.accelerator.num_processes > 1:
-            self.stopping = any(gather_object([self.stopping]))
+        self.stopping = any(gather_object([self.stopping]))
         return self.stopping
 
     @contextmanager

@@ -68,15 +68,15 @@ class NumberVerifier:
         return [self.verify(text, row) for text, row in zip(completions, rows, strict=True)]
 
 
-class LatexVerifier:
-    r"""LaTeX answers, compared by math-verify in a process of its own, `limit` seconds each.
+class WorkerVerifier:
+    """What the verifiers share whose judgement runs in a process of its own.
 
-    What math-verify cannot read is wrong and counted in `parse_failures`; what takes too long is
-    wrong and counted in `timeouts`.
+    What cannot be read is wrong and counted in `parse_failures`; what takes too long is wrong and
+    counted in `timeouts`.
     """
 
-    def __init__(self, limit: float = 3.0) -> None:
-        self.worker = Worker(limit=limit)
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
         self.parse_failures = 0
 
     @property
@@ -90,17 +90,34 @@ class LatexVerifier:
         return _verdicts(completions, rows, self._extract, self._judge)
 
     def _extract(self, completion: str, row: Row) -> tuple[str | None, str | None]:
-        lenient = extract_lenient_text(completion) or last_number(completion)
-        return extract_strict_text(completion), lenient
+        """The strict and the lenient answer."""
+        raise NotImplementedError
+
+    def _question(self, answer: str, row: Row) -> dict[str, str]:
+        """What the worker is asked about an answer."""
+        raise NotImplementedError
 
     def _judge(self, answer: str, row: Row) -> bool:
-        answer = last_box(answer) or answer
-        reply = self.worker.ask({"gold": str(row["answer"]), "answer": answer})
+        reply = self.worker.ask(self._question(answer, row))
         self.parse_failures += not reply.read
         return reply.right
 
 
-class TaskVerifier:
+class LatexVerifier(WorkerVerifier):
+    """LaTeX answers, compared by math-verify, `limit` seconds each."""
+
+    def __init__(self, limit: float = 3.0) -> None:
+        super().__init__(Worker(limit=limit))
+
+    def _extract(self, completion: str, row: Row) -> tuple[str | None, str | None]:
+        lenient = extract_lenient_text(completion) or last_number(completion)
+        return extract_strict_text(completion), lenient
+
+    def _question(self, answer: str, row: Row) -> dict[str, str]:
+        return {"gold": str(row["answer"]), "answer": last_box(answer) or answer}
+
+
+class TaskVerifier(WorkerVerifier):
     """Answers of a reasoning-gym task, scored by the task itself; right is a score of exactly 1.
 
     Some tasks evaluate the answer, so scoring runs in a process of its own. Strict is the text
@@ -113,19 +130,8 @@ class TaskVerifier:
     ) -> None:
         """`options`: the arguments of reasoning_gym.create_dataset, as JSON; `entries`: the task's
         own problems, by the `id` of the row."""
+        super().__init__(Worker(task, options, limit=limit))
         self.entries = entries
-        self.worker = Worker(task, options, limit=limit)
-        self.parse_failures = 0
-
-    @property
-    def timeouts(self) -> int:
-        return self.worker.timeouts
-
-    def verify(self, completion: str, row: Row) -> Verdict:
-        return self.verify_many([completion], [row])[0]
-
-    def verify_many(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]:
-        return _verdicts(completions, rows, self._extract, self._judge)
 
     def _extract(self, completion: str, row: Row) -> tuple[str | None, str | None]:
         lines = "\n" in str(row["answer"]).strip()
@@ -133,11 +139,9 @@ class TaskVerifier:
         lenient = extract_lenient_text(completion, lines) or last_line or None
         return extract_strict_text(completion, lines), lenient
 
-    def _judge(self, answer: str, row: Row) -> bool:
+    def _question(self, answer: str, row: Row) -> dict[str, str]:
         entry = base64.b64encode(pickle.dumps(self.entries[row["id"]])).decode()
-        reply = self.worker.ask({"entry": entry, "answer": answer})
-        self.parse_failures += not reply.read
-        return reply.right
+        return {"entry": entry, "answer": answer}
 
 
 def _verdicts(
