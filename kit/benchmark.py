@@ -1,131 +1,269 @@
-"""`kit evaluate`: run folders, adapters and a bare base on one data set, on one loaded base."""
+"""`kit evaluate`: several adapters and their bare base, decoded together, into result files.
+
+Every row draws from a seed of its own, made of (seed, problem, sample), so it is the same whatever
+else is evaluated with it, and all targets face the same random numbers. Rows are written as they
+are finished; an interrupted evaluation goes on, and a larger one only adds rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 from tqdm.auto import tqdm
 
-from kit.config import SYSTEM_PROMPT, Config, DataConfig, ModelConfig, build_config
-from kit.data import load_problems
+from kit.adapters import adapter_sha256
+from kit.config import DataConfig
+from kit.data import ProblemSet, load_problems
 from kit.errors import ConfigError
-from kit.evaluate import Evaluation, evaluate, write_evaluation
-from kit.models import load_adapters, load_base, read_adapter_config
+from kit.evaluate import judge, summarize
+from kit.ledger import Ledger, open_ledger
+from kit.models import Base, load_adapters, load_base
 from kit.policy import BASE, Policy
-from kit.rollout import Sampling
-from kit.runs import RunFolder
+from kit.results import Key, Result, Row, read_result, result_path
+from kit.rollout import Completion, Request, Sampling, sample
+from kit.runs import environment
+from kit.settings import EvalSettings
+from kit.targets import Target, check_targets, shared_model
+from kit.verifiers import NumberVerifier
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Something to evaluate: an adapter or, with none, the bare base."""
+# rows sampled before any of them is written; a GPU decodes many for the price of a few
+CHUNK_ROWS = {"cpu": 128, "cuda": 512}
+TRUNCATED_WARNING = 0.1
 
-    name: str
-    model: ModelConfig
-    adapter: str | None
-    system_prompt: str
-    results: Path
+Group = dict[str, Ledger]  # all targets, by name, on one data set
 
 
 def benchmark(
-    targets: Sequence[str],
+    targets: Sequence[Target],
+    data: Sequence[DataConfig],
+    settings: EvalSettings,
     *,
-    base_id: str | None,
-    data: str,
-    data_dir: str | None = None,
-    limit: int | None = None,
-    temperature: float = 0.0,
-    max_new_tokens: int = 512,
-    seed: int = 0,
-) -> list[Evaluation]:
-    """Evaluate each target, write its result files, print a table line each.
+    base: Base | None = None,
+    tag: str | None = None,
+    overwrite: bool = False,
+    command: str | None = None,
+) -> list[Result]:
+    """Evaluate every target on every data set, as far as that is not done yet.
 
-    Raises ConfigError when there is nothing to evaluate or the targets have different bases.
+    `base` may be passed when it is loaded already; adapters are taken off it again at the end.
+    `tag` keeps results of other settings beside those there; `command` is recorded.
+    Returns results by data set, then target. Raises KitError subclasses for everything a user can
+    mend: before the base is loaded where possible, and before anything is written.
     """
-    resolved = [resolve(target) for target in targets]
-    if base_id is not None:
-        model = next((t.model for t in resolved if t.model.id == base_id), ModelConfig(id=base_id))
-        prompt = resolved[0].system_prompt if resolved else SYSTEM_PROMPT
-        resolved.insert(0, Target(base_id, model, None, prompt, _outside_runs(base_id)))
-    _check_targets(resolved)
-    settings = DataConfig(
-        name=data, data_dir=data_dir, limit=limit, system_prompt=resolved[0].system_prompt
-    )
-    problem_set = load_problems(settings, "test", seed=seed)
-    base = load_base(resolved[0].model)
-    adapters = {f"adapter{i}": t.adapter for i, t in enumerate(resolved) if t.adapter}
-    policy = Policy(base, load_adapters(base, adapters) if adapters else None)
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
-    results = []
-    for i, target in enumerate(resolved):
-        with tqdm(total=len(problem_set.problems), desc=target.name, unit="problem") as bar:
-            name = f"adapter{i}" if target.adapter else BASE
-            result = evaluate(policy, name, problem_set, sampling, seed=seed, progress=bar.update)
-        path = write_evaluation(
-            target.results,
-            result,
-            target=target.name,
-            base=base.id,
-            base_revision=base.revision,
-            quantization=target.model.quantization,
-            hardware=base.hardware.reason,
-            system_prompt=target.system_prompt,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            limit=limit,
-            seed=seed,
+    check_targets(targets)
+    if len({config.name for config in data}) < len(data):
+        raise ConfigError("a data set is named twice; name each once")
+    about = {target.name: _describe(target) for target in targets}
+    groups = [_open_group(config, targets, about, settings, tag, overwrite) for config in data]
+    ledgers = [ledger for group in groups for ledger in group.values()]
+    if any(ledger.missing for ledger in ledgers):
+        with _loaded(targets, base) as (policy, adapters):
+            _sample_missing(groups, policy, adapters, environment() | {"command": command})
+    for ledger in ledgers:
+        if ledger.record["status"] != "finished":  # stopped after the last row was written
+            _finish(ledger)
+    return [read_result(ledger.path) for ledger in ledgers]
+
+
+def row_seed(seed: int, problem: str, number: int) -> tuple[int, int, int]:
+    """Of one sample of a problem: the same for every target and temperature, in any batch."""
+    digest = hashlib.sha256(problem.encode()).digest()
+    return seed, int.from_bytes(digest[:8], "big"), number
+
+
+def table(results: Sequence[Result]) -> str:
+    """A line for each target, data set and temperature, and where to look."""
+    width = max(len(result.name) for result in results)
+    across = max(len(result.data) for result in results)
+    lines = [
+        "95 % intervals. Strict: the answer stands as '#### <number>'; lenient: anywhere. pass@k: "
+        "one of k\nis right, majority@k: the most frequent of k is, both strictly.",
+        f"{'':{width}}  {'':{across}}  {'T':>4} {'n':>5}  {'strict':^22}  {'lenient':^22}  "
+        f"{'tokens':>6}  {'cut off':>7}",
+    ]
+    for result in results:
+        for entry in result.record["results"]:
+            k = str(entry["samples"])
+            several = (
+                f"  pass@{k} {_share(entry['pass_at']['strict'][k])}"
+                f"  majority@{k} {_share(entry['majority_at']['strict'][k])}"
+            )
+            lines.append(
+                f"{result.name:{width}}  {result.data:{across}}  {entry['temperature']:>4g} "
+                f"{result.record['n']:>5}  {_share(entry['strict']):^22}  "
+                f"{_share(entry['lenient']):^22}  {entry['tokens']['mean']:>6.0f}  "
+                f"{entry['truncated']['value']:>7.1%}{several if entry['samples'] > 1 else ''}"
+            )
+    return "\n".join([*lines, *(f"-> {result.path}" for result in results)])
+
+
+def _share(estimate: dict[str, Any]) -> str:
+    low, high = estimate["ci95"]
+    return f"{estimate['value']:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def _describe(target: Target) -> dict[str, Any]:
+    """The field `target` of its result files, as far as it is known before the base is loaded."""
+    return {
+        "name": target.name,
+        "run": target.run,
+        "adapter": target.adapter,
+        "adapter_sha256": adapter_sha256(target.adapter) if target.adapter else None,
+        "base": target.model.id,
+        "base_revision": target.model.revision,
+        "quantization": target.model.quantization,
+    }
+
+
+def _open_group(
+    config: DataConfig,
+    targets: Sequence[Target],
+    about: dict[str, dict[str, Any]],
+    settings: EvalSettings,
+    tag: str | None,
+    overwrite: bool,
+) -> Group:
+    """The ledgers of all targets on one data set."""
+    config = config.model_copy(update={"system_prompt": targets[0].system_prompt})
+
+    @cache
+    def load(limit: int | None) -> ProblemSet:
+        limited = config.model_copy(update={"limit": limit})
+        return load_problems(limited, settings.split, seed=settings.seed)
+
+    return {
+        target.name: open_ledger(
+            result_path(target.results, config.name, tag),
+            *(about[target.name], config, settings, load),
+            tag=tag,
+            overwrite=overwrite,
         )
-        print(
-            f"{target.name} on {data}: {result.strict} strict, {result.lenient} lenient, "
-            f"n={result.strict.n}, {result.mean_tokens:.0f} tokens, "
-            f"{result.truncated.value:.1%} truncated -> {path}",
-            flush=True,
-        )
-        results.append(result)
-    return results
+        for target in targets
+    }
 
 
-def resolve(target: str) -> Target:
-    """A run folder (its adapter, model and system prompt) or an adapter's folder or hub id."""
-    run = RunFolder(target)
-    if run.exists:
-        config: Config = run.load_config()
-        return Target(
-            name=run.path.name,
-            model=config.model,
-            adapter=str(run.adapter),
-            system_prompt=config.data.system_prompt,
-            results=run.path / "eval",
-        )
-    settings = read_adapter_config(target)
-    model = build_config(
-        {
-            "model": {
-                "id": settings["base_model_name_or_path"],
-                "revision": settings.get("revision"),
-            },
-            "data": {"name": "gsm8k"},
-        }
-    ).model
-    return Target(target, model, target, SYSTEM_PROMPT, _outside_runs(target))
+@contextmanager
+def _loaded(
+    targets: Sequence[Target], base: Base | None
+) -> Iterator[tuple[Policy, dict[str, str]]]:
+    """The base with all adapters on it, and the adapter's name of each target."""
+    model = shared_model(targets)
+    base = base or load_base(model)
+    if base.id != model.id:
+        raise ConfigError(f"the targets' base is {model.id}, but the loaded one is {base.id}")
+    names = {t.name: f"target{i}" if t.adapter else BASE for i, t in enumerate(targets)}
+    sources = {names[t.name]: t.adapter for t in targets if t.adapter}
+    policy = Policy(base, load_adapters(base, sources) if sources else None)
+    try:
+        yield policy, names
+    finally:
+        if sources:
+            policy.peft.unload()
 
 
-def _outside_runs(name: str) -> Path:
-    return Path("runs") / "eval" / name.strip("/").replace("/", "_")
+def _sample_missing(
+    groups: Sequence[Group], policy: Policy, adapters: dict[str, str], facts: dict[str, Any]
+) -> None:
+    """Sample every missing row, data set by data set, and write the figures of each."""
+    base = policy.base
+    ledgers = [ledger for group in groups for ledger in group.values()]
+    for ledger in ledgers:
+        ledger.check_revision(base.revision)
+    total = sum(len(ledger.missing) for ledger in ledgers)
+    with tqdm(total=total, unit="answer") as bar:
+        try:
+            for group in groups:
+                active = {name: ledger for name, ledger in group.items() if ledger.missing}
+                for ledger in active.values():
+                    ledger.start(base.revision, base.hardware.reason, facts)
+                for temperature in sorted(
+                    {t for led in active.values() for _, t, _ in led.missing}
+                ):
+                    _sample_at(temperature, active, policy, adapters, bar)
+                for ledger in active.values():
+                    _finish(ledger)
+        except KeyboardInterrupt:
+            log.warning(
+                "stopped; %d of %d answers are written, and the same command (without --overwrite) "
+                "goes on from there",
+                total - sum(len(ledger.missing) for ledger in ledgers),
+                total,
+            )
+            raise
 
 
-def _check_targets(targets: Sequence[Target]) -> None:
-    if not targets:
-        raise ConfigError("nothing to evaluate: name run folders or adapters, or --base MODEL")
-    bases = sorted({f"{t.model.id} ({t.model.quantization})" for t in targets})
-    if len(bases) > 1:
-        raise ConfigError(
-            f"the targets have different bases ({', '.join(bases)}); evaluate them separately"
-        )
-    prompts = {t.system_prompt for t in targets}
-    if len(prompts) > 1:
-        raise ConfigError(
-            "the targets were trained with different system prompts; evaluate them separately"
-        )
+def _sample_at(
+    temperature: float, group: Group, policy: Policy, adapters: dict[str, str], bar: tqdm
+) -> None:
+    """Sample what is missing at one temperature, rows of all targets together, in chunks."""
+    first = next(iter(group.values()))
+    bar.set_description(f"{first.record['data']} at temperature {temperature:g}")
+    settings = first.settings
+    sampling = Sampling(settings.max_new_tokens, temperature, settings.top_p)
+    wanted = [
+        (name, key) for name, led in group.items() for key in led.missing if key[1] == temperature
+    ]
+    problems = {id_: group[name].problems[id_] for name, (id_, _, _) in wanted}
+    prompts = {id_: tuple(policy.base.prompt_ids(row["prompt"])) for id_, row in problems.items()}
+    # the longest first: what does not fit into memory is found out at once
+    wanted.sort(key=lambda pair: (-len(prompts[pair[1][0]]), pair[1], pair[0]))
+    rows = CHUNK_ROWS[policy.base.hardware.device.type]
+    for start in range(0, len(wanted), rows):
+        chunk = wanted[start : start + rows]
+        began = time.perf_counter()
+        requests = [
+            Request(prompts[id_], row_seed(settings.seed, id_, number), adapters[name])
+            for name, (id_, _, number) in chunk
+        ]
+        completions = sample(policy, requests, sampling, bar.update)
+        judged = {name: _judged(name, group[name], chunk, completions) for name in group}
+        seconds = time.perf_counter() - began
+        tokens = sum(len(completion.tokens) for completion in completions)
+        for name, finished in judged.items():
+            group[name].add(finished, seconds, tokens)
+
+
+def _judged(
+    name: str,
+    ledger: Ledger,
+    chunk: Sequence[tuple[str, Key]],
+    completions: Sequence[Completion],
+) -> list[Row]:
+    """One target's rows of a chunk."""
+    mine = [
+        (key, completion)
+        for (target, key), completion in zip(chunk, completions, strict=True)
+        if target == name
+    ]
+    problems = [ledger.problems[id_] for (id_, _, _), _ in mine]
+    rows = judge(ledger.problem_set, problems, [completion for _, completion in mine])
+    return [
+        {"id": id_, "temperature": temperature, "sample": number} | row
+        for ((id_, temperature, number), _), row in zip(mine, rows, strict=True)
+    ]
+
+
+def _finish(ledger: Ledger) -> None:
+    """Count the rows of each temperature, write the figures, warn of truncation."""
+    numbers = isinstance(ledger.problem_set.verifier, NumberVerifier)
+    rows: dict[float, list[Row]] = {t: [] for t in ledger.settings.temperature}
+    for row in ledger.rows.values():
+        rows[row["temperature"]].append(row)
+    ledger.finish([summarize(rows[t], numbers=numbers) for t in rows])
+    for entry in ledger.record["results"]:
+        cut_off = entry["truncated"]["value"]
+        if cut_off > TRUNCATED_WARNING:
+            log.warning(
+                "%s on %s at temperature %g: %.0f %% of the answers are cut off at "
+                "max_new_tokens=%d and mostly count as wrong; raise it",
+                *(ledger.record["target"]["name"], ledger.record["data"], entry["temperature"]),
+                *(100 * cut_off, ledger.settings.max_new_tokens),
+            )

@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,16 +20,22 @@ from safetensors.torch import load_file
 
 from kit.errors import RunError
 from kit.models import TRAINED
-
-if TYPE_CHECKING:
-    from peft import PeftModel
+from kit.policy import Policy
 
 
-def save_adapter(model: PeftModel, path: Path) -> None:
+def save_adapter(policy: Policy, path: Path) -> None:
     """Write the trained adapter as plain PEFT files, replacing an older one atomically."""
     partial = path.with_name(path.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(str(partial), selected_adapters=[TRAINED], save_embedding_layers=False)
+    # PEFT writes an adapter of another name than TRAINED into a folder of that name
+    target = partial if policy.trained == TRAINED else partial.with_name(path.name + ".all")
+    shutil.rmtree(target, ignore_errors=True)
+    policy.peft.save_pretrained(
+        str(target), selected_adapters=[policy.trained], save_embedding_layers=False
+    )
+    if target != partial:
+        (target / policy.trained).rename(partial)
+        shutil.rmtree(target)
     _sync(partial)
     old = path.with_name(path.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -40,7 +46,7 @@ def save_adapter(model: PeftModel, path: Path) -> None:
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: PeftModel, state: dict[str, Any], keep: int
+    folder: Path, step: int, policy: Policy, state: dict[str, Any], keep: int
 ) -> Path:
     """Save everything needed to go on with `step`, then delete all but the `keep` newest.
 
@@ -50,7 +56,7 @@ def save_checkpoint(
     partial = folder / f"{path.name}.part"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        save_adapter(model, partial / "adapter")
+        save_adapter(policy, partial / "adapter")
         torch.save({**state, "step": step, "random": random_state()}, partial / "state.pt")
         _sync(partial)
         shutil.rmtree(path, ignore_errors=True)
@@ -74,11 +80,11 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
-def load_checkpoint(path: Path, model: PeftModel) -> dict[str, Any]:
+def load_checkpoint(path: Path, policy: Policy) -> dict[str, Any]:
     """Put the adapter and the random states back; returns the rest of the saved state."""
     state = torch.load(path / "state.pt", weights_only=True)
     weights = load_file(path / "adapter" / "adapter_model.safetensors")
-    set_peft_model_state_dict(model, weights, adapter_name=TRAINED)
+    set_peft_model_state_dict(policy.peft, weights, adapter_name=policy.trained)
     set_random_state(state.pop("random"))
     return state
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
 
 from kit import __version__
 from kit.config import Config, load_config
-from kit.errors import KitError
+from kit.errors import ConfigError, KitError
+
+_SETTING = re.compile(r"[A-Za-z_]+=")
+_OVERRIDE = re.compile(r"[A-Za-z_.]+=")
+_SETTING_OPTIONS = ("limit", "temperature", "samples", "max_new_tokens", "seed")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for an error, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
     # the kit's own warnings say what matters; the libraries' are about their internals
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -32,6 +38,18 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Options of the command; `kit evaluate` takes positional arguments between its options."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (options.command is not _evaluate or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.targets += rest
+    options.command_line = shlex.join(["kit", *arguments])
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,18 +70,25 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser(
         "evaluate",
-        help="accuracy of adapters and base on a data set",
-        description="Accuracy, strict and lenient, with Wilson's 95 %% interval. Results go to "
-        "<run>/eval/, or to runs/eval/ for adapters outside a run.",
+        help="accuracy of adapters and base on data sets",
+        description="Accuracy, strict and lenient, with intervals; with several samples pass@k and "
+        "majority votes too. All adapters and the base are sampled together. Results go to "
+        "<run>/eval/, or to runs/eval/ outside a run; what is there already is kept, so that an "
+        "interrupted evaluation goes on. Settings may be given as key=value: "
+        "temperature=0,0.2,0.4 samples=16 max_new_tokens=512 seed=0 limit=300 top_p=1 split=test.",
     )
-    evaluate.add_argument("targets", nargs="*", metavar="RUN_OR_ADAPTER")
+    evaluate.add_argument("targets", nargs="*", metavar="RUN_OR_ADAPTER | key=value")
     evaluate.add_argument("--base", metavar="MODEL", help="evaluate this base model alone too")
-    evaluate.add_argument("--data", required=True, help="gsm8k, svamp, asdiv, math500, …")
+    evaluate.add_argument("--data", required=True, help="one or several: gsm8k,svamp,asdiv,math500")
     evaluate.add_argument("--data-dir", help="folder with local copies (<name>/<split>.jsonl)")
-    evaluate.add_argument("--limit", type=int, help="only this many problems")
-    evaluate.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy")
-    evaluate.add_argument("--max-new-tokens", type=int, default=512)
-    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--system-prompt", help="of adapters outside runs, and of the base")
+    evaluate.add_argument("--tag", help="keep these results beside those of other settings")
+    evaluate.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    evaluate.add_argument("--limit", help="only this many problems")
+    evaluate.add_argument("--temperature", help="one or several, with commas; 0 (default): greedy")
+    evaluate.add_argument("--samples", help="per problem at temperatures above 0 (default 1)")
+    evaluate.add_argument("--max-new-tokens", help="longest answer (default 512)")
+    evaluate.add_argument("--seed", help="of the samples and of --limit (default 0)")
     evaluate.set_defaults(command=_evaluate)
 
     demo = commands.add_parser(
@@ -72,7 +97,26 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("runs/demo"))
     demo.set_defaults(command=_demo)
 
-    for command in (train, evaluate, demo):
+    compare = commands.add_parser(
+        "compare",
+        help="train arms that differ in one thing, on several seeds, and evaluate them",
+        description="Train every configuration with every seed, all of a seed together on one "
+        "base and the same problems, then evaluate base and adapters. Arms may differ in "
+        "objective.* alone unless --vary declares more. key=value overrides hold for all arms; "
+        "with the prefix evaluate. they set the evaluation: evaluate.limit=300 "
+        "evaluate.temperature=0,0.4. What is finished is not done again.",
+    )
+    compare.add_argument("arguments", nargs="+", metavar="CONFIG | key=value")
+    compare.add_argument("--seeds", default="0", help="with commas; three or more say something")
+    compare.add_argument(
+        "--vary", default="", metavar="FIELDS", help="further fields that may differ, with commas"
+    )
+    compare.add_argument("--data", default="", help="to evaluate on; default: the trained one")
+    compare.add_argument("--data-dir", help="folder with local copies (<name>/<split>.jsonl)")
+    compare.add_argument("--output", type=Path, default=Path("runs/compare"))
+    compare.set_defaults(command=_compare)
+
+    for command in (train, evaluate, demo, compare):
         command.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
     return parser
 
@@ -94,18 +138,56 @@ def _read_config(path: Path, overrides: list[str]) -> Config:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from kit.benchmark import benchmark
+    from kit.settings import read_settings
 
-    benchmark(
-        options.targets,
-        base_id=options.base,
-        data=options.data,
-        data_dir=options.data_dir,
-        limit=options.limit,
-        temperature=options.temperature,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
+    pairs = [argument for argument in options.targets if _SETTING.match(argument)]
+    given = ((name, getattr(options, name)) for name in _SETTING_OPTIONS)
+    settings = read_settings([*pairs, *(f"{name}={value}" for name, value in given if value)])
+    from kit.benchmark import benchmark, table
+    from kit.targets import resolve_data, resolve_targets
+
+    names = [argument for argument in options.targets if argument not in pairs]
+    targets = resolve_targets(names, options.base, options.system_prompt)
+    data = resolve_data(options.data.split(","), targets, options.data_dir)
+    results = benchmark(
+        targets,
+        data,
+        settings,
+        tag=options.tag,
+        overwrite=options.overwrite,
+        command=options.command_line,
     )
+    print(table(results))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    pairs = [argument for argument in options.arguments if _OVERRIDE.match(argument)]
+    recipes = [argument for argument in options.arguments if argument not in pairs]
+    prefix = "evaluate."
+    evaluation = [pair.removeprefix(prefix) for pair in pairs if pair.startswith(prefix)]
+    seeds = _listed(options.seeds)
+    if not all(seed.isdigit() for seed in seeds):
+        raise ConfigError(f"--seeds must be numbers with commas between, got {options.seeds!r}")
+    from kit.settings import read_settings
+
+    settings = read_settings(evaluation) if evaluation else None
+    from kit.compare import compare
+
+    compare(
+        recipes,
+        [pair for pair in pairs if not pair.startswith(prefix)],
+        seeds=[int(seed) for seed in seeds],
+        vary=_listed(options.vary),
+        output=options.output,
+        data=_listed(options.data),
+        data_dir=options.data_dir,
+        settings=settings,
+        command=options.command_line,
+    )
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -6,16 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
+from kit.benchmark import benchmark
 from kit.config import Config, load_config
-from kit.data import load_problems
-from kit.evaluate import Evaluation, evaluate, write_evaluation
 from kit.hardware import peak_memory_mb, reset_peak_memory
-from kit.models import Base, load_adapters, load_base
-from kit.policy import BASE, Policy
-from kit.rollout import Sampling
+from kit.models import Base, load_base
+from kit.results import Result
 from kit.runs import RunFolder, write_atomically
+from kit.settings import EvalSettings
+from kit.targets import Target
 from kit.trainer import read_metrics, train
 
 ARMS = ("clip", "noclip", "pspo")
@@ -57,36 +55,34 @@ def arm_config(arm: str, output: Path) -> Config:
 def compare(base: Base, configs: dict[str, Config], output: Path) -> list[dict[str, Any]]:
     """Evaluate the base and every arm on the same held-out problems, greedily."""
     recipe = configs[ARMS[0]]
-    held_out = recipe.data.model_copy(
-        update={"options": {**recipe.data.options, "seed": TEST_SEED}, "limit": TEST_PROBLEMS}
-    )
-    problem_set = load_problems(held_out)
-    adapters = {arm: str(RunFolder(output / arm).adapter) for arm in configs}
-    policy = Policy(base, load_adapters(base, adapters))
-    sampling = Sampling(max_new_tokens=recipe.rollout.max_new_tokens, temperature=0.0)
-    summary = []
-    for arm in ("base", *configs):
-        reset_peak_memory(base.hardware.device)
-        with tqdm(total=len(problem_set.problems), desc=f"evaluate {arm}", unit="problem") as bar:
-            name = BASE if arm == "base" else arm
-            result = evaluate(policy, name, problem_set, sampling, progress=bar.update)
-        write_evaluation(output / arm / "eval", result, seed=TEST_SEED, temperature=0.0)
-        summary.append(_row(arm, result, output / arm, peak_memory_mb(base.hardware.device)))
-    return summary
+    model, prompt = recipe.model, recipe.data.system_prompt
+    targets = [Target("base", model, None, prompt, output / "base" / "eval")]
+    for arm in configs:
+        run = RunFolder(output / arm)
+        adapter, folder = str(run.adapter), run.path / "eval"
+        targets.append(Target(arm, model, adapter, prompt, folder, str(run.path)))
+    settings = EvalSettings(max_new_tokens=recipe.rollout.max_new_tokens, limit=TEST_PROBLEMS)
+    reset_peak_memory(base.hardware.device)
+    results = benchmark(targets, [recipe.data], settings, base=base)
+    peak = peak_memory_mb(base.hardware.device)
+    return [_row(result, output / result.name, peak) for result in results]
 
 
-def _row(arm: str, result: Evaluation, folder: Path, evaluation_peak: float) -> dict[str, Any]:
+def _row(result: Result, folder: Path, evaluation_peak: float) -> dict[str, Any]:
     """Figures of one arm; time and memory of training are read from its metrics."""
     metrics = RunFolder(folder).metrics
-    steps = [r for r in read_metrics(metrics) if "time/step_seconds" in r] if arm != "base" else []
+    steps = (
+        [r for r in read_metrics(metrics) if "time/step_seconds" in r] if metrics.exists() else []
+    )
+    figures = result.at(0.0)
     return {
-        "arm": arm,
-        "accuracy": result.strict.value,
-        "ci95": list(result.strict.interval),
-        "lenient_accuracy": result.lenient.value,
-        "lenient_ci95": list(result.lenient.interval),
-        "n": result.strict.n,
-        "mean_tokens": result.mean_tokens,
+        "arm": result.name,
+        "accuracy": figures["strict"]["value"],
+        "ci95": figures["strict"]["ci95"],
+        "lenient_accuracy": figures["lenient"]["value"],
+        "lenient_ci95": figures["lenient"]["ci95"],
+        "n": figures["strict"]["n"],
+        "mean_tokens": figures["tokens"]["mean"],
         "train_seconds": sum(r["time/step_seconds"] for r in steps),
         "peak_memory_mb": max([evaluation_peak, *(r["memory/peak_mb"] for r in steps)]),
     }

@@ -35,3 +35,7 @@ class RunError(KitError, RuntimeError):
 
 class TrainingError(KitError, RuntimeError):
     """Training cannot start or go on."""
+
+
+class ResultsError(KitError, ValueError):
+    """A result file is missing, unreadable, of another schema or of other settings."""

@@ -1,55 +1,34 @@
-"""Measure accuracy on a data set, with an interval, for the base or any adapter.
+"""Judge completions and count: shares with intervals, pass@k, majority votes, lengths, slices.
 
-Every figure comes with the completions it was counted on.
+P problems, K samples of each. Every figure is counted on rows that are kept.
 """
 
 from __future__ import annotations
 
-import json
+import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from scipy.stats import binomtest
 
+from kit import reasoning
+from kit.answers import parse_number
 from kit.policy import Policy
-from kit.rollout import Request, Sampling, sample
-from kit.runs import append_json, write_atomically
+from kit.results import Row
+from kit.rollout import Completion, Request, Sampling, sample
+from kit.stats import Proportion, majority_at_k, pass_at_k
 
 if TYPE_CHECKING:
     from kit.data import ProblemSet
 
-SCHEMA = 1  # of the result files; raised when a field changes its meaning
-
-
-@dataclass(frozen=True, slots=True)
-class Proportion:
-    """`count` of `n`, with Wilson's 95 % interval."""
-
-    count: int
-    n: int
-
-    @property
-    def value(self) -> float:
-        return self.count / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        bounds = binomtest(self.count, self.n).proportion_ci(method="wilson")
-        return float(bounds.low), float(bounds.high)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.value:.1%} [{low:.1%}, {high:.1%}]"
-
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One policy on one data set. `rows` holds each problem, completion and verdict."""
+    """One policy on one data set, one sample per problem."""
 
     data: str
     adapter: str
@@ -58,27 +37,7 @@ class Evaluation:
     format: Proportion  # completions that hold an answer in the strict format
     truncated: Proportion
     mean_tokens: float
-    rows: list[dict[str, Any]]
-
-    def summary(self) -> dict[str, Any]:
-        """All figures, ready for JSON."""
-        shares = {
-            name: {"value": p.value, "ci95": list(p.interval), "count": p.count}
-            for name, p in (
-                ("strict", self.strict),
-                ("lenient", self.lenient),
-                ("format", self.format),
-                ("truncated", self.truncated),
-            )
-        }
-        return {
-            "schema": SCHEMA,
-            "data": self.data,
-            "adapter": self.adapter,
-            "n": self.strict.n,
-            **shares,
-            "mean_tokens": self.mean_tokens,
-        }
+    rows: list[Row]  # each problem, completion and verdict
 
 
 def evaluate(
@@ -104,14 +63,35 @@ def evaluate(
         for i, problem in zip(mine, problems, strict=True)
     ]
     completions = sample(policy, requests, sampling, progress)
+    indexed = list(zip(mine, judge(problem_set, problems, completions), strict=True))
+    if world > 1:
+        indexed = sorted(gather_object(indexed), key=lambda pair: pair[0])
+    rows = [row for _, row in indexed]
+    return Evaluation(
+        data=problem_set.name,
+        adapter=adapter,
+        strict=_share(rows, "strict"),
+        lenient=_share(rows, "lenient"),
+        format=_share(rows, "format"),
+        truncated=_share(rows, "truncated"),
+        mean_tokens=statistics.fmean(row["tokens"] for row in rows),
+        rows=rows,
+    )
+
+
+def judge(
+    problem_set: ProblemSet, problems: Sequence[Row], completions: Sequence[Completion]
+) -> list[Row]:
+    """Each problem with its completion and verdict: docs/results.md, without the sample's key."""
     texts = [completion.text for completion in completions]
     verdicts = problem_set.verifier.verify_many(texts, problems)
-    rows = [
+    return [
         {
-            "index": i,
             "id": problem["id"],
             "question": problem["question"],
             "answer": problem["answer"],
+            "category": problem["category"],
+            "difficulty": problem["difficulty"],
             "completion": completion.text,
             "tokens": len(completion.tokens),
             "truncated": completion.truncated,
@@ -120,41 +100,93 @@ def evaluate(
             "strict": verdict.strict,
             "lenient": verdict.lenient,
         }
-        for i, problem, completion, verdict in zip(
-            mine, problems, completions, verdicts, strict=True
-        )
+        for problem, completion, verdict in zip(problems, completions, verdicts, strict=True)
     ]
-    if world > 1:
-        rows = sorted(gather_object(rows), key=lambda row: row["index"])
-    return summarize(problem_set.name, adapter, rows)
 
 
-def summarize(data: str, adapter: str, rows: Sequence[dict[str, Any]]) -> Evaluation:
-    """Count verdicts; `rows` as `evaluate` makes them, at least one."""
+def summarize(rows: Sequence[Row], *, numbers: bool) -> dict[str, Any]:
+    """All figures of one temperature, ready for JSON; docs/results.md explains them.
 
-    def share(holds: Callable[[dict[str, Any]], bool]) -> Proportion:
-        return Proportion(sum(bool(holds(row)) for row in rows), len(rows))
+    `rows` are K samples of each of P problems, in any order, at least one. Where answers are
+    `numbers`, 0.5 and 1/2 are one vote; else answers are equal when their texts are.
+    """
+    rows = sorted(rows, key=lambda row: (row["id"], row["sample"]))  # order decides nothing
+    samples = len(rows) // len({row["id"] for row in rows})
+    return {
+        "temperature": rows[0]["temperature"],
+        "samples": samples,
+        **{
+            name: _share(rows, name, samples).record()
+            for name in ("strict", "lenient", "format", "truncated")
+        },
+        "tokens": _lengths([row["tokens"] for row in rows]),
+        "pass_at": {
+            kind: {
+                str(k): pass_at_k(_verdicts(rows, kind, samples), k).record() for k in _ks(samples)
+            }
+            for kind in ("strict", "lenient")
+        },
+        "majority_at": {
+            kind: _majority(rows, kind, samples, numbers) for kind in ("strict", "lenient")
+        },
+        "slices": {kind: _slices(rows, kind, samples) for kind in ("category", "difficulty")},
+        "reasoning": reasoning.summarize(rows),
+    }
 
-    return Evaluation(
-        data=data,
-        adapter=adapter,
-        strict=share(lambda row: row["strict"]),
-        lenient=share(lambda row: row["lenient"]),
-        format=share(lambda row: row["strict_answer"] is not None),
-        truncated=share(lambda row: row["truncated"]),
-        mean_tokens=statistics.fmean(row["tokens"] for row in rows),
-        rows=list(rows),
-    )
+
+def _verdicts(rows: Sequence[Row], name: str, samples: int = 1) -> np.ndarray:
+    """(P, K) of 0 and 1; `format` holds where there is an answer in the strict format."""
+    flags = [row["strict_answer"] is not None if name == "format" else row[name] for row in rows]
+    return np.array(flags, dtype=int).reshape(-1, samples)
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation, **settings: Any) -> Path:
-    """Write `<data>.json` (figures and settings) and `<data>.jsonl` (every completion)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = evaluation.data.replace("/", "_").replace(":", "_")
-    rows = folder / f"{stem}.jsonl"
-    rows.unlink(missing_ok=True)
-    append_json(rows, evaluation.rows)
-    path = folder / f"{stem}.json"
-    record = evaluation.summary() | {"settings": settings}
-    write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    return path
+def _share(rows: Sequence[Row], name: str, samples: int = 1) -> Proportion:
+    return Proportion.of_samples(_verdicts(rows, name, samples))
+
+
+def _ks(samples: int) -> list[int]:
+    """1, 2, 4, … and `samples`."""
+    return sorted({2**i for i in range(samples.bit_length())} | {samples})
+
+
+def _lengths(tokens: Sequence[int]) -> dict[str, float]:
+    return {
+        "mean": statistics.fmean(tokens),
+        "sd": statistics.stdev(tokens) if len(tokens) > 1 else 0.0,
+        "median": statistics.median(tokens),
+        "p95": float(np.quantile(tokens, 0.95)),
+        "max": max(tokens),
+    }
+
+
+def _majority(rows: Sequence[Row], kind: str, samples: int, numbers: bool) -> dict[str, Any]:
+    def vote(answer: str | None) -> Hashable | None:
+        if answer is None:
+            return None
+        return parse_number(answer) if numbers else answer.strip()
+
+    votes = [vote(row[f"{kind}_answer"]) for row in rows]
+    by_problem = [votes[i : i + samples] for i in range(0, len(votes), samples)]
+    right = _verdicts(rows, kind, samples)
+    return {str(k): majority_at_k(by_problem, right, k).record() for k in _ks(samples)}
+
+
+def _slices(rows: Sequence[Row], kind: str, samples: int) -> dict[str, Any]:
+    """Shares within each category or difficulty; problems without one are in no slice."""
+    members: dict[str, list[Row]] = {}
+    for row in rows:
+        if row[kind]:
+            members.setdefault(row[kind], []).append(row)
+    return {
+        name: {
+            "n": len(members[name]) // samples,
+            "strict": _share(members[name], "strict", samples).record(),
+            "lenient": _share(members[name], "lenient", samples).record(),
+        }
+        for name in sorted(members, key=_natural)
+    }
+
+
+def _natural(name: str) -> list[str]:
+    """Sorts '2 steps' before '11 steps'."""
+    return [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -2,7 +2,7 @@
 
 P prompts of this process, G completions per prompt, B = P * G rows, T completion tokens.
 
-    rollout    = sample completions, recording the sampler's log-probs
+    requests   = G completions for each problem of the step; whoever runs the loop samples them
     rewards    = score the completions
     advantages = compare each completion with its group
     base       = one pass with the adapter off: old-policy reference, KL reference, drift monitor
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,6 @@ from torch import Tensor
 
 from kit.batching import make_batch, pad_values
 from kit.config import Config
-from kit.models import TRAINED
 from kit.objectives import (
     Denominator,
     LossInputs,
@@ -39,7 +39,7 @@ from kit.objectives import (
 from kit.optimizer import Optimizer, UpdateResult
 from kit.policy import Policy
 from kit.rewards import Reward, Scores
-from kit.rollout import Completion, Request, Sampling, sample
+from kit.rollout import Completion, Request
 from kit.runs import RunFolder, append_json
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Rollout:
     problems: list[dict[str, Any]]  # (B,) each problem G times
     prompts: list[tuple[int, ...]]  # (B,) token ids
     completions: list[Completion]  # (B,)
-    seconds: float
+    tokens_per_second: float  # of the sampling, other arms in the same batch included
 
     @property
     def tokens(self) -> int:
@@ -81,10 +81,33 @@ class GRPO:
         self.accelerator = accelerator
         self.run = run
 
-    def step(self, step: int) -> dict[str, float]:
-        """One rollout and its updates; returns the metrics of all processes together."""
+    def requests(self, step: int) -> list[Request]:
+        """What this process is to sample in a step: the G of a group side by side."""
+        return [
+            Request(
+                tuple(self.policy.base.prompt_ids(problem["prompt"])),
+                (self.seed, position, sample_index),
+                self.policy.trained,
+            )
+            for position, problem in self._problems(step)
+            for sample_index in range(self.config.rollout.group_size)
+        ]
+
+    def learn(
+        self,
+        step: int,
+        requests: Sequence[Request],
+        completions: Sequence[Completion],
+        tokens_per_second: float,
+    ) -> dict[str, float]:
+        """Updates on what was sampled; returns the metrics of all processes together."""
         group = self.config.rollout.group_size
-        rollout = self._rollout(step)
+        rollout = Rollout(
+            problems=[problem for _, problem in self._problems(step) for _ in range(group)],
+            prompts=[request.prompt for request in requests],
+            completions=list(completions),
+            tokens_per_second=tokens_per_second,
+        )
         scores = self._score(rollout)
         rewards = self._everyone(scores.total)  # of each process, (P * G,)
         all_rewards = torch.tensor(_flat(rewards), dtype=torch.float64).view(-1, group)
@@ -96,31 +119,15 @@ class GRPO:
         self._write_samples(step, rollout, scores, advantages)
         return metrics
 
-    # --- sampling and scoring --------------------------------------------------------------------
+    # --- problems and scores ---------------------------------------------------------------------
 
-    def _rollout(self, step: int) -> Rollout:
-        started = time.perf_counter()
-        rollout = self.config.rollout
-        mine = range(
-            self.accelerator.process_index, rollout.prompts_per_step, self.accelerator.num_processes
-        )
-        positions = [step * rollout.prompts_per_step + i for i in mine]
-        problems = [
-            self.problems[problem_index(p, len(self.problems), self.seed)] for p in positions
-        ]
-        prompts = [tuple(self.policy.base.prompt_ids(p["prompt"])) for p in problems]
-        requests = [
-            Request(prompt, (self.seed, position, sample_index), TRAINED)
-            for position, prompt in zip(positions, prompts, strict=True)
-            for sample_index in range(rollout.group_size)
-        ]
-        completions = sample(self.policy, requests, Sampling.from_config(rollout))
-        return Rollout(
-            problems=[p for p in problems for _ in range(rollout.group_size)],
-            prompts=[request.prompt for request in requests],
-            completions=completions,
-            seconds=time.perf_counter() - started,
-        )
+    def _problems(self, step: int) -> list[tuple[int, dict[str, Any]]]:
+        """This process's P problems of a step, each with its position in the run."""
+        count = self.config.rollout.prompts_per_step
+        mine = range(self.accelerator.process_index, count, self.accelerator.num_processes)
+        positions = [step * count + i for i in mine]
+        total = len(self.problems)
+        return [(p, self.problems[problem_index(p, total, self.seed)]) for p in positions]
 
     def _score(self, rollout: Rollout) -> Scores:
         return self.reward(
@@ -251,7 +258,7 @@ class GRPO:
             )
         ]
         records = _flat(self._everyone(records))
-        speed = sum(self._everyone(rollout.tokens / rollout.seconds))
+        speed = sum(self._everyone(rollout.tokens_per_second))
         return {
             "reward/mean": all_rewards.mean().item(),
             "reward/zero_std_fraction": 1 - has_signal(all_rewards).double().mean().item(),

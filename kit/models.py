@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from kit.adapters import read_adapter_config
 from kit.config import LoraConfig, ModelConfig
 from kit.errors import AdapterError, ModelError
 from kit.hardware import Hardware, choose_hardware, free_memory
@@ -110,19 +108,31 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
     )
 
 
-def add_lora(base: Base, config: LoraConfig, seed: int, adapter: str | None = None) -> PeftModel:
+def add_lora(
+    base: Base,
+    config: LoraConfig,
+    seed: int,
+    adapter: str | None = None,
+    *,
+    name: str = TRAINED,
+    model: PeftModel | None = None,
+) -> PeftModel:
     """Put a trainable float32 LoRA adapter on the base, fresh or continued from `adapter`.
 
     A continued adapter is loaded twice: once to train and once, frozen, as the reference.
+    With `model` (the base that has adapters already) this adds another one, called `name`; all
+    that are continued share one reference, so they must continue the same `adapter`.
     Raises AdapterError when `adapter` is missing, of another base or of another shape.
     """
     torch.manual_seed(seed)  # LoRA's A matrices are drawn from the global generator
     if adapter is None:
-        model = _fresh_lora(base, config)
+        model = _fresh_lora(base, config, name, model)
     else:
         _check_same_lora(read_adapter_config(adapter), config, adapter)
-        model = load_adapters(base, {TRAINED: adapter, REFERENCE: adapter})
-        model.set_adapter(TRAINED)
+        has_reference = model is not None and REFERENCE in model.peft_config
+        wanted = {name: adapter} if has_reference else {name: adapter, REFERENCE: adapter}
+        model = load_adapters(base, wanted, model)
+    model.set_adapter(name)
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise AdapterError("no weight would be trained; check lora.targets")
@@ -131,12 +141,14 @@ def add_lora(base: Base, config: LoraConfig, seed: int, adapter: str | None = No
     return model
 
 
-def load_adapters(base: Base, adapters: dict[str, str]) -> PeftModel:
+def load_adapters(base: Base, adapters: dict[str, str], onto: PeftModel | None = None) -> PeftModel:
     """Load LoRA adapters {name: folder or hub id} onto one base, frozen.
+
+    `onto` is that base with the adapters it has already.
 
     Raises AdapterError for a missing or unsafe file or an adapter of another base.
     """
-    model: Any = base.model
+    model: Any = onto or base.model
     for name, source in adapters.items():
         check_adapter(base, source)
         try:
@@ -160,27 +172,6 @@ def check_adapter(base: Base, source: str) -> None:
             f"adapter {source} was trained on {trained_on} but the loaded base is {base.id}; "
             f"load it with model.id={trained_on}"
         )
-
-
-def read_adapter_config(source: str) -> dict[str, Any]:
-    """adapter_config.json of a folder or hub id; AdapterError when it or safe weights lack."""
-    paths = {}
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        try:
-            paths[name] = _adapter_file(source, name)
-        except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
-            raise AdapterError(
-                f"no adapter at {source}: {name} was not found. Give a folder or hub id with "
-                "adapter_config.json and adapter_model.safetensors (pickled weights are refused)"
-            ) from error
-    try:
-        settings = json.loads(paths["adapter_config.json"].read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterError(f"{source}/adapter_config.json is not valid JSON: {error}") from error
-    if settings.get("peft_type") != "LORA":
-        raise AdapterError(f"{source} is a {settings.get('peft_type')} adapter; only LORA works")
-    _check_weights(source, paths["adapter_model.safetensors"], settings)
-    return settings
 
 
 @contextmanager
@@ -281,7 +272,7 @@ def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
-def _fresh_lora(base: Base, config: LoraConfig) -> PeftModel:
+def _fresh_lora(base: Base, config: LoraConfig, name: str, model: PeftModel | None) -> PeftModel:
     settings = PeftLoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT computes with any number
@@ -291,28 +282,18 @@ def _fresh_lora(base: Base, config: LoraConfig) -> PeftModel:
         task_type="CAUSAL_LM",
     )
     try:
-        model = get_peft_model(base.model, settings)
+        if model is None:
+            model = cast(PeftModel, get_peft_model(base.model, settings, adapter_name=name))
+        else:
+            model.add_adapter(name, settings)
     except ValueError as error:
-        vars(base.model).pop("peft_config", None)  # PEFT leaves it behind
+        if model is None:
+            vars(base.model).pop("peft_config", None)  # PEFT leaves it behind
         raise AdapterError(f"lora.targets={config.targets!r}: {error}") from error
     # the saved adapter names its base as the user did, and the exact revision
-    model.peft_config[TRAINED].base_model_name_or_path = base.id
-    model.peft_config[TRAINED].revision = base.revision
+    model.peft_config[name].base_model_name_or_path = base.id
+    model.peft_config[name].revision = base.revision
     return model
-
-
-def _check_weights(source: str, path: Path, settings: dict[str, Any]) -> None:
-    """Find an unreadable file or a wrong rank before PEFT has changed the base."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            ranks = {file.get_slice(k).get_shape()[0] for k in file.keys() if "lora_A" in k}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(f"cannot read the adapter {path}: {error}") from error
-    if not settings.get("rank_pattern") and ranks != {settings["r"]}:
-        raise AdapterError(
-            f"cannot load the adapter {source}: its configuration says rank {settings['r']}, its "
-            f"weights have {sorted(ranks)}"
-        )
 
 
 def _check_same_lora(settings: dict[str, Any], config: LoraConfig, source: str) -> None:
@@ -325,13 +306,3 @@ def _check_same_lora(settings: dict[str, Any], config: LoraConfig, source: str) 
                 f"adapter {source} has {key} {got:g} but lora.{key} is {wanted:g}; "
                 f"set lora.{key}={got:g}"
             )
-
-
-def _adapter_file(source: str, name: str) -> Path:
-    folder = Path(source)
-    if folder.exists() or source.startswith((".", "/", "~")):
-        path = folder.expanduser() / name
-        if not path.is_file():
-            raise FileNotFoundError(path)
-        return path
-    return Path(hf_hub_download(source, name))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from kit.batching import Batch
 from kit.errors import AdapterError
 from kit.logprobs import token_logprobs
+from kit.mixed_lora import is_plain, mixed_lora
 from kit.models import REFERENCE, TRAINED, Base
 
 if TYPE_CHECKING:
@@ -29,11 +30,16 @@ NextLogits = Callable[..., Tensor]
 
 
 class Policy:
-    """One base and its adapters. `base.model` alone, without any adapter, is a policy too."""
+    """One base and its adapters. `base.model` alone, without any adapter, is a policy too.
 
-    def __init__(self, base: Base, model: PeftModel | None = None) -> None:
+    `trained` names the adapter that learns. Several policies may share one model, each with an
+    adapter of its own; `activate` before computing anything that is to be differentiated.
+    """
+
+    def __init__(self, base: Base, model: PeftModel | None = None, trained: str = TRAINED) -> None:
         self.base = base
         self.model = model
+        self.trained = trained
         self.causal: PreTrainedModel = base.model
 
     @property
@@ -55,11 +61,17 @@ class Policy:
 
     @property
     def trainable(self) -> list[torch.nn.Parameter]:
-        return [p for p in self.causal.parameters() if p.requires_grad]
+        """The weights of the trained adapter."""
+        mine = f".{self.trained}."
+        return [p for name, p in self.causal.named_parameters() if mine in name]
+
+    def activate(self) -> None:
+        """Make the trained adapter the model's active one, and the only one with gradients."""
+        self.peft.set_adapter(self.trained)
 
     @contextmanager
     def view(self, adapter: str) -> Iterator[None]:
-        """Inside, the model computes as `adapter` (BASE: none); afterwards as the trained one."""
+        """Inside, the model computes as `adapter` (BASE: none); afterwards as it did before."""
         self._check(adapter)
         if adapter == BASE:
             with self.model.disable_adapter() if self.model is not None else nullcontext():
@@ -72,16 +84,22 @@ class Policy:
             try:
                 yield
             finally:
-                self.peft.set_adapter(before, inference_mode=before != TRAINED)
+                self.peft.set_adapter(before, inference_mode=before != self.trained)
 
     def logprobs(
-        self, batch: Batch, adapter: str = TRAINED, *, temperature: float = 1.0, chunk: int = 256
+        self,
+        batch: Batch,
+        adapter: str | None = None,
+        *,
+        temperature: float = 1.0,
+        chunk: int = 256,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of every completion token, (B, T) float32; 0 on padding.
 
-        The head is applied to the hidden states of completion positions only, in chunks.
+        `adapter` None is the trained one. The head is applied to the hidden states of completion
+        positions only, in chunks.
         """
-        with self.view(adapter):
+        with self.view(adapter or self.trained):
             backbone = getattr(self.causal, self.causal.base_model_prefix)
             hidden = backbone(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
@@ -107,15 +125,23 @@ class Policy:
     def decoder(self, adapters: Sequence[str]) -> Iterator[NextLogits]:
         """A function that computes the next token's logits for rows of these adapters.
 
-        Rows of one adapter use the model as it is; mixed rows go through PEFT's per-row adapters,
-        which the caller names again in each call because rows leave the batch.
+        The caller names the rows' adapters again in each call because rows leave the batch.
         """
-        for name in set(adapters):
+        distinct = sorted(set(adapters))
+        for name in distinct:
             self._check(name)
-        if len(set(adapters)) == 1:
-            with self.view(adapters[0]):
+        if len(distinct) == 1:
+            with self.view(distinct[0]):
                 yield lambda names, **inputs: _last_logits(self.causal(**inputs, logits_to_keep=1))
-        else:
+        elif is_plain(self.peft, mixed := [name for name in distinct if name != BASE]):
+            with mixed_lora(self.peft, mixed) as rows:
+
+                def next_logits(names: Sequence[str], **inputs: Any) -> Tensor:
+                    rows.set(names)
+                    return _last_logits(self.causal(**inputs, logits_to_keep=1))
+
+                yield next_logits
+        else:  # slower, but PEFT knows every kind of adapter
             yield lambda names, **inputs: _last_logits(
                 self.peft(**inputs, adapter_names=list(names), logits_to_keep=1)
             )

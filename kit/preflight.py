@@ -10,7 +10,6 @@ import torch
 
 from kit.config import Config
 from kit.errors import TrainingError
-from kit.models import TRAINED
 from kit.objectives import has_signal
 from kit.policy import Policy
 from kit.rewards import Reward
@@ -59,7 +58,7 @@ def preflight(config: Config, policy: Policy, problems: Dataset, reward: Reward)
         Request(
             tuple(policy.base.prompt_ids(row["prompt"])),
             (config.train.seed, SEED_STREAM, i),
-            TRAINED,
+            policy.trained,
         )
         for i, row in enumerate(rows)
     ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,7 @@ from kit.errors import DataError
 from kit.grpo import problem_index
 from kit.optimizer import Optimizer
 from kit.policy import Policy
+from kit.rollout import Completion, Request
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,7 +46,17 @@ class SFT:
         self.accelerator = accelerator
         self.examples = self._tokenize(problems)
 
-    def step(self, step: int) -> dict[str, float]:
+    def requests(self, step: int) -> list[Request]:
+        """None: solutions are given."""
+        return []
+
+    def learn(
+        self,
+        step: int,
+        requests: Sequence[Request],
+        completions: Sequence[Completion],
+        tokens_per_second: float,
+    ) -> dict[str, float]:
         """One optimizer step on `train.sft_batch` examples, shared over the processes."""
         started = time.perf_counter()
         size = self.config.train.sft_batch

@@ -1,46 +1,50 @@
-"""The training loop: steps, validation, checkpoints, progress. The step itself is in kit.grpo."""
+"""The training loop: steps, stopping, progress. Several arms take their steps together.
+
+The step itself is in kit.grpo, what belongs to one arm in kit.arm. Arms that train together share
+one base in memory and see the same problems; their completions are sampled in one batch, their
+updates are taken in turn, and each ends as it would have ended alone.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from kit.checkpoint import latest_checkpoint, load_checkpoint, save_adapter, save_checkpoint
-from kit.config import Config, flatten
-from kit.data import ProblemSet, drop_long_prompts, load_problems, split_validation
-from kit.errors import RunError
-from kit.evaluate import Evaluation, evaluate
-from kit.grpo import GRPO
+from kit.arm import Arm, TrainingData, load_training_data
+from kit.config import Config
+from kit.errors import ConfigError, RunError, TrainingError
 from kit.hardware import peak_memory_mb, reset_peak_memory
-from kit.models import TRAINED, Base, add_lora, load_base
-from kit.optimizer import Optimizer
-from kit.policy import Policy
-from kit.preflight import TRUNCATED_WARNING, preflight
-from kit.rewards import build_reward
-from kit.rollout import Sampling
-from kit.runs import RunFolder, append_json, environment
-from kit.sft import SFT
+from kit.models import TRAINED, Base, load_base
+from kit.rollout import Completion, Sampling, sample
+from kit.runs import RunFolder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 log = logging.getLogger(__name__)
 
-VALIDATION_SEED = 7
-
-
-class Method(Protocol):
-    """What the loop repeats."""
-
-    def step(self, step: int) -> dict[str, float]: ...
+# arms that train together sample together, on the same problems
+SHARED = ("method", "model", "data", "rollout")
+SHOWN = {
+    "reward": "reward/mean",
+    "accuracy": "accuracy/strict",
+    "tokens": "completion/mean_tokens",
+    "loss": "sft/loss",
+    "tok/s": "time/rollout_tokens_per_second",
+}
+SHARED_TRAIN = ("steps", "seed", "validate_every", "checkpoint_every")
 
 
 def train(config: Config, *, resume: bool = False, base: Base | None = None) -> RunFolder:
@@ -49,17 +53,37 @@ def train(config: Config, *, resume: bool = False, base: Base | None = None) -> 
     `base` may be passed when it is loaded already; adapters are taken off it again at the end.
     Raises KitError subclasses for everything a user can mend.
     """
-    accelerator = Accelerator(
-        log_with=config.train.report_to or None,
-        project_dir=config.output,
-        cpu=not torch.cuda.is_available(),
-    )
-    run = RunFolder(config.output or "runs/unnamed")
-    if accelerator.is_main_process:
-        run.open(config, resume)
-    accelerator.wait_for_everyone()
-    trainer = Trainer(config, run, accelerator, base)
+    return train_together([config], resume=resume, base=base)[0]
+
+
+def train_together(
+    configs: Sequence[Config], *, resume: bool = False, base: Base | None = None
+) -> list[RunFolder]:
+    """Train an adapter for each configuration, all on one base and the same problems.
+
+    Raises ConfigError when they differ in what has to be shared. An arm that fails while others
+    train is left out of the remaining steps, with status "failed" in its run.json.
+    """
+    _check_shared(configs)
+    accelerators = [
+        Accelerator(
+            log_with=config.train.report_to or None,
+            project_dir=config.output,
+            cpu=not torch.cuda.is_available(),
+        )
+        for config in configs
+    ]
+    runs = [RunFolder(config.output or "runs/unnamed") for config in configs]
+    if accelerators[0].is_main_process:
+        for run, config in zip(runs, configs, strict=True):
+            run.open(config, resume)
+    accelerators[0].wait_for_everyone()
+    device = accelerators[0].device
+    base = base or load_base(configs[0].model, device if device.type == "cuda" else None)
+    trainer = Trainer(base, load_training_data(configs[0], base))
     try:
+        for config, run, accelerator in zip(configs, runs, accelerators, strict=True):
+            trainer.add(config, run, accelerator)
         trainer.run_to_end()
     except KeyboardInterrupt:
         trainer.describe(status="interrupted")
@@ -69,244 +93,137 @@ def train(config: Config, *, resume: bool = False, base: Base | None = None) -> 
         raise
     finally:
         trainer.close()
-    return run
+    return runs
 
 
 class Trainer:
-    """One run on one base: the loop around the step of a method."""
+    """The loop around the steps of one arm or several."""
 
-    def __init__(
-        self, config: Config, run: RunFolder, accelerator: Accelerator, base: Base | None = None
-    ) -> None:
-        self.config = config
-        self.run = run
-        self.accelerator = accelerator
+    def __init__(self, base: Base, data: TrainingData) -> None:
+        self.base = base
+        self.data = data
+        self.model: PeftModel | None = None
+        self.arms: list[Arm] = []  # those that still train
         self.stopping = False
-        self.best: float | None = None
-        self.warned: set[str] = set()
-        _warn_about(config)
-        device = accelerator.device if accelerator.device.type == "cuda" else None
-        self.base = base or load_base(config.model, device)
-        self.train_set, self.validation = self._load_data()
-        self.reward = build_reward(config.reward, self.train_set.verifier)
-        self.policy = Policy(
-            self.base, add_lora(self.base, config.lora, config.train.seed, config.model.adapter)
+
+    def add(self, config: Config, run: RunFolder, accelerator: Accelerator) -> None:
+        """Put another arm's adapter on the base."""
+        # PEFT takes no dots in names, which run folders may have
+        name = f"arm{len(self.arms)}" if self.arms else TRAINED
+        arm = Arm(
+            config, run, accelerator, self.base, self.data, adapter_name=name, model=self.model
         )
-        if config.model.gradient_checkpointing:
-            self.policy.causal.gradient_checkpointing_enable({"use_reentrant": False})
-            self.policy.causal.train()  # transformers checkpoints in training mode only
-        self.optimizer = Optimizer(
-            self.policy.trainable, config, accelerator, self.base.hardware.scales_loss
-        )
-        self.method = self._method()
-        self.first_step = self._restore()
+        self.model = arm.policy.peft
+        self.arms.append(arm)
 
     def run_to_end(self) -> None:
         """All remaining steps; Ctrl-C ends it after the step at hand, with a checkpoint."""
-        train = self.config.train
-        self.describe(
-            status="running",
-            **environment(),
-            base={"id": self.base.id, "revision": self.base.revision},
-            hardware=self.base.hardware.reason,
-            seed=train.seed,
-            parent=self.config.model.adapter,
-        )
         log.info("%s", self.base.hardware.reason)
-        if self.config.train.report_to:
-            # trackers take flat tables of plain values
-            settings = {key: str(value) for key, value in flatten(self.config.model_dump()).items()}
-            self.accelerator.init_trackers("gr-pspo", settings)
-        if self.first_step == 0:
-            self._preflight()
-            self._validate(0)
+        self._set_gradient_checkpointing(True)
+        steps = self.config.train.steps
+        for arm in self.arms:
+            others = [str(other.run.path) for other in self.arms if other is not arm]
+            # fresh adapters say what the base says: one look is enough
+            arm.begin(others, with_preflight=arm is self.arms[0])
         with self._stop_on_signal(), self._progress() as bar:
-            for step in range(self.first_step, train.steps):
-                metrics = self._timed_step(step)
-                done = step + 1
-                last = done == train.steps
-                self._record(done, metrics, bar)
-                if last or (train.validate_every and done % train.validate_every == 0):
-                    self._validate(done)
-                stopping = self._must_stop()
-                if last or stopping or done % train.checkpoint_every == 0:
-                    self._save(done)
-                if stopping and not last:
-                    self.describe(status="interrupted", steps=done)
-                    log.warning(
-                        "stopped after step %d; continue with: kit train %s --resume",
-                        done,
-                        self.run.path,
-                    )
+            for step in range(self.first_step, steps):
+                metrics = self._step(step)
+                self._show(bar, list(metrics.values()))
+                stopping = self._after_step(step + 1)
+                if stopping and step + 1 < steps:
+                    self._say_interrupted(step + 1)
                     return
-        self._finish()
+        for arm in self.arms:
+            arm.finish()
 
     def describe(self, **facts: Any) -> None:
-        """Merge facts into run.json, from the main process."""
-        if self.accelerator.is_main_process:
-            self.run.describe(**facts)
+        """Merge facts into the run.json of every arm that still trains."""
+        for arm in self.arms:
+            arm.describe(**facts)
 
     def close(self) -> None:
-        """Take the adapters off the base again, so that another run can use it."""
-        if self.config.model.gradient_checkpointing:
-            self.policy.causal.gradient_checkpointing_disable()
-        self.policy.peft.unload()
+        """Take the adapters off the base again, so that others can use it."""
+        if self.model is not None:
+            self._set_gradient_checkpointing(False)
+            self.model.unload()
         self.base.model.eval()
-        if self.config.train.report_to:
-            self.accelerator.end_training()
+        for arm in self.arms:
+            if arm.config.train.report_to:
+                arm.accelerator.end_training()
 
-    # --- setting up ------------------------------------------------------------------------------
+    @property
+    def config(self) -> Config:
+        """The configuration of the first arm, for what all have in common."""
+        return self.arms[0].config
 
-    def _load_data(self) -> tuple[ProblemSet, ProblemSet | None]:
-        data = self.config.data
-        problems, dropped = drop_long_prompts(
-            load_problems(data, seed=self.config.train.seed),
-            self.base.tokenizer,
-            data.max_prompt_tokens,
-        )
-        if dropped:
-            log.warning(
-                "%d problems with prompts over %d tokens are left out",
-                dropped,
-                data.max_prompt_tokens,
-            )
-        if data.validation_size == 0:
-            return problems, None
-        return split_validation(problems, data.validation_size, self.config.train.seed)
-
-    def _method(self) -> Method:
-        problems = self.train_set.problems
-        if self.config.method == "sft":
-            return SFT(self.config, self.policy, self.optimizer, problems, self.accelerator)
-        return GRPO(
-            self.config,
-            self.policy,
-            self.optimizer,
-            problems,
-            self.reward,
-            self.accelerator,
-            self.run,
-        )
-
-    def _restore(self) -> int:
-        """Load the newest checkpoint, if any; returns the step to go on with."""
-        path = latest_checkpoint(self.run.checkpoints)
-        if path is None:
-            self._forget_after(-1)  # even the validation before the first step is repeated
-            return 0
-        state = load_checkpoint(path, self.policy.peft)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.best = state["best"]
-        self._forget_after(state["step"])
-        log.info("resuming from %s", path)
-        return state["step"]
-
-    def _forget_after(self, steps: int) -> None:
-        if self.accelerator.is_main_process:
-            self.run.truncate(steps)
-
-    def _preflight(self) -> None:
-        if self.config.method == "grpo" and self.config.train.preflight_problems:
-            found = preflight(self.config, self.policy, self.train_set.problems, self.reward)
-            if self.accelerator.is_main_process:
-                print(found, flush=True)
+    @property
+    def first_step(self) -> int:
+        return min(arm.first_step for arm in self.arms)
 
     # --- the loop's parts ------------------------------------------------------------------------
 
-    def _timed_step(self, step: int) -> dict[str, float]:
+    def _step(self, step: int) -> dict[Arm, dict[str, float]]:
+        """Sample for every arm at once, then let each learn; arms resumed further on wait."""
         device = self.base.hardware.device
         reset_peak_memory(device)
+        arms = [arm for arm in self.arms if arm.first_step <= step]
+        requests = [arm.method.requests(step) for arm in arms]
         started = time.perf_counter()
-        metrics = self.method.step(step)
-        metrics["time/step_seconds"] = time.perf_counter() - started
-        metrics["memory/peak_mb"] = peak_memory_mb(device)
+        completions = iter(
+            sample(
+                self.arms[0].policy,
+                list(itertools.chain.from_iterable(requests)),
+                Sampling.from_config(self.config.rollout),
+            )
+        )
+        seconds = time.perf_counter() - started
+        sampled = [list(itertools.islice(completions, len(asked))) for asked in requests]
+        tokens = [_tokens(mine) for mine in sampled]
+        metrics: dict[Arm, dict[str, float]] = {}
+        for arm, asked, mine, count in zip(arms, requests, sampled, tokens, strict=True):
+            started = time.perf_counter()
+            arm.policy.activate()
+            try:
+                metrics[arm] = arm.method.learn(step, asked, mine, sum(tokens) / seconds)
+            except TrainingError as error:
+                if len(self.arms) == 1:
+                    raise
+                self._give_up(arm, error)
+                continue
+            # sampling took all arms' time together; each is charged for its own tokens
+            share = seconds * count / max(1, sum(tokens))
+            metrics[arm]["time/step_seconds"] = share + time.perf_counter() - started
+            metrics[arm]["memory/peak_mb"] = peak_memory_mb(device)
+            arm.record(step + 1, metrics[arm])
         return metrics
 
-    def _record(self, step: int, metrics: dict[str, float], bar: tqdm) -> None:
-        if self.accelerator.is_main_process:
-            append_json(self.run.metrics, [{"step": step, **metrics}])
-        if self.config.train.report_to:
-            self.accelerator.log(metrics, step=step)
-        shown = {
-            "reward": metrics.get("reward/mean"),
-            "accuracy": metrics.get("accuracy/strict"),
-            "tokens": metrics.get("completion/mean_tokens"),
-            "loss": metrics.get("sft/loss"),
-            "tok/s": metrics.get("time/rollout_tokens_per_second"),
-        }
-        bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if v is not None}, refresh=False)
-        bar.update()
-        if metrics.get("completion/truncated_share", 0) > TRUNCATED_WARNING:
-            self._warn_once(
-                "more than %.0f %% of the completions are cut off at rollout.max_new_tokens=%d and "
-                "mostly count as wrong; raise it",
-                100 * TRUNCATED_WARNING,
-                self.config.rollout.max_new_tokens,
-            )
+    def _after_step(self, done: int) -> bool:
+        """Validate and save where it is time; returns whether the user asked to stop."""
+        train = self.config.train
+        last = done == train.steps
+        arms = [arm for arm in self.arms if arm.first_step < done]
+        if last or (train.validate_every and done % train.validate_every == 0):
+            for arm in arms:
+                arm.validate(done)
+        stopping = self._must_stop()
+        if last or stopping or done % train.checkpoint_every == 0:
+            for arm in arms:
+                arm.save(done)
+        return stopping
 
-    def _warn_once(self, message: str, *values: object) -> None:
-        if message not in self.warned:
-            self.warned.add(message)
-            log.warning(message, *values)
+    def _give_up(self, arm: Arm, error: TrainingError) -> None:
+        log.error("%s failed and is left out from here on: %s", arm.run.path, error)
+        arm.describe(status="failed", error=str(error))
+        self.arms.remove(arm)
 
-    def _validate(self, step: int) -> None:
-        """Greedy accuracy on held-out problems after `step` steps; the best adapter is kept."""
-        if self.validation is None or not self.config.train.validate_every:
+    def _set_gradient_checkpointing(self, on: bool) -> None:
+        if not self.config.model.gradient_checkpointing:
             return
-        result = evaluate(
-            self.policy,
-            TRAINED,
-            self.validation,
-            Sampling(
-                max_new_tokens=self.config.rollout.max_new_tokens,
-                temperature=0.0,
-                max_rows=self.config.rollout.max_rows,
-                dequantize=self.config.rollout.dequantize,
-            ),
-            seed=VALIDATION_SEED,
-            accelerator=self.accelerator,
-        )
-        score = (result.strict if self.config.reward.strict else result.lenient).value
-        self._record_validation(step, result)
-        # an untrained adapter is no candidate; of equals the later one is kept
-        if step > 0 and (self.best is None or score >= self.best):
-            self.best = score
-            self._save_adapter()
-
-    def _record_validation(self, step: int, result: Evaluation) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        record = {
-            "step": step,
-            "validation/strict": result.strict.value,
-            "validation/lenient": result.lenient.value,
-            "validation/mean_tokens": result.mean_tokens,
-            "validation/truncated_share": result.truncated.value,
-        }
-        append_json(self.run.metrics, [record])
-        tqdm.write(
-            f"after {step} steps: held-out accuracy {result.strict} strict, {result.lenient} "
-            f"lenient, {result.mean_tokens:.0f} tokens"
-        )
-
-    def _save(self, step: int) -> None:
-        if self.accelerator.is_main_process:
-            state = {"optimizer": self.optimizer.state_dict(), "best": self.best}
-            keep = self.config.train.keep_checkpoints
-            save_checkpoint(self.run.checkpoints, step, self.policy.peft, state, keep)
-
-    def _save_adapter(self) -> None:
-        if self.accelerator.is_main_process:
-            try:
-                save_adapter(self.policy.peft, self.run.adapter)
-            except OSError as error:
-                raise RunError(f"could not save {self.run.adapter}: {error.strerror}") from error
-
-    def _finish(self) -> None:
-        steps = self.config.train.steps
-        if self.best is None:  # there was no validation
-            self._save_adapter()
-        self.describe(status="finished", steps=steps, best_validation=self.best)
+        if on:
+            self.base.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.base.model.train()  # transformers checkpoints in training mode only
+        else:
+            self.base.model.gradient_checkpointing_disable()
 
     # --- stopping and progress -------------------------------------------------------------------
 
@@ -314,6 +231,15 @@ class Trainer:
         """Whether any process was asked to stop; all agree on it."""
         self.stopping = any(gather_object([self.stopping]))
         return self.stopping
+
+    def _say_interrupted(self, steps: int) -> None:
+        self.describe(status="interrupted", steps=steps)
+        how = (
+            f"continue with: kit train {self.arms[0].run.path} --resume"
+            if len(self.arms) == 1
+            else "the same command continues"
+        )
+        log.warning("stopped after step %d; %s", steps, how)
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
@@ -338,13 +264,24 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _progress(self) -> tqdm:
+        names = [arm.run.path.name for arm in self.arms]
         return tqdm(
             total=self.config.train.steps,
             initial=self.first_step,
-            desc=self.run.path.name,
+            desc=names[0] if len(names) == 1 else f"{len(names)} arms",
             unit="step",
-            disable=not self.accelerator.is_main_process,
+            disable=not self.arms[0].accelerator.is_main_process,
         )
+
+    def _show(self, bar: tqdm, metrics: Sequence[dict[str, float]]) -> None:
+        """The means over the arms."""
+        shown = {}
+        for label, key in SHOWN.items():
+            values = [own[key] for own in metrics if key in own]
+            if values:
+                shown[label] = f"{sum(values) / len(values):.3g}"
+        bar.set_postfix(shown, refresh=False)
+        bar.update()
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -360,24 +297,25 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def _warn_about(config: Config) -> None:
-    """Say in words what would puzzle a user later."""
-    if config.optim.learning_rate <= 2e-6:
-        log.warning(
-            "optim.learning_rate=%g is a full fine-tuning rate; LoRA learns next to nothing "
-            "below about 1e-5",
-            config.optim.learning_rate,
-        )
-    if config.method != "grpo":
-        return
-    if config.train.updates_per_rollout == 1 and config.objective.resolved_old_policy == "sampler":
-        log.info(
-            "One update per rollout: every ratio is 1, so no trust region acts and clip, noclip "
-            "and pspo differ by a constant factor only. Set train.updates_per_rollout=2 to "
-            "compare them."
-        )
-    if config.rollout.top_p < 1 or config.rollout.top_k > 0:
-        log.warning(
-            "top_p or top_k truncates what is sampled, but log-probabilities are those of the "
-            "whole distribution: the gradient is slightly biased"
-        )
+def _check_shared(configs: Sequence[Config]) -> None:
+    """Refuse arms that could not share problems, rollouts and a schedule."""
+    first, *others = configs
+    for other in others:
+        differing = [key for key in SHARED if getattr(other, key) != getattr(first, key)]
+        differing += [
+            f"train.{key}"
+            for key in SHARED_TRAIN
+            if getattr(other.train, key) != getattr(first.train, key)
+        ]
+        if differing:
+            raise ConfigError(
+                f"{first.output} and {other.output} differ in {', '.join(differing)}, which arms "
+                "that train together must share; train them separately"
+            )
+    outputs = [config.output for config in configs]
+    if len(set(outputs)) < len(outputs):
+        raise ConfigError(f"every arm needs an output folder of its own, got {outputs}")
+
+
+def _tokens(completions: Sequence[Completion]) -> int:
+    return sum(len(completion.tokens) for completion in completions)

@@ -211,7 +211,7 @@ def test_adapter_off_is_the_base_exactly(policy):
 
 def test_a_view_leaves_the_trained_adapter_trainable(policy, tmp_path):
     before = list(policy.trainable)
-    save_adapter(policy.model, tmp_path / "other")
+    save_adapter(policy, tmp_path / "other")
     policy.model.load_adapter(str(tmp_path / "other"), adapter_name="other")
     for adapter in (BASE, "other"):
         with policy.view(adapter):
@@ -240,7 +240,7 @@ def test_dequantized_needs_room(base, monkeypatch):
 
 def test_a_saved_adapter_is_plain_peft(policy, tmp_path):
     """transformers and peft alone give the same logits, in 4 bits."""
-    save_adapter(policy.model, tmp_path / "adapter")
+    save_adapter(policy, tmp_path / "adapter")
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "embedded"
     assert set(settings["target_modules"]) == {
@@ -262,7 +262,7 @@ def test_a_saved_adapter_is_plain_peft(policy, tmp_path):
 
 
 def test_an_adapter_can_be_continued_and_its_snapshot_is_the_reference(policy, base, tmp_path):
-    save_adapter(policy.model, tmp_path / "start")
+    save_adapter(policy, tmp_path / "start")
     start = logits_of(policy.causal)
     policy.model.unload()
     model = add_lora(base, LoraConfig(rank=4, alpha=8), 0, str(tmp_path / "start"))
@@ -279,7 +279,7 @@ def test_an_adapter_can_be_continued_and_its_snapshot_is_the_reference(policy, b
 
 
 def test_a_continued_adapter_must_have_the_configured_shape(policy, base, tmp_path):
-    save_adapter(policy.model, tmp_path / "start")
+    save_adapter(policy, tmp_path / "start")
     policy.model.unload()
     with pytest.raises(AdapterError, match=r"has rank 4 but lora\.rank is 8; set lora\.rank=4"):
         add_lora(base, LoraConfig(rank=8, alpha=8), 0, str(tmp_path / "start"))
@@ -287,7 +287,7 @@ def test_a_continued_adapter_must_have_the_configured_shape(policy, base, tmp_pa
 
 
 def test_adapters_that_cannot_be_used(policy, base, tmp_path):
-    save_adapter(policy.model, tmp_path / "good")
+    save_adapter(policy, tmp_path / "good")
     policy.model.unload()
 
     def refused(path, message):

@@ -505,7 +505,7 @@ def test_much_truncation_is_said_once(base, make_config, caplog):
 
 def test_a_run_that_died_before_its_first_checkpoint_starts_over(base, make_config, monkeypatch):
     config = make_config(train={"checkpoint_every": 5})
-    monkeypatch.setattr("kit.trainer.Trainer._save", lambda self, step: 1 / 0)
+    monkeypatch.setattr("kit.arm.Arm.save", lambda self, step: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(config, base=base)
     assert RunFolder(config.output).read_description()["status"] == "failed"

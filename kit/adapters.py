@@ -1,0 +1,95 @@
+"""Adapter files: find them in a folder or on the hub, check them, and tell them apart by a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError, safe_open
+
+from kit.errors import AdapterError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+# settings that change what an adapter computes; all others say where it came from
+DECISIVE = (
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"),
+    *("target_modules", "target_parameters", "exclude_modules", "modules_to_save"),
+    *("layers_to_transform", "layers_pattern", "layer_replication", "fan_in_fan_out"),
+    *("bias", "lora_bias", "use_qalora", "alora_invocation_tokens"),
+)
+
+
+def read_adapter_config(source: str) -> dict[str, Any]:
+    """adapter_config.json of a folder or hub id; AdapterError when it or safe weights lack."""
+    paths = _find(source)
+    try:
+        settings = json.loads(paths[CONFIG].read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{source}/{CONFIG} is not valid JSON: {error}") from error
+    kind = settings.get("peft_type") if isinstance(settings, dict) else None
+    if kind != "LORA":
+        raise AdapterError(f"{source} is a {kind} adapter; only LORA works")
+    _check_weights(source, paths[WEIGHTS], settings)
+    return settings
+
+
+def adapter_sha256(source: str) -> str:
+    """Hash of an adapter's weights and of the settings that change what it computes.
+
+    A copy in another folder, or saved by another version of PEFT, has the same one. Raises
+    AdapterError as `read_adapter_config` does.
+    """
+    settings = read_adapter_config(source)
+    # what is not set is left out: other versions of PEFT leave it out of the file
+    decisive = {key: settings[key] for key in DECISIVE if settings.get(key)}
+    for key in ("target_modules", "exclude_modules"):  # sets, which PEFT saves in any order
+        if isinstance(decisive.get(key), list):
+            decisive[key] = sorted(decisive[key])
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
+    digest.update(_find(source)[WEIGHTS].read_bytes())
+    return digest.hexdigest()
+
+
+def _find(source: str) -> dict[str, Path]:
+    """Paths of both files by their names."""
+    paths = {}
+    for name in (CONFIG, WEIGHTS):
+        try:
+            paths[name] = _adapter_file(source, name)
+        except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
+            raise AdapterError(
+                f"no adapter at {source}: {name} was not found. Give a folder or hub id with "
+                f"{CONFIG} and {WEIGHTS} (pickled weights are refused)"
+            ) from error
+    return paths
+
+
+def _adapter_file(source: str, name: str) -> Path:
+    folder = Path(source)
+    if folder.exists() or source.startswith((".", "/", "~")):
+        path = folder.expanduser() / name
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        return path
+    return Path(hf_hub_download(source, name))
+
+
+def _check_weights(source: str, path: Path, settings: dict[str, Any]) -> None:
+    """Find an unreadable file or a wrong rank before PEFT has changed the base."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            ranks = {file.get_slice(k).get_shape()[0] for k in file.keys() if "lora_A" in k}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"cannot read the adapter {path}: {error}") from error
+    rank = settings.get("r")
+    if not settings.get("rank_pattern") and ranks != {rank}:
+        raise AdapterError(
+            f"cannot load the adapter {source}: its configuration says rank {rank}, its weights "
+            f"have {sorted(ranks)}"
+        )

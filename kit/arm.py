@@ -1,0 +1,275 @@
+"""One arm of training: an adapter with its data, method, optimizer, records and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from kit.checkpoint import latest_checkpoint, load_checkpoint, save_adapter, save_checkpoint
+from kit.config import Config, flatten
+from kit.data import ProblemSet, drop_long_prompts, load_problems, split_validation
+from kit.errors import RunError
+from kit.evaluate import Evaluation, evaluate
+from kit.grpo import GRPO
+from kit.models import Base, add_lora
+from kit.optimizer import Optimizer
+from kit.policy import Policy
+from kit.preflight import TRUNCATED_WARNING, preflight
+from kit.rewards import build_reward
+from kit.rollout import Completion, Request, Sampling
+from kit.runs import RunFolder, append_json, environment
+from kit.sft import SFT
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+log = logging.getLogger(__name__)
+
+VALIDATION_SEED = 7
+
+
+class Method(Protocol):
+    """What is repeated: say what to sample, then learn from it."""
+
+    def requests(self, step: int) -> list[Request]: ...
+
+    def learn(
+        self,
+        step: int,
+        requests: Sequence[Request],
+        completions: Sequence[Completion],
+        tokens_per_second: float,
+    ) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Problems to learn from, and those held out (None: no validation)."""
+
+    train_set: ProblemSet
+    validation: ProblemSet | None
+
+
+class Arm:
+    """Everything one configuration needs besides the base it shares with others."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunFolder,
+        accelerator: Accelerator,
+        base: Base,
+        data: TrainingData,
+        *,
+        adapter_name: str,
+        model: PeftModel | None,
+    ) -> None:
+        """`model`: the base with the adapters of other arms, if there are any."""
+        self.config = config
+        self.run = run
+        self.accelerator = accelerator
+        self.base = base
+        self.data = data
+        self.best: float | None = None
+        self.warned: set[str] = set()
+        _warn_about(config)
+        self.reward = build_reward(config.reward, data.train_set.verifier)
+        seed = config.train.seed
+        model = add_lora(
+            base, config.lora, seed, config.model.adapter, name=adapter_name, model=model
+        )
+        self.policy = Policy(base, model, adapter_name)
+        self.optimizer = Optimizer(
+            self.policy.trainable, config, accelerator, base.hardware.scales_loss
+        )
+        self.method = self._method()
+        self.first_step = self._restore()
+
+    def begin(self, companions: Sequence[str], *, with_preflight: bool) -> None:
+        """Describe the run; before the first step, look at the policy as it is."""
+        self.describe(
+            status="running",
+            **environment(),
+            base={"id": self.base.id, "revision": self.base.revision},
+            hardware=self.base.hardware.reason,
+            seed=self.config.train.seed,
+            parent=self.config.model.adapter,
+            trained_with=list(companions),
+        )
+        if self.config.train.report_to:
+            # trackers take flat tables of plain values
+            settings = {key: str(value) for key, value in flatten(self.config.model_dump()).items()}
+            self.accelerator.init_trackers("gr-pspo", settings)
+        if self.first_step == 0:
+            if with_preflight:
+                self._preflight()
+            self.validate(0)
+
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the metrics of a step, counted from 1."""
+        if self.accelerator.is_main_process:
+            append_json(self.run.metrics, [{"step": step, **metrics}])
+        if self.config.train.report_to:
+            self.accelerator.log(metrics, step=step)
+        if metrics.get("completion/truncated_share", 0) > TRUNCATED_WARNING:
+            self._warn_once(
+                "more than %.0f %% of the completions are cut off at rollout.max_new_tokens=%d and "
+                "mostly count as wrong; raise it",
+                100 * TRUNCATED_WARNING,
+                self.config.rollout.max_new_tokens,
+            )
+
+    def validate(self, step: int) -> None:
+        """Greedy accuracy on held-out problems after `step` steps; the best adapter is kept."""
+        if self.data.validation is None or not self.config.train.validate_every:
+            return
+        result = evaluate(
+            self.policy,
+            self.policy.trained,
+            self.data.validation,
+            Sampling(
+                max_new_tokens=self.config.rollout.max_new_tokens,
+                temperature=0.0,
+                max_rows=self.config.rollout.max_rows,
+                dequantize=self.config.rollout.dequantize,
+            ),
+            seed=VALIDATION_SEED,
+            accelerator=self.accelerator,
+        )
+        score = (result.strict if self.config.reward.strict else result.lenient).value
+        self._record_validation(step, result)
+        # an untrained adapter is no candidate; of equals the later one is kept
+        if step > 0 and (self.best is None or score >= self.best):
+            self.best = score
+            self._save_adapter()
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint after `step` steps."""
+        if self.accelerator.is_main_process:
+            state = {"optimizer": self.optimizer.state_dict(), "best": self.best}
+            keep = self.config.train.keep_checkpoints
+            save_checkpoint(self.run.checkpoints, step, self.policy, state, keep)
+
+    def finish(self) -> None:
+        if self.best is None:  # there was no validation
+            self._save_adapter()
+        steps = self.config.train.steps
+        self.describe(status="finished", steps=steps, best_validation=self.best)
+
+    def describe(self, **facts: Any) -> None:
+        """Merge facts into run.json, from the main process."""
+        if self.accelerator.is_main_process:
+            self.run.describe(**facts)
+
+    # --- setting up ------------------------------------------------------------------------------
+
+    def _method(self) -> Method:
+        problems = self.data.train_set.problems
+        if self.config.method == "sft":
+            return SFT(self.config, self.policy, self.optimizer, problems, self.accelerator)
+        return GRPO(
+            self.config,
+            self.policy,
+            self.optimizer,
+            problems,
+            self.reward,
+            self.accelerator,
+            self.run,
+        )
+
+    def _restore(self) -> int:
+        """Load the newest checkpoint, if any; returns the step to go on with."""
+        path = latest_checkpoint(self.run.checkpoints)
+        if path is None:
+            self._forget_after(-1)  # even the validation before the first step is repeated
+            return 0
+        state = load_checkpoint(path, self.policy)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = state["best"]
+        self._forget_after(state["step"])
+        log.info("resuming from %s", path)
+        return state["step"]
+
+    def _forget_after(self, steps: int) -> None:
+        if self.accelerator.is_main_process:
+            self.run.truncate(steps)
+
+    def _preflight(self) -> None:
+        if self.config.method == "grpo" and self.config.train.preflight_problems:
+            problems = self.data.train_set.problems
+            found = preflight(self.config, self.policy, problems, self.reward)
+            if self.accelerator.is_main_process:
+                print(found, flush=True)
+
+    # --- records ---------------------------------------------------------------------------------
+
+    def _record_validation(self, step: int, result: Evaluation) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        record = {
+            "step": step,
+            "validation/strict": result.strict.value,
+            "validation/lenient": result.lenient.value,
+            "validation/mean_tokens": result.mean_tokens,
+            "validation/truncated_share": result.truncated.value,
+        }
+        append_json(self.run.metrics, [record])
+        tqdm.write(
+            f"{self.run.path.name}, after {step} steps: held-out accuracy {result.strict} strict, "
+            f"{result.lenient} lenient, {result.mean_tokens:.0f} tokens"
+        )
+
+    def _save_adapter(self) -> None:
+        if self.accelerator.is_main_process:
+            try:
+                save_adapter(self.policy, self.run.adapter)
+            except OSError as error:
+                raise RunError(f"could not save {self.run.adapter}: {error.strerror}") from error
+
+    def _warn_once(self, message: str, *values: object) -> None:
+        if message not in self.warned:
+            self.warned.add(message)
+            log.warning(message, *values)
+
+
+def load_training_data(config: Config, base: Base) -> TrainingData:
+    """Load the problems, leave out those with long prompts, hold out the validation problems."""
+    data = config.data
+    problems, dropped = drop_long_prompts(
+        load_problems(data, seed=config.train.seed), base.tokenizer, data.max_prompt_tokens
+    )
+    if dropped:
+        log.warning(
+            "%d problems with prompts over %d tokens are left out", dropped, data.max_prompt_tokens
+        )
+    if data.validation_size == 0:
+        return TrainingData(problems, None)
+    return TrainingData(*split_validation(problems, data.validation_size, config.train.seed))
+
+
+def _warn_about(config: Config) -> None:
+    """Say in words what would puzzle a user later."""
+    if config.optim.learning_rate <= 2e-6:
+        log.warning(
+            "optim.learning_rate=%g is a full fine-tuning rate; LoRA learns next to nothing "
+            "below about 1e-5",
+            config.optim.learning_rate,
+        )
+    if config.method != "grpo":
+        return
+    if config.train.updates_per_rollout == 1 and config.objective.resolved_old_policy == "sampler":
+        log.info(
+            "One update per rollout: every ratio is 1, so no trust region acts and clip, noclip "
+            "and pspo differ by a constant factor only. Set train.updates_per_rollout=2 to "
+            "compare them."
+        )
+    if config.rollout.top_p < 1 or config.rollout.top_k > 0:
+        log.warning(
+            "top_p or top_k truncates what is sampled, but log-probabilities are those of the "
+            "whole distribution: the gradient is slightly biased"
+        )

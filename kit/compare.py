@@ -1,0 +1,225 @@
+"""`kit compare`: train arms that differ in what is compared and in nothing else, then evaluate.
+
+The folder it leaves: `compare.json`, `<arm>/seed-<s>/` (run folders), `base/eval/` (the bare base).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kit.benchmark import benchmark, table
+from kit.config import Config, flatten, load_config
+from kit.errors import ConfigError
+from kit.models import Base, load_base
+from kit.runs import RunFolder, write_atomically
+from kit.settings import EvalSettings
+from kit.targets import Target, data_config
+from kit.trainer import train_together
+
+SCHEMA = 1  # of compare.json
+OWN = {"output", "train.seed"}  # every run has its own
+DECLARED = ("objective",)
+MAY_VARY = ("objective", "optim", "lora", "reward", "train.updates_per_rollout")
+
+
+def compare(
+    recipes: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    *,
+    seeds: Sequence[int] = (0,),
+    vary: Sequence[str] = (),
+    output: Path,
+    data: Sequence[str] = (),
+    data_dir: str | None = None,
+    settings: EvalSettings | None = None,
+    command: str | None = None,
+) -> Path:
+    """Train every arm with every seed, then evaluate the base and all adapters on the same
+    problems; returns `output`.
+
+    What is finished is not done again, what is unfinished goes on. All arms of a seed train in one
+    process on one base. `vary` declares further fields in which arms may differ; `data` names the
+    data sets of the evaluation, by default the one that is trained on (its test problems);
+    `command` is recorded.
+    Raises ConfigError for arms that differ in anything that was not declared.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("kit compare runs in one process; start it without a launcher")
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"seeds must be different numbers from 0 up, got {list(seeds)}")
+    arms = load_arms(recipes, overrides)
+    check_arms(arms, vary)
+    first = next(iter(arms.values()))
+    names = data or [first.data.name]
+    sets = [data_config(name, first.data, data_dir=data_dir) for name in names]
+    study = Study(output, arms, seeds)
+    study.describe(status="running", data=names, command=command)
+    base = load_base(first.model)
+    for seed in seeds:
+        if not study.train(seed, base):
+            print(f"stopped; the same command continues {output}")
+            return output
+    results = benchmark(
+        study.targets(),
+        sets,
+        settings or EvalSettings(max_new_tokens=first.rollout.max_new_tokens),
+        base=base,
+        command=command,
+    )
+    print(table(results))
+    study.describe(status="finished")
+    print(f"Tables, plots and statistics: kit report {output}")
+    return output
+
+
+class Study:
+    """The folder of a comparison and what is done in it."""
+
+    def __init__(self, output: Path, arms: Mapping[str, Config], seeds: Sequence[int]) -> None:
+        self.output = output
+        self.arms = arms
+        self.seeds = seeds
+        self.path = output / "compare.json"
+
+    def run(self, arm: str, seed: int) -> RunFolder:
+        return RunFolder(self.output / arm / f"seed-{seed}")
+
+    def train(self, seed: int, base: Base) -> bool:
+        """All unfinished arms of a seed, together; False when the user stopped it.
+
+        Arms that failed stay as they are: their metrics are a result too.
+        """
+        pending = [
+            arm for arm in self.arms if self._status(arm, seed) not in ("finished", "failed")
+        ]
+        if not pending:
+            print(f"seed {seed}: finished already")
+            return True
+        print(f"seed {seed}: {', '.join(pending)}", flush=True)
+        started = time.perf_counter()
+        try:
+            train_together([self._config(arm, seed) for arm in pending], resume=True, base=base)
+        finally:
+            seconds = self.read().get("seconds", {})
+            seconds[str(seed)] = seconds.get(str(seed), 0.0) + time.perf_counter() - started
+            self.describe(seconds=seconds)
+        return all(self._status(arm, seed) in ("finished", "failed") for arm in pending)
+
+    def targets(self) -> list[Target]:
+        """The base and every finished adapter."""
+        first = next(iter(self.arms.values()))
+        prompt = first.data.system_prompt
+        results = self.output / "base" / "eval"
+        targets = [Target(first.model.id, first.model, None, prompt, results)]
+        for arm in self.arms:
+            for seed in self.seeds:
+                run = self.run(arm, seed)
+                if self._status(arm, seed) == "finished":
+                    name, adapter = f"{arm}/seed-{seed}", str(run.adapter)
+                    results = run.path / "eval"
+                    targets.append(
+                        Target(name, first.model, adapter, prompt, results, str(run.path))
+                    )
+        return targets
+
+    def read(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+
+    def describe(self, **facts: Any) -> None:
+        """Merge facts into compare.json."""
+        differing = differing_fields(self.arms)
+        record = self.read() | {
+            "schema": SCHEMA,
+            "arms": {arm: {"differs": values} for arm, values in differing.items()},
+            "seeds": list(self.seeds),
+            "runs": {
+                arm: {
+                    str(seed): str(self.run(arm, seed).path.relative_to(self.output))
+                    for seed in self.seeds
+                }
+                for arm in self.arms
+            },
+            "base": {"id": next(iter(self.arms.values())).model.id, "results": "base"},
+        }
+        self.output.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, json.dumps(record | facts, indent=2) + "\n")
+
+    def _status(self, arm: str, seed: int) -> str | None:
+        return self.run(arm, seed).read_description().get("status")
+
+    def _config(self, arm: str, seed: int) -> Config:
+        config = self.arms[arm]
+        return config.model_copy(
+            update={
+                "output": str(self.run(arm, seed).path),
+                "train": config.train.model_copy(update={"seed": seed}),
+            }
+        )
+
+
+def load_arms(recipes: Sequence[str | Path], overrides: Sequence[str]) -> dict[str, Config]:
+    """{name of the file: configuration}; ConfigError for fewer than two or equal names."""
+    names = [Path(recipe).stem for recipe in recipes]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if len(names) < 2 or repeated:
+        raise ConfigError(
+            f"arms are called like their files, which must differ; got {', '.join(repeated)} twice"
+            if repeated
+            else f"a comparison needs at least two configurations, got {len(names)}"
+        )
+    return {
+        name: load_config(recipe, list(overrides))
+        for name, recipe in zip(names, recipes, strict=True)
+    }
+
+
+def differing_fields(arms: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
+    """{arm: {dotted field: value}} of the fields that are not the same in all arms."""
+    flat = {arm: flatten(config.model_dump(mode="json")) for arm, config in arms.items()}
+    keys = {key for values in flat.values() for key in values} - OWN
+    differing = [
+        key
+        for key in sorted(keys)
+        if len({json.dumps(values.get(key)) for values in flat.values()}) > 1
+    ]
+    return {
+        arm: {key: values[key] for key in differing if key in values}
+        for arm, values in flat.items()
+    }
+
+
+def check_arms(arms: Mapping[str, Config], vary: Sequence[str] = ()) -> None:
+    """Raise ConfigError when arms differ in a field that is not declared, or not at all."""
+    unknown = [field for field in vary if not _is_under(field, MAY_VARY)]
+    if unknown:
+        raise ConfigError(
+            f"arms can not vary in {', '.join(unknown)}: they share base, problems and rollouts; "
+            f"allowed are fields of {', '.join(MAY_VARY)}"
+        )
+    differing = differing_fields(arms)
+    declared = (*DECLARED, *vary)
+    keys = sorted({key for values in differing.values() for key in values})
+    undeclared = [key for key in keys if not _is_under(key, declared)]
+    if undeclared:
+        listed = "; ".join(
+            f"{key}: " + ", ".join(f"{arm} {differing[arm].get(key)!r}" for arm in arms)
+            for key in undeclared
+        )
+        raise ConfigError(
+            f"the arms differ in more than {', '.join(declared)}: {listed}. Make these equal (an "
+            "override key=value holds for all arms), or declare what is compared with --vary"
+        )
+    seen: dict[str, str] = {}
+    for arm, values in differing.items():
+        same = seen.setdefault(json.dumps(values, sort_keys=True), arm)
+        if same != arm:
+            raise ConfigError(f"{same} and {arm} are the same configuration; name each arm once")
+
+
+def _is_under(field: str, prefixes: Sequence[str]) -> bool:
+    return any(field == prefix or field.startswith(f"{prefix}.") for prefix in prefixes)

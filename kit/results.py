@@ -1,0 +1,165 @@
+"""Result files of evaluations: where they are, what they hold, and reading them without a model.
+
+docs/results.md explains every field.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit.errors import ConfigError, ResultsError
+
+SCHEMA = 2  # raised when a field changes its meaning
+
+Row = dict[str, Any]
+Key = tuple[str, float, int]  # (id, temperature, sample)
+
+FIELDS = (
+    *("schema", "status", "data", "tag", "n", "target", "settings", "hardware", "versions", "git"),
+    *("command", "started", "seconds", "tokens_per_second", "results"),
+)
+ROW_FIELDS = (
+    *("id", "temperature", "sample", "question", "answer", "category", "difficulty"),
+    *("completion", "tokens", "truncated"),
+    *("strict_answer", "lenient_answer", "strict", "lenient"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One target on one data set: the figures, and the completions they were counted on."""
+
+    path: Path  # the .json
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the run, adapter or base."""
+        return self.record["target"]["name"]
+
+    @property
+    def data(self) -> str:
+        return self.record["data"]
+
+    @property
+    def base(self) -> str:
+        return self.record["target"]["base"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.record["settings"]
+
+    @property
+    def temperatures(self) -> list[float]:
+        """Those there are figures of, in rising order; none while the evaluation is running."""
+        return [entry["temperature"] for entry in self.record["results"]]
+
+    def at(self, temperature: float) -> dict[str, Any]:
+        """The figures of one temperature."""
+        for entry in self.record["results"]:
+            if entry["temperature"] == temperature:
+                return entry
+        there = ", ".join(f"{t:g}" for t in self.temperatures) or "none"
+        raise ResultsError(f"{self.path} has no figures at temperature {temperature:g}; {there}")
+
+    def rows(self, temperature: float | None = None) -> list[Row]:
+        """The completions, of one temperature or of all, in the order they were finished."""
+        rows = read_rows(self.path.with_suffix(".jsonl"))
+        return [row for row in rows if temperature in (None, row["temperature"])]
+
+
+def result_path(folder: Path, data: str, tag: str | None = None) -> Path:
+    """Where the figures on a data set go: `<data>[.<tag>].json`; the completions lie beside it."""
+    if tag is not None and not re.fullmatch(r"[\w-]+", tag):
+        raise ConfigError(f"a tag may have letters, digits, '_' and '-', got {tag!r}")
+    stem = re.sub(r"[^\w.-]", "_", data)
+    return folder / f"{stem}.{tag}.json" if tag else folder / f"{stem}.json"
+
+
+def read_result(path: str | Path) -> Result:
+    """Read a result file; ResultsError when it is missing, broken or of another schema."""
+    path = Path(path)
+    record = _read_json(path)
+    schema = record.get("schema")
+    lacking = [field for field in FIELDS if field not in record]
+    if schema != SCHEMA or lacking:
+        fault = f"lacks {', '.join(lacking)}" if schema == SCHEMA else f"has schema {schema}"
+        raise ResultsError(
+            f"{path} {fault}; this kit reads schema {SCHEMA}: make it anew with: {_command(path)} "
+            "--overwrite"
+        )
+    return Result(path, record)
+
+
+def find_results(folder: str | Path) -> list[Result]:
+    """All results in a run's `eval` folder, sorted by name; [] where there is none."""
+    paths = sorted(Path(folder).glob("*.json"))
+    return [read_result(path) for path in paths if "schema" in _read_json(path)]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The completions in a .jsonl.
+
+    What follows the last line break was cut off by a crash and is left out. ResultsError for
+    everything else that is no row, and for a row that is there twice.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]  # completions may hold other line separators
+    except OSError as error:
+        raise ResultsError(f"cannot read the completions {path}: {error.strerror}") from error
+    rows: dict[Key, Row] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = _parse_row(line)
+            if key_of(row) in rows:
+                raise ValueError(f"{key_of(row)} a second time; did two evaluations write at once?")
+        except ValueError as error:
+            raise ResultsError(
+                f"{path}, line {number} is not usable: {error}. Mend the line, or replace the "
+                "results with --overwrite"
+            ) from None
+        rows[key_of(row)] = row
+    return list(rows.values())
+
+
+def key_of(row: Row) -> Key:
+    return row["id"], row["temperature"], row["sample"]
+
+
+def _parse_row(line: bytes) -> Row:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("a row must be a JSON object")
+    lacking = [field for field in ROW_FIELDS if field not in row]
+    if lacking:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    return row
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ResultsError(
+            f"there are no results at {path} ({error.strerror}); make them with: {_command(path)}"
+        ) from None
+    except ValueError as error:
+        raise ResultsError(
+            f"{path} is not valid JSON ({error}); make it anew with: {_command(path)} --overwrite"
+        ) from None
+    if not isinstance(record, dict):
+        raise ResultsError(
+            f"{path} holds no results; make them anew with: {_command(path)} --overwrite"
+        )
+    return record
+
+
+def _command(path: Path) -> str:
+    """What makes these results, as far as their place tells."""
+    run = path.parent.parent
+    target = run if (run / "config.yaml").is_file() else "RUN_OR_ADAPTER"
+    return f"kit evaluate {target} --data {path.name.partition('.')[0]}"

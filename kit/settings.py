@@ -1,0 +1,96 @@
+"""How an evaluation samples: the settings of `kit evaluate`, typed and closed like a recipe's."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from kit.config import NonNegativeInt, PositiveInt, Section
+from kit.errors import ConfigError
+
+Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+
+
+class EvalSettings(Section):
+    """How answers are sampled: `key=value` arguments of `kit evaluate`."""
+
+    temperature: list[Temperature] = Field(default=[0.0], min_length=1)
+    """One or several, e.g. 0,0.2,0.4; 0 is greedy."""
+    samples: PositiveInt = 1
+    """Completions per problem at each temperature above 0; greedy decoding has always one."""
+    max_new_tokens: PositiveInt = 512
+    """Longer completions are cut off and count as truncated."""
+    seed: NonNegativeInt = 0
+    """Seeds the samples and the choice of problems."""
+    limit: PositiveInt | None = None
+    """Only this many problems, the first after shuffling; None: all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus truncation."""
+    split: Literal["test", "train"] = "test"
+    """Which split, where there are several."""
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",")]
+        return value if isinstance(value, list) else [value]
+
+    @field_validator("temperature")
+    @classmethod
+    def _rising(cls, value: list[float]) -> list[float]:
+        return sorted(set(value))
+
+    @model_validator(mode="after")
+    def _several_differ(self) -> EvalSettings:
+        if self.samples > 1 and not any(self.temperature):
+            raise ValueError(
+                f"samples = {self.samples} needs a temperature above 0: greedy samples are equal"
+            )
+        return self
+
+    def samples_at(self, temperature: float) -> int:
+        return self.samples if temperature > 0 else 1
+
+    def joined(self, before: dict[str, Any]) -> EvalSettings:
+        """These settings grown to cover those of a result file."""
+        limits = (self.limit, before["limit"])
+        return self.model_copy(
+            update={
+                "temperature": sorted({*self.temperature, *before["temperatures"]}),
+                "samples": max(self.samples, before["samples"]),
+                "limit": None if None in limits else max(limits),
+            }
+        )
+
+
+def read_settings(pairs: Sequence[str]) -> EvalSettings:
+    """Settings from `key=value` texts; ConfigError for an unknown key or a value out of range."""
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or key not in EvalSettings.model_fields:
+            known = list(EvalSettings.model_fields)
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(known)}"
+            raise ConfigError(f"unknown setting {key!r}, {hint}")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            values[key] = text
+    try:
+        return EvalSettings(**values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _explain(error: Any) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    name = ".".join(str(part) for part in error["loc"])
+    return f"{name} = {error['input']!r} is not allowed: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,237 @@
+"""Statistics of right and wrong answers: intervals, pass@k, majority votes, paired differences.
+
+P problems, K samples of each, S training seeds. All intervals are at 95 %; resampling uses a fixed
+seed, so that a report made twice says the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from scipy.special import comb
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Proportion:
+    """`count` of `n`, with Wilson's interval.
+
+    Several samples of one problem are not independent; `effective_n` is then the number of
+    independent ones whose mean would vary as much (n where it is None).
+    """
+
+    count: int
+    n: int
+    effective_n: float | None = None
+
+    @classmethod
+    def of_samples(cls, right_P_K: ArrayLike) -> Proportion:
+        """Right answers among K samples of each of P problems; (P, K) of 0 and 1."""
+        right = np.asarray(right_P_K, dtype=float)
+        if right.ndim != 2:
+            raise ValueError(f"right must be (P, K), got shape {right.shape}")
+        problems, samples = right.shape
+        count, n = int(right.sum()), right.size
+        if samples == 1 or n == 0:
+            return cls(count, n)
+        mean = count / n
+        if problems == 1 or mean in (0, 1):  # how much problems differ cannot be seen
+            return cls(count, n, problems)
+        variance = right.mean(axis=1).var(ddof=1) / problems
+        # never fewer than the problems, never more than the samples
+        effective = mean * (1 - mean) / variance if variance > 0 else n
+        return cls(count, n, float(np.clip(effective, problems, n)))
+
+    @property
+    def value(self) -> float:
+        """The share; nan where n is 0."""
+        return self.count / self.n if self.n else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        if self.n == 0:
+            return float("nan"), float("nan")
+        n = self.effective_n or self.n
+        low, high = proportion_confint(self.value * n, n, alpha=1 - LEVEL, method="wilson")
+        # rounding leaves 3e-17 where the bound is 0
+        return min(float(low), self.value), max(float(high), self.value)
+
+    def record(self) -> dict[str, Any]:
+        """For JSON; value and interval are null where there is nothing to count."""
+        if self.n == 0:
+            return {"value": None, "ci95": None, "count": 0, "n": 0}
+        return {
+            "value": self.value,
+            "ci95": list(self.interval),
+            "count": self.count,
+            "n": self.n,
+        }
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.1%} [{low:.1%}, {high:.1%}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure and the bounds of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def record(self) -> dict[str, Any]:
+        return {"value": self.value, "ci95": [self.low, self.high]}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much higher `a` is than `b` on the same problems, and how sure that is."""
+
+    value: float  # mean of a - b
+    low: float
+    high: float
+    p: float
+    test: str  # which test `p` comes from
+    only_a: int  # (problem, seed) pairs where a is better
+    only_b: int
+    problems: int
+    seeds: int
+
+
+def bootstrap_mean(values: ArrayLike) -> Estimate:
+    """Mean of independent values with a bootstrap interval; (P,), at least one."""
+    values = np.asarray(values, dtype=float)
+    mean = float(values.mean())
+    if len(values) < 2 or np.ptp(values) == 0:
+        return Estimate(mean, mean, mean)
+    interval = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        batch=1000,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(mean, float(interval.low), float(interval.high))
+
+
+def pass_at_k(right_P_K: ArrayLike, k: int) -> Estimate:
+    """Probability that at least one of k samples is right, 1 - C(K - c, k) / C(K, k) per problem
+    with c right ones (arXiv 2107.03374, equation 1); the interval resamples problems."""
+    right = np.asarray(right_P_K, dtype=int)
+    samples = right.shape[1]
+    if not 1 <= k <= samples:
+        raise ValueError(f"k must be 1 to {samples} (the samples there are), got {k}")
+    wrong = samples - right.sum(axis=1)
+    return bootstrap_mean(1 - comb(wrong, k) / comb(samples, k))
+
+
+def majority_at_k(
+    answers_P_K: Sequence[Sequence[Hashable | None]], right_P_K: ArrayLike, k: int
+) -> Estimate:
+    """Share of problems whose most frequent answer among the first k samples is right.
+
+    None does not vote; a problem without any vote counts as wrong. Where answers tie, the problem
+    counts with the share of right ones among them, so that order decides nothing.
+    """
+    right = np.asarray(right_P_K, dtype=bool)
+    values = []
+    for answers, verdicts in zip(answers_P_K, right, strict=True):
+        votes: dict[Hashable, int] = {}
+        is_right: dict[Hashable, bool] = {}
+        for answer, verdict in zip(answers[:k], verdicts[:k], strict=True):
+            if answer is not None:
+                votes[answer] = votes.get(answer, 0) + 1
+                is_right[answer] = bool(verdict)
+        most = max(votes.values(), default=0)
+        first = [is_right[answer] for answer, count in votes.items() if count == most]
+        values.append(float(np.mean(first)) if first else 0.0)
+    return bootstrap_mean(values)
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
+    """Compare two arms on the same problems: (S, P) each, values in [0, 1].
+
+    Row s of both is training seed s; a value is a verdict or a mean over samples. The interval
+    resamples seeds and problems together (the pigeonhole bootstrap, Owen 2007, Ann. Appl. Stat. 1),
+    because the problems are the same under every seed; with one seed it resamples problems alone
+    and says nothing about other seeds. `p` is McNemar's exact test where there is one verdict per
+    problem; else a sign-flip test of the problems' mean differences, given these adapters.
+    """
+    left, right = np.atleast_2d(np.asarray(a, float)), np.atleast_2d(np.asarray(b, float))
+    if left.shape != right.shape or left.size == 0:
+        raise ValueError(f"both arms need the same (S, P) values, got {left.shape}, {right.shape}")
+    difference = left - right
+    seeds, problems = difference.shape
+    low, high = np.quantile(_resampled_means(difference), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    one_verdict = seeds == 1 and bool(np.isin([left, right], (0, 1)).all())
+    return Difference(
+        value=float(difference.mean()),
+        low=float(low),
+        high=float(high),
+        p=mcnemar_exact(left[0], right[0]) if one_verdict else _sign_flip(difference.mean(axis=0)),
+        test="McNemar, exact" if one_verdict else "sign flips over problems",
+        only_a=int((difference > 0).sum()),
+        only_b=int((difference < 0).sum()),
+        problems=problems,
+        seeds=seeds,
+    )
+
+
+def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
+    """Two-sided p of McNemar's exact test for verdicts (P,) of two arms on the same problems."""
+    left, right = np.asarray(a, bool), np.asarray(b, bool)
+    table = [
+        [int((left & right).sum()), int((left & ~right).sum())],
+        [int((~left & right).sum()), int((~left & ~right).sum())],
+    ]
+    return float(mcnemar(table, exact=True).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction for testing several times; never below the p it corrects."""
+    if not p_values:
+        return []
+    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+
+
+def _resampled_means(difference: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(RESAMPLES,) means of (S, P) values with rows and columns drawn with replacement."""
+    rng = np.random.default_rng(0)
+    seeds, problems = difference.shape
+    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
+    means = np.empty(RESAMPLES)
+    for start in range(0, RESAMPLES, 1000):  # in parts: a count for every problem is large
+        part = slice(start, start + 1000)
+        columns = rng.multinomial(problems, np.full(problems, 1 / problems), size=1000) / problems
+        means[part] = ((rows[part] @ difference) * columns).sum(axis=1)
+    return means
+
+
+def _sign_flip(values: NDArray[np.float64]) -> float:
+    """p of a mean of 0 when each value's sign is as likely as the other."""
+    values = values[values != 0]  # a zero stays what it is
+    if len(values) == 0:
+        return 1.0
+    result = stats.permutation_test(
+        (values,),
+        lambda x, axis: x.mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=1000,
+        rng=np.random.default_rng(0),
+    )
+    return float(result.pvalue)

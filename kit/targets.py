@@ -1,0 +1,157 @@
+"""What an evaluation is asked about: run folders, adapters and bare bases, and their problems."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kit.adapters import CONFIG, read_adapter_config
+from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
+from kit.errors import AdapterError, ConfigError
+from kit.runs import RunFolder
+
+# fields that decide which problems there are and when an answer is right; `name` aside
+PROBLEM_FIELDS = {"categories", "options", "question_column", "answer_column", "verifier"}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Something to evaluate: an adapter or, with none, the bare base."""
+
+    name: str
+    model: ModelConfig
+    adapter: str | None  # folder or hub id
+    system_prompt: str
+    results: Path  # folder of its result files
+    run: str | None = None  # the run folder the adapter is from
+
+
+def resolve_targets(
+    names: Sequence[str], base_id: str | None = None, system_prompt: str | None = None
+) -> list[Target]:
+    """Run folders, adapters (folders or hub ids) and, first, the bare base `base_id`.
+
+    `system_prompt` None is each run's own, and the kit's outside runs. Raises AdapterError for
+    what is no adapter, ConfigError for targets that cannot be evaluated together.
+    """
+    targets = [_resolve(name, system_prompt) for name in names]
+    if base_id is not None:
+        model = next((t.model for t in targets if t.model.id == base_id), ModelConfig(id=base_id))
+        default = targets[0].system_prompt if targets else SYSTEM_PROMPT
+        prompt = default if system_prompt is None else system_prompt
+        targets.insert(0, Target(base_id, model, None, prompt, _outside_runs(base_id)))
+    names_there = Counter(target.name for target in targets)
+    targets = [replace(t, name=t.run) if t.run and names_there[t.name] > 1 else t for t in targets]
+    check_targets(targets)
+    return targets
+
+
+def check_targets(targets: Sequence[Target]) -> None:
+    """Raise ConfigError unless one base, prompt and set of problems fits all of them."""
+    if not targets:
+        raise ConfigError("nothing to evaluate: name run folders or adapters, or --base MODEL")
+    for what, values in (
+        ("name", [target.name for target in targets]),
+        ("folder of results", [str(target.results.resolve()) for target in targets]),
+    ):
+        repeated = [value for value, count in Counter(values).items() if count > 1]
+        if repeated:
+            raise ConfigError(f"two targets have the same {what}, {repeated[0]}; name each once")
+    bases = sorted({f"{t.model.id} ({t.model.quantization})" for t in targets})
+    revisions = sorted({t.model.revision for t in targets if t.model.revision})
+    if len(bases) > 1 or len(revisions) > 1:
+        different = bases if len(bases) > 1 else [f"{bases[0]} at {r}" for r in revisions]
+        raise ConfigError(
+            f"the targets have different bases ({', '.join(different)}); evaluate them separately"
+        )
+    if len({target.system_prompt for target in targets}) > 1:
+        prompts = "; ".join(f"{target.name}: {target.system_prompt!r}" for target in targets)
+        raise ConfigError(
+            f"the targets have different system prompts ({prompts}); evaluate them separately, or "
+            "choose that of adapters outside runs with --system-prompt"
+        )
+
+
+def shared_model(targets: Sequence[Target]) -> ModelConfig:
+    """The base of all targets, at the revision that any of them names."""
+    model = targets[0].model
+    revision = next((t.model.revision for t in targets if t.model.revision), None)
+    return model.model_copy(update={"revision": revision})
+
+
+def resolve_data(
+    names: Sequence[str], targets: Sequence[Target], data_dir: str | None = None
+) -> list[DataConfig]:
+    """The data sets of these names, as the runs that were trained on them describe them.
+
+    `data_dir` None is that of the runs, where it has the data set. Raises ConfigError when two
+    runs describe one differently.
+    """
+    runs = {t.name: RunFolder(t.run).load_config().data for t in targets if t.run}
+    configs = []
+    for name in dict.fromkeys(names):
+        config = data_config(name, *runs.values(), data_dir=data_dir)
+        for run, trained_on in runs.items():
+            for field in sorted(PROBLEM_FIELDS):
+                own, shared = getattr(trained_on, field), getattr(config, field)
+                if trained_on.name == name and own != shared:
+                    raise ConfigError(
+                        f"the runs have different problems of {name}: data.{field} is {own!r} in "
+                        f"{run} but {shared!r} in another; evaluate them separately"
+                    )
+        configs.append(config)
+    return configs
+
+
+def data_config(name: str, *trained_on: DataConfig, data_dir: str | None = None) -> DataConfig:
+    """The data set `name`: the first of `trained_on` with that name, else with the defaults.
+
+    `data_dir` None is the first folder of `trained_on` that has the data set.
+    """
+    config = next((c for c in trained_on if c.name == name), DataConfig(name=name))
+    folders = [c.data_dir for c in (config, *trained_on) if c.data_dir]
+    there = (folder for folder in folders if (Path(folder).expanduser() / name).is_dir())
+    return config.model_copy(update={"data_dir": data_dir or next(there, None)})
+
+
+def _resolve(name: str, system_prompt: str | None) -> Target:
+    run = RunFolder(name)
+    if not run.exists:
+        settings = read_adapter_config(name)
+        base_id = settings.get("base_model_name_or_path")
+        if not base_id:
+            raise AdapterError(
+                f"the adapter {name} names no base model; write its hub id or folder into "
+                f"base_model_name_or_path of {CONFIG}"
+            )
+        model = ModelConfig(id=base_id, revision=settings.get("revision"))
+        prompt = SYSTEM_PROMPT if system_prompt is None else system_prompt
+        return Target(name, model, name, prompt, _outside_runs(name))
+    if not run.adapter.is_dir():
+        status = run.read_description().get("status", "unknown")
+        raise AdapterError(
+            f"{run.path} has no adapter yet (status: {status}); go on with: "
+            f"kit train {run.path} --resume"
+        )
+    config = run.load_config()
+    if system_prompt not in (None, config.data.system_prompt):
+        raise ConfigError(
+            f"{run.path} was trained with the system prompt {config.data.system_prompt!r}, not "
+            f"{system_prompt!r}; leave --system-prompt out, or evaluate {run.adapter} instead"
+        )
+    # the base exactly as it was trained on, even where its default branch has moved on
+    revision = config.model.revision or read_adapter_config(str(run.adapter)).get("revision")
+    return Target(
+        name=run.path.resolve().name,
+        model=config.model.model_copy(update={"revision": revision}),
+        adapter=str(run.adapter),
+        system_prompt=config.data.system_prompt,
+        results=run.path / "eval",
+        run=str(run.path),
+    )
+
+
+def _outside_runs(name: str) -> Path:
+    return Path("runs") / "eval" / name.strip("/").replace("/", "_")

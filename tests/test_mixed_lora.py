@@ -1,0 +1,91 @@
+"""Rows of many adapters in one batch: the numbers each adapter computes alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from torch import nn
+
+from kit.config import LoraConfig
+from kit.mixed_lora import is_plain, mixed_lora
+from kit.models import add_lora, dequantized
+from kit.policy import BASE, Policy
+
+ADAPTERS = {"one": 2, "two": 4, "three": 3}  # name: rank
+
+
+@pytest.fixture
+def policy(base):
+    """Three adapters of different rank and scaling."""
+    model = None
+    for seed, (name, rank) in enumerate(ADAPTERS.items()):
+        model = add_lora(base, LoraConfig(rank=rank, alpha=6), seed, name=name, model=model)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    yield Policy(base, model, "one")
+    model.unload()
+
+
+def logits(policy, names):
+    """(R, V) after prompts of different length, with padding on the left."""
+    width = 12
+    ids = torch.arange(3, 3 + len(names) * width).view(len(names), width)
+    mask = (torch.arange(width) >= torch.arange(len(names))[:, None] % 4).long()
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with policy.sampling(), policy.decoder(names) as next_logits:
+        return next_logits(names, input_ids=ids, attention_mask=mask, position_ids=positions)
+
+
+def test_every_row_is_computed_by_its_own_adapter(policy):
+    names = ["two", BASE, "one", "three", "two", BASE, "one"]
+    mixed = logits(policy, names)
+    for name in {*ADAPTERS, BASE}:
+        rows = [i for i, own in enumerate(names) if own == name]
+        alone = logits(policy, [name] * len(names))
+        torch.testing.assert_close(mixed[rows], alone[rows], atol=1e-5, rtol=1e-5)
+        others = [i for i in range(len(names)) if i not in rows]
+        assert ((mixed - alone)[others].abs().amax(dim=1) > 1e-3).all()
+
+
+def test_it_agrees_with_pefts_own_rows(policy, monkeypatch):
+    names = ["two", BASE, "one", "three"]
+    ours = logits(policy, names)
+    monkeypatch.setattr("kit.policy.is_plain", lambda model, adapters: False)
+    torch.testing.assert_close(ours, logits(policy, names), atol=1e-5, rtol=1e-5)
+
+
+def test_it_works_on_unpacked_weights_and_leaves_nothing_behind(policy):
+    names = ["one", "two", BASE]
+    packed = logits(policy, names)
+    with dequantized(policy.causal, "always", policy.base.hardware):
+        torch.testing.assert_close(logits(policy, names), packed, atol=1e-5, rtol=1e-5)
+    assert not [m for m in policy.causal.modules() if "forward" in vars(m)]
+
+
+def test_rows_may_leave_the_batch(policy):
+    ids = torch.arange(3, 9).view(3, 2)
+    with policy.sampling(), mixed_lora(policy.peft, ["one", "two"]) as rows:
+        rows.set(["one", "two", BASE])
+        whole = policy.causal(input_ids=ids).logits
+        rows.set(["two", BASE])
+        part = policy.causal(input_ids=ids[1:]).logits
+    torch.testing.assert_close(part, whole[1:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "special", [{"use_dora": True}, {"lora_bias": True}, {"modules_to_save": ["head"]}]
+)
+def test_adapters_that_are_more_than_two_matrices_are_left_to_peft(special):
+    def model(**settings):
+        layers = nn.Sequential()
+        layers.add_module("body", nn.Linear(4, 4))
+        layers.add_module("head", nn.Linear(4, 4))
+        config = PeftLoraConfig(r=2, target_modules=["body"], **settings)
+        return get_peft_model(layers, config, adapter_name="mine")
+
+    assert is_plain(model(), ["mine"])
+    assert not is_plain(model(**special), ["mine"])
