@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from kit.config import Config, build_config, differences
 from kit.errors import RunError
@@ -24,6 +25,7 @@ MAY_CHANGE = {
     "train.report_to",
     "train.steps",
 }
+LOCK = ".lock"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
@@ -49,26 +51,38 @@ class RunFolder:
 
     @property
     def _is_occupied(self) -> bool:
-        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        if not self.path.is_dir():
+            return self.path.exists()
+        return any(path.name != LOCK for path in self.path.iterdir())
 
-    def open(self, config: Config, resume: bool) -> None:
-        """Create the folder, or accept an existing one for resuming.
+    def open(self, config: Config, resume: bool) -> FileLock:
+        """Create the folder, or accept an existing one for resuming; release the lock at the end.
 
         Raises RunError when it holds a run and `resume` is off, a run of another configuration,
-        or something that is not a run; or when it cannot be written.
+        or something that is not a run; when another process trains in it; or when it cannot be
+        written.
         """
         if self.has_results:
             self._accept(config, resume)
         elif not self.exists and self._is_occupied:
             raise RunError(f"{self.path} exists and is not a run folder; choose another output=…")
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK)
+            lock.acquire(timeout=0)
+            self.checkpoints.mkdir(exist_ok=True)
             write_atomically(
                 self.path / "config.yaml",
                 yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
             )
+        except Timeout:
+            raise RunError(
+                f"another process is training in {self.path}; wait for it, or choose another "
+                "output=…"
+            ) from None
         except OSError as error:
             raise RunError(f"cannot write the run folder {self.path}: {error.strerror}") from error
+        return lock
 
     def load_config(self) -> Config:
         """The resolved configuration the run was started with."""

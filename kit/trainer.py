@@ -13,7 +13,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,10 +74,22 @@ def train_together(
         for config in configs
     ]
     runs = [RunFolder(config.output or "runs/unnamed") for config in configs]
-    if accelerators[0].is_main_process:
-        for run, config in zip(runs, configs, strict=True):
-            run.open(config, resume)
-    accelerators[0].wait_for_everyone()
+    with ExitStack() as locks:
+        if accelerators[0].is_main_process:
+            for run, config in zip(runs, configs, strict=True):
+                locks.callback(run.open(config, resume).release)
+        accelerators[0].wait_for_everyone()
+        _train_together(configs, runs, accelerators, base)
+    return runs
+
+
+def _train_together(
+    configs: Sequence[Config],
+    runs: Sequence[RunFolder],
+    accelerators: Sequence[Accelerator],
+    base: Base | None,
+) -> None:
+    """The run folders are this process's own by now."""
     device = accelerators[0].device
     base = base or load_base(configs[0].model, device if device.type == "cuda" else None)
     trainer = Trainer(base, load_training_data(configs[0], base))
@@ -93,7 +105,6 @@ def train_together(
         raise
     finally:
         trainer.close()
-    return runs
 
 
 class Trainer:

@@ -20,11 +20,11 @@ from kit import checkpoint
 from kit.checkpoint import latest_checkpoint
 from kit.config import build_config
 from kit.errors import AdapterError, DataError, ModelError, RunError, TrainingError
-from kit.evaluate import Proportion
 from kit.models import TRAINED
 from kit.optimizer import learning_rate
 from kit.policy import Policy
 from kit.runs import RunFolder
+from kit.stats import Proportion
 from kit.trainer import read_metrics, train
 
 pytestmark = pytest.mark.smoke
@@ -83,6 +83,17 @@ def test_a_run_leaves_a_folder_that_explains_itself(base, make_config):
     assert {"question", "completion", "reward", "advantage", "strict"} <= samples[0].keys()
     assert latest_checkpoint(run.checkpoints).name == "step-000002"
     assert (run.adapter / "adapter_model.safetensors").is_file()
+
+
+def test_two_processes_do_not_train_in_one_folder(base, make_config):
+    config = make_config(train={"steps": 1})
+    run = RunFolder(config.output)
+    lock = run.open(config, resume=False)  # as another process would
+    with pytest.raises(RunError, match="another process is training in"):
+        train(config, resume=True, base=base)
+    lock.release()
+    assert train(config, base=base).read_description()["status"] == "finished"
+    assert train(config, resume=True, base=base).exists  # and it was given back
 
 
 def test_every_lora_b_moves_and_no_base_weight_does(base, make_config):
