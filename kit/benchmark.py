@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -59,11 +60,12 @@ def benchmark(
     mend: before the base is loaded where possible, and before anything is written.
     """
     check_targets(targets)
-    if len({config.name for config in data}) < len(data):
-        raise ConfigError("a data set is named twice; name each once")
     about = {target.name: _describe(target) for target in targets}
     groups = [_open_group(config, targets, about, settings, tag, overwrite) for config in data]
     ledgers = [ledger for group in groups for ledger in group.values()]
+    shared = [path for path, count in Counter(led.path for led in ledgers).items() if count > 1]
+    if shared:
+        raise ConfigError(f"two data sets would share {shared[0]}; evaluate them one by one")
     if any(ledger.missing for ledger in ledgers):
         with _loaded(targets, base) as (policy, adapters):
             _sample_missing(groups, policy, adapters, environment() | {"command": command})
@@ -85,7 +87,7 @@ def table(results: Sequence[Result]) -> str:
     across = max(len(result.data) for result in results)
     lines = [
         "95 % intervals. Strict: the answer stands as '#### <number>'; lenient: anywhere. pass@k: "
-        "one of k\nis right, majority@k: the most frequent of k is, both strictly.",
+        "one of k\nsamples is strictly right; majority@k: the most frequent answer of k is.",
         f"{'':{width}}  {'':{across}}  {'T':>4} {'n':>5}  {'strict':^22}  {'lenient':^22}  "
         f"{'tokens':>6}  {'cut off':>7}",
     ]

@@ -148,7 +148,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     names = [argument for argument in options.targets if argument not in pairs]
     targets = resolve_targets(names, options.base, options.system_prompt)
-    data = resolve_data(options.data.split(","), targets, options.data_dir)
+    data = resolve_data(_listed(options.data), targets, options.data_dir)
     results = benchmark(
         targets,
         data,

@@ -11,15 +11,14 @@ from kit.config import Config, load_config
 from kit.hardware import peak_memory_mb, reset_peak_memory
 from kit.models import Base, load_base
 from kit.results import Result
-from kit.runs import RunFolder, write_atomically
+from kit.runs import RunFolder, read_metrics, write_atomically
 from kit.settings import EvalSettings
 from kit.targets import Target
-from kit.trainer import read_metrics, train
+from kit.trainer import train_together
 
 ARMS = ("clip", "noclip", "pspo")
 RECIPE = Path(__file__).parent / "assets" / "demo.yaml"
 TEST_PROBLEMS = 300
-TEST_SEED = 500_000  # reasoning_gym makes problem i from seed + i; training's start at 0
 
 
 def demo(output: Path) -> list[dict[str, Any]]:
@@ -29,20 +28,25 @@ def demo(output: Path) -> list[dict[str, Any]]:
     """
     configs = {arm: arm_config(arm, output) for arm in ARMS}
     base = load_base(configs[ARMS[0]].model)
-    for number, (arm, config) in enumerate(configs.items(), start=1):
-        run = RunFolder(output / arm)
-        if run.read_description().get("status") == "finished":
-            print(f"{arm}: finished already, in {run.path}")
-            continue
-        print(f"\n[{number}/{len(ARMS)}] {arm}: {config.train.steps} steps", flush=True)
-        run = train(config, resume=run.exists, base=base)
-        if run.read_description().get("status") != "finished":
-            return []  # stopped by the user; the trainer has said how to go on
+    unfinished = [arm for arm in ARMS if not _is_finished(output / arm)]
+    for arm in ARMS:
+        if arm not in unfinished:
+            print(f"{arm}: finished already, in {output / arm}")
+    if unfinished:
+        steps = configs[ARMS[0]].train.steps
+        print(f"\n{', '.join(unfinished)}: {steps} steps together", flush=True)
+        train_together([configs[arm] for arm in unfinished], resume=True, base=base)
+    if not all(_is_finished(output / arm) for arm in ARMS):
+        return []  # stopped by the user; the trainer has said how to go on
     summary = compare(base, configs, output)
     write_atomically(output / "summary.json", json.dumps(summary, indent=2) + "\n")
     print(table(summary))
     print(where_to_look(output))
     return summary
+
+
+def _is_finished(folder: Path) -> bool:
+    return RunFolder(folder).read_description().get("status") == "finished"
 
 
 def arm_config(arm: str, output: Path) -> Config:

@@ -149,14 +149,17 @@ def load_adapters(base: Base, adapters: dict[str, str], onto: PeftModel | None =
     Raises AdapterError for a missing or unsafe file or an adapter of another base.
     """
     model: Any = onto or base.model
-    for name, source in adapters.items():
+    for source in adapters.values():  # all of them, before any changes the base
         check_adapter(base, source)
+    for name, source in adapters.items():
         try:
             if isinstance(model, PeftModel):
                 model.load_adapter(source, adapter_name=name)
             else:
                 model = PeftModel.from_pretrained(model, source, adapter_name=name)
         except (OSError, RuntimeError, ValueError) as error:
+            if onto is None and isinstance(model, PeftModel):
+                model.unload()
             reason = str(error).strip().splitlines()[0]
             raise AdapterError(f"cannot load the adapter {source}: {reason}") from error
     model.eval()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import ConfigError, ResultsError
+from kit.sources import READERS
 
 SCHEMA = 2  # raised when a field changes its meaning
 
@@ -64,7 +65,9 @@ class Result:
             if entry["temperature"] == temperature:
                 return entry
         there = ", ".join(f"{t:g}" for t in self.temperatures) or "none"
-        raise ResultsError(f"{self.path} has no figures at temperature {temperature:g}; {there}")
+        raise ResultsError(
+            f"{self.path} has no figures at temperature {temperature:g}; there are {there}"
+        )
 
     def rows(self, temperature: float | None = None) -> list[Row]:
         """The completions, of one temperature or of all, in the order they were finished."""
@@ -76,7 +79,8 @@ def result_path(folder: Path, data: str, tag: str | None = None) -> Path:
     """Where the figures on a data set go: `<data>[.<tag>].json`; the completions lie beside it."""
     if tag is not None and not re.fullmatch(r"[\w-]+", tag):
         raise ConfigError(f"a tag may have letters, digits, '_' and '-', got {tag!r}")
-    stem = re.sub(r"[^\w.-]", "_", data)
+    path = Path(data)
+    stem = re.sub(r"[^\w.-]", "_", path.stem if path.suffix.lower() in READERS else data)
     return folder / f"{stem}.{tag}.json" if tag else folder / f"{stem}.json"
 
 
@@ -84,21 +88,20 @@ def read_result(path: str | Path) -> Result:
     """Read a result file; ResultsError when it is missing, broken or of another schema."""
     path = Path(path)
     record = _read_json(path)
-    schema = record.get("schema")
+    if not _holds_results(record):
+        raise ResultsError(f"{path} holds no results; make them anew with: {_anew(path)}")
     lacking = [field for field in FIELDS if field not in record]
-    if schema != SCHEMA or lacking:
-        fault = f"lacks {', '.join(lacking)}" if schema == SCHEMA else f"has schema {schema}"
-        raise ResultsError(
-            f"{path} {fault}; this kit reads schema {SCHEMA}: make it anew with: {_command(path)} "
-            "--overwrite"
-        )
+    if record["schema"] != SCHEMA or lacking:
+        old = f"has schema {record['schema']}, this kit reads {SCHEMA}"
+        fault = old if record["schema"] != SCHEMA else f"lacks {', '.join(lacking)}"
+        raise ResultsError(f"{path} {fault}; make it anew with: {_anew(path, record['data'])}")
     return Result(path, record)
 
 
 def find_results(folder: str | Path) -> list[Result]:
-    """All results in a run's `eval` folder, sorted by name; [] where there is none."""
+    """All results in a folder such as a run's `eval`, sorted by name; [] where there is none."""
     paths = sorted(Path(folder).glob("*.json"))
-    return [read_result(path) for path in paths if "schema" in _read_json(path)]
+    return [read_result(path) for path in paths if _holds_results(_read_json(path))]
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -140,26 +143,26 @@ def _parse_row(line: bytes) -> Row:
     return row
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Any:
     try:
-        record = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise ResultsError(
-            f"there are no results at {path} ({error.strerror}); make them with: {_command(path)}"
+            f"there are no results at {path} ({error.strerror}); make them with: {_anew(path)}"
         ) from None
     except ValueError as error:
         raise ResultsError(
-            f"{path} is not valid JSON ({error}); make it anew with: {_command(path)} --overwrite"
+            f"{path} is not valid JSON ({error}); make it anew with: {_anew(path)}"
         ) from None
-    if not isinstance(record, dict):
-        raise ResultsError(
-            f"{path} holds no results; make them anew with: {_command(path)} --overwrite"
-        )
-    return record
 
 
-def _command(path: Path) -> str:
-    """What makes these results, as far as their place tells."""
+def _holds_results(record: Any) -> bool:
+    """Of any schema: other files of the kit have one too, but no data set."""
+    return isinstance(record, dict) and "schema" in record and isinstance(record.get("data"), str)
+
+
+def _anew(path: Path, data: str | None = None) -> str:
+    """The command that makes these results, as far as their place tells."""
     run = path.parent.parent
     target = run if (run / "config.yaml").is_file() else "RUN_OR_ADAPTER"
-    return f"kit evaluate {target} --data {path.name.partition('.')[0]}"
+    return f"kit evaluate {target} --data {data or path.name.partition('.')[0]} --overwrite"

@@ -104,7 +104,7 @@ class RunFolder:
         """Forget what was recorded after `steps` steps: it will be written again."""
         for path in (self.metrics, self.samples, self.nonfinite):
             if path.is_file():
-                lines = path.read_text(encoding="utf-8").splitlines()
+                lines = path.read_text(encoding="utf-8").split("\n")
                 kept = [line for line in lines if _step_of(line) <= steps]
                 write_atomically(path, "".join(line + "\n" for line in kept))
 
@@ -123,6 +123,18 @@ class RunFolder:
                 f"{self.path} already holds a run (status: {status}); add --resume to continue it "
                 "or choose another output=…"
             )
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut off by a crash is left out."""
+    *lines, _ = Path(path).read_text(encoding="utf-8").split("\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise RunError(f"{path}, line {number} is not valid JSON") from error
+    return records
 
 
 def append_json(path: Path, records: list[dict[str, Any]]) -> None:

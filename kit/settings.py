@@ -73,7 +73,9 @@ def read_settings(pairs: Sequence[str]) -> EvalSettings:
     values = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        if not equals or key not in EvalSettings.model_fields:
+        if not equals:
+            raise ConfigError(f"setting {pair!r} must have the form key=value")
+        if key not in EvalSettings.model_fields:
             known = list(EvalSettings.model_fields)
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(known)}"

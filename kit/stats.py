@@ -166,23 +166,29 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
 
     Row s of both is training seed s; a value is a verdict or a mean over samples. The interval
     resamples seeds and problems together (the pigeonhole bootstrap, Owen 2007, Ann. Appl. Stat. 1),
-    because the problems are the same under every seed; with one seed it resamples problems alone
-    and says nothing about other seeds. `p` is McNemar's exact test where there is one verdict per
-    problem; else a sign-flip test of the problems' mean differences, given these adapters.
+    because the problems are the same under every seed, and `p` is that of the same bootstrap. With
+    one seed problems alone are resampled, which says nothing about other seeds; `p` is then
+    McNemar's exact test, or, where values are means over samples, a sign-flip test over problems.
     """
     left, right = np.atleast_2d(np.asarray(a, float)), np.atleast_2d(np.asarray(b, float))
     if left.shape != right.shape or left.size == 0:
         raise ValueError(f"both arms need the same (S, P) values, got {left.shape}, {right.shape}")
     difference = left - right
     seeds, problems = difference.shape
-    low, high = np.quantile(_resampled_means(difference), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    one_verdict = seeds == 1 and bool(np.isin([left, right], (0, 1)).all())
+    means = _resampled_means(difference)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if seeds > 1:
+        test, p = "bootstrap over seeds and problems", _bootstrap_p(means)
+    elif np.isin([left, right], (0, 1)).all():
+        test, p = "McNemar, exact", mcnemar_exact(left[0], right[0])
+    else:
+        test, p = "sign flips over problems", _sign_flip(difference[0])
     return Difference(
         value=float(difference.mean()),
         low=float(low),
         high=float(high),
-        p=mcnemar_exact(left[0], right[0]) if one_verdict else _sign_flip(difference.mean(axis=0)),
-        test="McNemar, exact" if one_verdict else "sign flips over problems",
+        p=p,
+        test=test,
         only_a=int((difference > 0).sum()),
         only_b=int((difference < 0).sum()),
         problems=problems,
@@ -218,6 +224,12 @@ def _resampled_means(difference: NDArray[np.float64]) -> NDArray[np.float64]:
         columns = rng.multinomial(problems, np.full(problems, 1 / problems), size=1000) / problems
         means[part] = ((rows[part] @ difference) * columns).sum(axis=1)
     return means
+
+
+def _bootstrap_p(means: NDArray[np.float64]) -> float:
+    """Two-sided p of a difference of 0: twice the share of resamples on its rarer side."""
+    rarer = min((means <= 0).sum(), (means >= 0).sum())
+    return float(min(1.0, 2 * (rarer + 1) / (len(means) + 1)))
 
 
 def _sign_flip(values: NDArray[np.float64]) -> float:

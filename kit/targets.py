@@ -86,9 +86,11 @@ def resolve_data(
 ) -> list[DataConfig]:
     """The data sets of these names, as the runs that were trained on them describe them.
 
-    `data_dir` None is that of the runs, where it has the data set. Raises ConfigError when two
-    runs describe one differently.
+    `data_dir` None is that of the runs, where it has the data set. Raises ConfigError when none is
+    named or two runs describe one differently.
     """
+    if not names:
+        raise ConfigError("no data set to evaluate on: name one or several with --data")
     runs = {t.name: RunFolder(t.run).load_config().data for t in targets if t.run}
     configs = []
     for name in dict.fromkeys(names):

@@ -8,13 +8,11 @@ updates are taken in turn, and each ends as it would have ended alone.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +22,7 @@ from tqdm.auto import tqdm
 
 from kit.arm import Arm, TrainingData, load_training_data
 from kit.config import Config
-from kit.errors import ConfigError, RunError, TrainingError
+from kit.errors import ConfigError, TrainingError
 from kit.hardware import peak_memory_mb, reset_peak_memory
 from kit.models import TRAINED, Base, load_base
 from kit.rollout import Completion, Sampling, sample
@@ -293,19 +291,6 @@ class Trainer:
                 shown[label] = f"{sum(values) / len(values):.3g}"
         bar.set_postfix(shown, refresh=False)
         bar.update()
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut off by a crash is left out."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    records = []
-    for number, line in enumerate(lines):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            if number + 1 < len(lines):
-                raise RunError(f"{path}, line {number + 1} is not valid JSON") from error
-    return records
 
 
 def _check_shared(configs: Sequence[Config]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -11,9 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kit.benchmark import benchmark, resolve
 from kit.cli import main
-from kit.errors import AdapterError, ConfigError
+from kit.results import read_result
 from kit.trainer import train
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +46,27 @@ def test_help_is_quick_and_loads_no_torch():
         (["train", "configs/smoke.yaml", "rollout.group_size=1"], "group_size = 1"),
         (["evaluate", "--data", "gsm8k"], "nothing to evaluate"),
         (["evaluate", "nowhere", "--data", "gsm8k"], "no adapter at nowhere"),
+        (["evaluate", "--base", "embedded", "--data", ","], "no data set to evaluate on"),
+        (
+            ["evaluate", "--base", "embedded", "--data", "gsm_symbolic,svmap"],
+            "unknown data set 'svmap', did you mean 'svamp'?; it may be gsm8k, svamp, asdiv",
+        ),
+        (
+            ["evaluate", "--base", "embedded", "--data", "gsm8k", "temprature=0.4"],
+            "unknown setting 'temprature', did you mean 'temperature'?",
+        ),
+        (
+            ["evaluate", "temperature=0.4", "--base", "embedded", "--data", "gsm8k", "limit=0"],
+            "limit = 0 is not allowed: input should be greater than or equal to 1",
+        ),
+        (
+            ["evaluate", "--base", "embedded", "--data", "gsm8k", "--samples", "4"],
+            "samples = 4 needs a temperature above 0",
+        ),
+        (
+            ["evaluate", "--base", "embedded", "--data", "gsm8k", "--tag", "a/b"],
+            "a tag may have letters, digits",
+        ),
     ],
 )
 def test_errors_are_one_line_and_exit_with_one(capsys, monkeypatch, arguments, message):
@@ -57,9 +76,18 @@ def test_errors_are_one_line_and_exit_with_one(capsys, monkeypatch, arguments, m
     assert error.startswith("error: ") and message in error
 
 
-def test_unknown_commands_are_refused():
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trian"],
+        ["evaluate", "--base", "embedded"],  # without --data
+        ["evaluate", "--data", "gsm8k", "--tepmerature", "0.4"],
+        ["demo", "extra"],
+    ],
+)
+def test_unknown_commands_and_options_are_refused(arguments):
     with pytest.raises(SystemExit) as refusal:
-        main(["trian"])
+        main(arguments)
     assert refusal.value.code == 2
 
 
@@ -74,37 +102,40 @@ def test_train_then_evaluate(make_config, tmp_path, capsys, monkeypatch):
     assert "kit evaluate runs/tiny" in capsys.readouterr().out
     assert main(["train", str(recipe), "train.steps=1"]) == 1
     assert "add --resume" in capsys.readouterr().err
-    arguments = ["--base", "embedded", "--data", "gsm_symbolic", "--limit", "5"]
-    assert main(["evaluate", "runs/tiny", *arguments, "--max-new-tokens", "16"]) == 0
+    # targets and settings may stand anywhere among the options
+    arguments = ["--data", "gsm_symbolic", "runs/tiny", "--limit", "5", "max_new_tokens=16"]
+    assert main(["evaluate", "temperature=0,1", "--base", "embedded", *arguments]) == 0
     shown = capsys.readouterr().out
-    assert "embedded on gsm_symbolic" in shown and "tiny on gsm_symbolic" in shown
-    for folder in (tmp_path / "runs/tiny/eval", tmp_path / "runs/eval/embedded"):
-        record = json.loads((folder / "gsm_symbolic.json").read_text())
-        rows = [json.loads(line) for line in (folder / "gsm_symbolic.jsonl").open()]
-        assert record["n"] == len(rows) == 5
-        assert record["strict"]["count"] == sum(row["strict"] for row in rows)
-        low, high = record["strict"]["ci95"]
-        assert low <= record["strict"]["value"] <= high
-        assert record["settings"]["max_new_tokens"] == 16
-        assert record["schema"] == 1
+    for name, run in (("embedded", None), ("tiny", "runs/tiny")):
+        path = Path(f"{run or 'runs/eval/embedded'}{'/eval' if run else ''}/gsm_symbolic.json")
+        result = read_result(path)
+        assert (result.name, result.record["target"]["run"]) == (name, run)
+        assert result.temperatures == [0, 1] and result.settings["max_new_tokens"] == 16
+        # the problems are those that the run was trained on, not the 1000 of the default
+        assert result.settings["problems"]["options"] == {"size": 60}
+        rows = result.rows(0)
+        assert result.record["n"] == len(rows) == 5
+        assert result.at(0)["strict"]["count"] == sum(row["strict"] for row in rows)
+        assert f"-> {path}" in shown
+    assert result.record["command"] == (
+        "kit evaluate temperature=0,1 --base embedded --data gsm_symbolic runs/tiny --limit 5 "
+        "max_new_tokens=16"
+    )
+    before = result.path.read_bytes()
+    assert main(["evaluate", "--base", "embedded", *arguments]) == 0  # all of it is there
+    assert result.path.read_bytes() == before
+    assert main(["evaluate", "runs/tiny", "--data", "gsm_symbolic", "--max-new-tokens", "8"]) == 1
+    assert "settings.max_new_tokens: 16 -> 8" in capsys.readouterr().err
 
 
 @pytest.mark.smoke
 def test_evaluating_an_adapter_outside_a_run(base, make_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = train(make_config(train={"steps": 1}), base=base)
-    target = resolve(str(run.adapter))
-    assert (target.model.id, target.adapter) == ("embedded", str(run.adapter))
-    (result,) = benchmark(
-        [str(run.adapter)], base_id=None, data="gsm_symbolic", limit=3, max_new_tokens=8
-    )
-    assert result.strict.n == 3
-
-
-@pytest.mark.smoke
-def test_targets_with_different_bases_are_refused(base, make_config, tmp_path):
-    run = train(make_config(train={"steps": 1}), base=base)
-    with pytest.raises(ConfigError, match="different bases"):
-        benchmark([str(run.path)], base_id="Qwen/Qwen2.5-0.5B", data="gsm_symbolic")
-    with pytest.raises(AdapterError, match="no adapter at"):
-        benchmark([str(tmp_path / "gone")], base_id=None, data="gsm_symbolic")
+    run.adapter.rename("mine")
+    arguments = ["mine", "--data", "gsm_symbolic", "limit=3", "max_new_tokens=8"]
+    assert main(["evaluate", *arguments, "--system-prompt", "Answer."]) == 0
+    result = read_result("runs/eval/mine/gsm_symbolic.json")
+    assert len(result.rows()) == 3
+    assert result.record["target"]["base"] == "embedded"
+    assert result.settings["system_prompt"] == "Answer."

@@ -15,8 +15,9 @@ from kit.compare import check_arms, compare, differing_fields, load_arms
 from kit.errors import ConfigError, TrainingError
 from kit.grpo import GRPO
 from kit.results import read_result
+from kit.runs import read_metrics
 from kit.settings import EvalSettings
-from kit.trainer import read_metrics, train, train_together
+from kit.trainer import train, train_together
 
 REGIONS = {
     "clip": {"trust_region": {"name": "clip"}},

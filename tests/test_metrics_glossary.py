@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.trainer import read_metrics, train
+from kit.runs import read_metrics
+from kit.trainer import train
 
 pytestmark = pytest.mark.smoke
 

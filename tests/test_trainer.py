@@ -23,9 +23,9 @@ from kit.errors import AdapterError, DataError, ModelError, RunError, TrainingEr
 from kit.models import TRAINED
 from kit.optimizer import learning_rate
 from kit.policy import Policy
-from kit.runs import RunFolder
+from kit.runs import RunFolder, read_metrics
 from kit.stats import Proportion
-from kit.trainer import read_metrics, train
+from kit.trainer import train
 
 pytestmark = pytest.mark.smoke
 

@@ -35,11 +35,12 @@ from kit.assets.tiny_problems import (
 )
 from kit.config import SYSTEM_PROMPT, ModelConfig, load_config
 from kit.data import load_problems
-from kit.demo import RECIPE, TEST_SEED
+from kit.demo import RECIPE
 from kit.evaluate import evaluate
 from kit.models import load_base
 from kit.policy import BASE, Policy
 from kit.rollout import Sampling
+from kit.sources import TEST_SEED_OFFSET
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = """\
@@ -229,7 +230,7 @@ def measure(folder: Path, count: int) -> None:
     """Print accuracy on held-out problems in NF4, greedy and at temperature 1, and some answers."""
     policy = Policy(load_base(ModelConfig(id=str(folder)), torch.device("cpu")))
     data = load_config(RECIPE).data
-    held_out = {"options": {**data.options, "seed": TEST_SEED}, "limit": count}
+    held_out = {"options": {**data.options, "seed": TEST_SEED_OFFSET}, "limit": count}
     problem_set = load_problems(data.model_copy(update=held_out))
     for temperature in (0.0, 1.0):
         result = evaluate(policy, BASE, problem_set, Sampling(128, temperature=temperature))

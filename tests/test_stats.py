@@ -1,0 +1,246 @@
+"""Statistics against hand-computed numbers and slow references that share no code with them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from kit.stats import (
+    Estimate,
+    Proportion,
+    bootstrap_mean,
+    holm,
+    majority_at_k,
+    mcnemar_exact,
+    paired_difference,
+    pass_at_k,
+)
+
+Z = 1.959963984540054  # the normal distribution's 97.5 % quantile
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Wilson 1927, written out."""
+    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return centre - half, centre + half
+
+
+# --- proportions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "n"), [(8, 10), (0, 10), (10, 10), (1, 1), (437, 1319)])
+def test_the_interval_is_wilsons(count, n):
+    low, high = Proportion(count, n).interval
+    assert (low, high) == pytest.approx(wilson(count / n, n), abs=1e-12)
+    assert 0 <= low <= count / n <= high <= 1
+
+
+def test_known_wilson_interval():
+    # 8 of 10: (0.8 + 0.19207) / 1.38415 = 0.71674, -+ 0.22657 (= 1.96 / 1.38415 * 0.16)
+    assert Proportion(8, 10).interval == pytest.approx((0.49016, 0.94331), abs=1e-5)
+    assert str(Proportion(8, 10)) == "80.0% [49.0%, 94.3%]"
+
+
+def test_bounds_at_nothing_and_everything_are_exact():
+    for n in range(1, 200):
+        assert Proportion(0, n).interval[0] == 0.0
+        assert Proportion(n, n).interval[1] == 1.0
+
+
+def test_nothing_to_count():
+    empty = Proportion(0, 0)
+    assert math.isnan(empty.value) and all(math.isnan(bound) for bound in empty.interval)
+    assert empty.record() == {"value": None, "ci95": None, "count": 0, "n": 0}
+    assert Proportion.of_samples(np.zeros((0, 4))) == empty
+
+
+def test_samples_of_equal_problems_count_fully_and_of_opposite_problems_once():
+    # each problem is right in 2 of 4: the share is known as from all 16 samples
+    assert Proportion.of_samples([[1, 1, 0, 0]] * 4) == Proportion(8, 16, 16.0)
+    # each problem is all right or all wrong: 4 samples say what one says.
+    # mean 1/2, variance between problems 1/3, of the mean 1/12: (1/4) / (1/12) = 3, at least 4
+    assert Proportion.of_samples([[1] * 4, [1] * 4, [0] * 4, [0] * 4]) == Proportion(8, 16, 4.0)
+
+
+def test_effective_samples_by_hand():
+    # shares 1/2, 1/2, 1, 0: mean 1/2, variance (0 + 0 + 1/4 + 1/4) / 3 = 1/6, of the mean 1/24:
+    # effective (1/4) / (1/24) = 6 of 8 samples
+    share = Proportion.of_samples([[1, 0], [0, 1], [1, 1], [0, 0]])
+    assert (share.count, share.n) == (4, 8)
+    assert share.effective_n == pytest.approx(6, abs=1e-9)
+    assert share.interval == pytest.approx(wilson(0.5, 6), abs=1e-12)
+    assert share.record()["n"] == 8  # what was counted
+
+
+def test_where_problems_cannot_be_told_apart_each_counts_once():
+    assert Proportion.of_samples([[1, 1, 1]] * 5).effective_n == 5
+    assert Proportion.of_samples([[0, 0, 0]] * 5).effective_n == 5
+    assert Proportion.of_samples([[1, 0, 1, 1]]).effective_n == 1
+    assert Proportion.of_samples([[1], [0], [1]]) == Proportion(2, 3)
+
+
+def test_a_vector_is_refused():
+    with pytest.raises(ValueError, match=r"must be \(P, K\), got shape \(3,\)"):
+        Proportion.of_samples([1, 0, 1])
+
+
+def test_intervals_of_clustered_samples_cover():
+    """300 simulated evaluations: 4 samples of 60 problems, most of them nearly sure either way."""
+    rng = np.random.default_rng(5)
+    covered = naive = 0
+    for _ in range(300):
+        difficulty = rng.beta(0.5, 0.5, size=(60, 1))  # mean 0.5, most near 0 or 1
+        right = rng.random((60, 4)) < difficulty
+        low, high = Proportion.of_samples(right).interval
+        covered += low <= 0.5 <= high
+        low, high = Proportion(int(right.sum()), right.size).interval
+        naive += low <= 0.5 <= high
+    assert covered >= 275  # 285 expected, sd 3.8
+    assert naive < 255  # taking samples as independent would promise too much
+
+
+# --- estimates over problems ---------------------------------------------------------------------
+
+
+def test_bootstrap_interval_is_that_of_the_mean():
+    values = np.random.default_rng(1).normal(3, 2, size=400)
+    estimate = bootstrap_mean(values)
+    error = values.std(ddof=0) / math.sqrt(400)
+    assert estimate.value == pytest.approx(values.mean(), abs=1e-12)
+    assert estimate.low == pytest.approx(values.mean() - Z * error, abs=0.1 * error)
+    assert estimate.high == pytest.approx(values.mean() + Z * error, abs=0.1 * error)
+    assert bootstrap_mean(values) == estimate  # the same each time
+    assert estimate.record() == {"value": estimate.value, "ci95": [estimate.low, estimate.high]}
+
+
+def test_values_that_do_not_vary_have_no_width():
+    assert bootstrap_mean([0.25, 0.25, 0.25]) == Estimate(0.25, 0.25, 0.25)
+    assert bootstrap_mean([1]) == Estimate(1, 1, 1)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 6])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(k):
+    right = [[1, 0, 0, 0, 0, 0], [0] * 6, [1, 1, 0, 0, 1, 0], [1] * 6]
+    shares = []
+    for row in right:
+        subsets = list(itertools.combinations(row, k))
+        shares.append(sum(any(subset) for subset in subsets) / len(subsets))
+    assert pass_at_k(right, k).value == pytest.approx(np.mean(shares), abs=1e-12)
+
+
+def test_pass_at_k_by_hand():
+    # 1 of 4 right, k=2: 1 - C(3,2)/C(4,2) = 1 - 3/6; 3 of 4 right: 1 - 0/6
+    assert pass_at_k([[1, 0, 0, 0], [0, 1, 1, 1]], 2).value == 0.75
+    assert pass_at_k([[1, 0, 0, 0], [0, 1, 1, 1]], 1).value == 0.5
+    for k in (0, 5):
+        with pytest.raises(ValueError, match="k must be 1 to 4"):
+            pass_at_k([[1, 0, 0, 0]], k)
+
+
+def test_majority_votes_by_hand():
+    answers = [
+        ["7", "8", "8", None],  # 8 wins with 2 of 3
+        ["5", "6", None, None],  # a tie, and 5 is right: half
+        [None, None, None, None],  # nobody votes: wrong
+        ["1", "2", "2", "2"],  # the first alone is right, the majority is wrong
+    ]
+    right = [[0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
+    assert majority_at_k(answers, right, 4).value == (1 + 0.5 + 0 + 0) / 4
+    assert majority_at_k(answers, right, 1).value == (0 + 1 + 0 + 1) / 4
+    # of two samples: 7 and 8 tie, 5 and 6 tie, nothing, 1 and 2 tie
+    assert majority_at_k(answers, right, 2).value == (0.5 + 0.5 + 0 + 0.5) / 4
+
+
+# --- differences ---------------------------------------------------------------------------------
+
+
+def binomial_p(only_a: int, only_b: int) -> float:
+    """Two-sided exact sign test, summed term by term."""
+    n, k = only_a + only_b, min(only_a, only_b)
+    tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(9, 2), (2, 9), (5, 5), (0, 6), (1, 0), (0, 0)])
+def test_mcnemar_is_the_exact_sign_test_of_disagreements(only_a, only_b):
+    a = [1] * only_a + [0] * only_b + [1, 1, 0, 0, 0]
+    b = [0] * only_a + [1] * only_b + [1, 1, 0, 0, 0]
+    assert mcnemar_exact(a, b) == pytest.approx(binomial_p(only_a, only_b), abs=1e-12)
+
+
+def test_holm_by_hand():
+    # sorted 0.01, 0.02, 0.04: times 3, 2, 1 -> 0.03, 0.04, 0.04
+    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04], abs=1e-12)
+    # 0.5 x 2 is cut at 1, and the one after it is not below it
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0], abs=1e-12)
+    assert holm([0.3]) == [0.3] and holm([]) == []
+
+
+def test_one_verdict_each_is_tested_by_mcnemar():
+    a = [1] * 9 + [0] * 2 + [1] * 30
+    b = [0] * 9 + [1] * 2 + [1] * 30
+    difference = paired_difference(a, b)
+    assert difference.value == pytest.approx(7 / 41, abs=1e-12)
+    assert (difference.only_a, difference.only_b) == (9, 2)
+    assert (difference.problems, difference.seeds) == (41, 1)
+    assert difference.test.startswith("McNemar")
+    assert difference.p == pytest.approx(binomial_p(9, 2), abs=1e-12)
+    assert difference.low < 7 / 41 < difference.high
+    mirrored = paired_difference(b, a)
+    assert mirrored.value == -difference.value and mirrored.p == difference.p
+
+
+def test_shares_are_tested_by_sign_flips():
+    # 5 differences of +0.5: only all plus and all minus are as extreme, 2 of 2^5 sign patterns;
+    # zeros do not flip
+    a, b = [1, 1, 1, 1, 1, 0.5, 0.5], [0.5] * 7
+    assert paired_difference(a, b).p == pytest.approx(2 / 32, abs=1e-12)
+    assert paired_difference(a, b).test.startswith("sign flips")
+
+
+def test_several_seeds_are_tested_by_the_bootstrap_of_their_interval():
+    # +1 on one problem, -0.5 on the other, under both seeds: a quarter of the resamples draws the
+    # second problem twice and is negative, so p = 2 * 1/4
+    difference = paired_difference([[1, 0.0], [1, 0.0]], [[0, 0.5], [0, 0.5]])
+    assert difference.p == pytest.approx(0.5, abs=0.03)
+    assert difference.test.startswith("bootstrap")
+    # two seeds that disagree completely say nothing, however many problems there are
+    opposite = paired_difference([[1] * 50, [0] * 50], [[0] * 50, [1] * 50])
+    assert opposite.p > 0.4 and (opposite.low, opposite.high) == (-1, 1)
+
+
+def test_shapes_must_agree():
+    for a, b in (([1, 0], [1, 0, 1]), ([], []), ([[1, 0]], [[1, 0], [1, 0]])):
+        with pytest.raises(ValueError, match=r"need the same \(S, P\) values"):
+            paired_difference(a, b)
+
+
+def test_several_seeds_widen_the_interval_by_how_much_they_differ():
+    """Both arms answer the same problems; training seeds shift one arm by -0.2, 0 and 0.2."""
+    rng = np.random.default_rng(2)
+    base = rng.random((1, 200)) * 0.5 + 0.25
+    same = np.repeat(base, 3, axis=0)
+    shifted = same + np.array([[-0.2], [0.0], [0.2]])
+    difference = paired_difference(shifted, same)
+    assert difference.value == pytest.approx(0, abs=1e-12)
+    # 3 shifts drawn with replacement: mean 0, sd sqrt(0.0267 / 3) = 0.094; the 95 % range of the
+    # 27 equally likely draws is [-0.2, 0.2], as all three are equal in 1/27 of them
+    assert (difference.low, difference.high) == pytest.approx((-0.2, 0.2), abs=1e-9)
+    assert paired_difference(shifted[1], same[1]).high == pytest.approx(0, abs=1e-12)
+
+
+def test_intervals_of_paired_differences_cover(monkeypatch):
+    """200 simulated comparisons of 60 problems on which `a` is right 10 points more often."""
+    monkeypatch.setattr("kit.stats.RESAMPLES", 1000)
+    rng = np.random.default_rng(9)
+    covered = 0
+    for _ in range(200):
+        difficulty = rng.uniform(0.1, 0.8, size=60)
+        a, b = rng.random(60) < difficulty + 0.1, rng.random(60) < difficulty
+        difference = paired_difference(a, b)
+        covered += difference.low <= 0.1 <= difference.high
+    assert covered >= 180  # 190 expected, sd 3.1
