@@ -30,7 +30,7 @@ from kit.results import Key, Result, Row, read_result, result_path
 from kit.rollout import Completion, Request, Sampling, sample
 from kit.runs import environment
 from kit.settings import EvalSettings
-from kit.targets import Target, check_targets, shared_model
+from kit.targets import Target, check_targets, seen_in_training, shared_model
 from kit.verifiers import NumberVerifier
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def _open_group(
         limited = config.model_copy(update={"limit": limit})
         return load_problems(limited, settings.split, seed=settings.seed)
 
-    return {
+    group = {
         target.name: open_ledger(
             result_path(target.results, config.name, tag),
             *(about[target.name], config, settings, load),
@@ -150,6 +150,17 @@ def _open_group(
         )
         for target in targets
     }
+    for target in targets:
+        ledger = group[target.name]
+        seen = seen_in_training(target, ledger.problem_set)
+        ledger.record["seen_in_training"] = seen
+        if seen:
+            log.warning(
+                "%s was trained on %d of the %d problems of %s: its figures there are not those "
+                "of held-out problems",
+                *(target.name, seen, len(ledger.problems), config.name),
+            )
+    return group
 
 
 @contextmanager

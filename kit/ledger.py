@@ -149,6 +149,7 @@ def _new_record(
         "data": config.name,
         "tag": tag,
         "n": None,
+        "seen_in_training": None,
         "target": dict(target),
         "settings": {
             "system_prompt": config.system_prompt,

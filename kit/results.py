@@ -20,8 +20,9 @@ Row = dict[str, Any]
 Key = tuple[str, float, int]  # (id, temperature, sample)
 
 FIELDS = (
-    *("schema", "status", "data", "tag", "n", "target", "settings", "hardware", "versions", "git"),
-    *("command", "started", "seconds", "tokens_per_second", "results"),
+    *("schema", "status", "data", "tag", "n", "seen_in_training", "target", "settings"),
+    *("hardware", "versions", "git", "command", "started", "seconds", "tokens_per_second"),
+    "results",
 )
 ROW_FIELDS = (
     *("id", "temperature", "sample", "question", "answer", "category", "difficulty"),

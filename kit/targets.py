@@ -9,8 +9,10 @@ from pathlib import Path
 
 from kit.adapters import CONFIG, read_adapter_config
 from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
+from kit.data import ProblemSet, load_problems, split_validation
 from kit.errors import AdapterError, ConfigError
 from kit.runs import RunFolder
+from kit.sources import TASK_PREFIX
 
 # fields that decide which problems there are and when an answer is right; `name` aside
 PROBLEM_FIELDS = {"categories", "options", "question_column", "answer_column", "verifier"}
@@ -116,6 +118,36 @@ def data_config(name: str, *trained_on: DataConfig, data_dir: str | None = None)
     folders = [c.data_dir for c in (config, *trained_on) if c.data_dir]
     there = (folder for folder in folders if (Path(folder).expanduser() / name).is_dir())
     return config.model_copy(update={"data_dir": data_dir or next(there, None)})
+
+
+def seen_in_training(target: Target, problem_set: ProblemSet) -> int | None:
+    """How many of these problems the target's run was trained on; None where that is not known.
+
+    Data sets with one split are trained on and tested on alike. A task makes its test problems
+    from another seed, and the bare base has learned from none.
+    """
+    if target.run is None:
+        return 0 if target.adapter is None else None
+    config = RunFolder(target.run).load_config()
+    is_task = config.data.name == "gsm_symbolic" or config.data.name.startswith(TASK_PREFIX)
+    if config.data.name != problem_set.name or is_task:
+        return 0
+    return len(_trained_on(config.data, config.train.seed) & set(problem_set.problems["question"]))
+
+
+# the arms of a comparison were trained on the same problems
+_TRAINED_ON: dict[tuple[str, int], frozenset[str]] = {}
+
+
+def _trained_on(data: DataConfig, seed: int) -> frozenset[str]:
+    """The questions a run learned from."""
+    key = (data.model_dump_json(), seed)
+    if key not in _TRAINED_ON:
+        problem_set = load_problems(data, seed=seed)
+        if data.validation_size:
+            problem_set, _ = split_validation(problem_set, data.validation_size, seed)
+        _TRAINED_ON[key] = frozenset(problem_set.problems["question"])
+    return _TRAINED_ON[key]
 
 
 def _resolve(name: str, system_prompt: str | None) -> Target:

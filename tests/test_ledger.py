@@ -172,7 +172,7 @@ def test_folders_without_results(tmp_path, opened):
         ("[1]", "holds no results"),
         ('{"schema": 1, "strict": {}}', "holds no results"),
         ('{"schema": 1, "data": "gsm8k"}', "has schema 1, this kit reads 2"),
-        ('{"schema": 2, "data": "gsm8k"}', "lacks status, tag, n, target"),
+        ('{"schema": 2, "data": "gsm8k"}', "lacks status, tag, n, seen_in_training, target"),
     ],
 )
 def test_files_that_are_no_results(tmp_path, content, message):

@@ -12,9 +12,19 @@ import yaml
 from safetensors.torch import save_file
 
 from kit.adapters import adapter_sha256, read_adapter_config
-from kit.config import SYSTEM_PROMPT, DataConfig
+from kit.config import SYSTEM_PROMPT, DataConfig, build_config
+from kit.data import load_problems, split_validation
 from kit.errors import AdapterError, ConfigError
-from kit.targets import check_targets, data_config, resolve_data, resolve_targets, shared_model
+from kit.runs import RunFolder
+from kit.targets import (
+    Target,
+    check_targets,
+    data_config,
+    resolve_data,
+    resolve_targets,
+    seen_in_training,
+    shared_model,
+)
 
 SETTINGS = {
     "peft_type": "LORA",
@@ -220,3 +230,27 @@ def test_a_data_set_nobody_was_trained_on_has_the_defaults():
     trained_on = DataConfig(name="gsm8k", categories=["2 steps"])
     assert data_config("gsm8k", trained_on).categories == ["2 steps"]
     assert data_config("asdiv", trained_on) == DataConfig(name="asdiv")
+
+
+def test_problems_a_run_was_trained_on_are_counted(tmp_path):
+    path = tmp_path / "sums.jsonl"
+    rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = build_config(
+        {
+            "model": {"id": "embedded"},
+            "data": {"name": str(path), "validation_size": 3, "limit": 7},
+            "train": {"seed": 4},
+        }
+    )
+    RunFolder(tmp_path / "run").open(config, resume=False).release()
+    results, adapter = tmp_path / "eval", str(tmp_path / "run" / "adapter")
+    trained = Target("run", config.model, adapter, "", results, str(tmp_path / "run"))
+    whole = load_problems(DataConfig(name=str(path)), "test")
+    assert seen_in_training(trained, whole) == 7 - 3  # without those held out
+    _, held_out = split_validation(load_problems(config.data, seed=4), 3, seed=4)
+    assert seen_in_training(trained, held_out) == 0
+    other = load_problems(DataConfig(name="gsm_symbolic", options={"size": 3}), "test")
+    assert seen_in_training(trained, other) == 0
+    assert seen_in_training(Target("b", config.model, None, "", results), whole) == 0
+    assert seen_in_training(Target("a", config.model, adapter, "", results), whole) is None
