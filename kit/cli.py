@@ -41,10 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    """Options of the command; `kit evaluate` takes positional arguments between its options."""
+    """Options of the command; lists of targets and key=value may stand between options."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and (options.command is not _evaluate or any(text.startswith("-") for text in rest)):
+    if rest and (not hasattr(options, "targets") or any(text.startswith("-") for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.targets += rest
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         "with the prefix evaluate. they set the evaluation: evaluate.limit=300 "
         "evaluate.temperature=0,0.4. What is finished is not done again.",
     )
-    compare.add_argument("arguments", nargs="+", metavar="CONFIG | key=value")
+    compare.add_argument("targets", nargs="+", metavar="CONFIG | key=value")
     compare.add_argument("--seeds", default="0", help="with commas; three or more say something")
     compare.add_argument(
         "--vary", default="", metavar="FIELDS", help="further fields that may differ, with commas"
@@ -116,7 +116,40 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--output", type=Path, default=Path("runs/compare"))
     compare.set_defaults(command=_compare)
 
-    for command in (train, evaluate, demo, compare):
+    report = commands.add_parser(
+        "report",
+        help="tables, plots and paired statistics of runs and comparisons",
+        description="Set runs side by side from the files in their folders: a table here, "
+        "report.md, a self-contained report.html and figures in --output.",
+    )
+    report.add_argument("paths", nargs="+", metavar="RUN_OR_COMPARISON")
+    report.add_argument("--output", type=Path, help="default: <first path>/report")
+    report.add_argument("--votes", type=Path, action="append", default=[], metavar="FILE")
+    report.add_argument("--judge", type=Path, action="append", default=[], metavar="FILE")
+    report.set_defaults(command=_report)
+
+    judge = commands.add_parser(
+        "judge",
+        help="let a model judge the reasoning in two results, or score it in one",
+        description="Judge completions that kit evaluate wrote, by a model behind an "
+        "OpenAI-compatible endpoint (judge.base_url=… judge.model=…; the key comes from the "
+        "environment) or one loaded here (judge.model=…). An interrupted judgement goes on.",
+    )
+    judge.add_argument("targets", nargs="+", metavar="RUN | key=value", help="one run, or two")
+    judge.add_argument("--data", required=True, help="the data set whose results are judged")
+    judge.add_argument("--tag", help="of the results")
+    judge.add_argument("--limit", type=int, help="only this many problems")
+    judge.add_argument("--output", type=Path, help="default: runs/judge/<data>.<left>[.<right>]")
+    judge.set_defaults(command=_judge)
+
+    votes = commands.add_parser(
+        "votes", help="count blind votes, or export them as a preference data set"
+    )
+    votes.add_argument("votes", type=Path, metavar="VOTES.jsonl")
+    votes.add_argument("--export", type=Path, metavar="FILE", help="prompt, chosen, rejected")
+    votes.set_defaults(command=_votes)
+
+    for command in (train, evaluate, demo, compare, report, judge, votes):
         command.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
     return parser
 
@@ -138,11 +171,12 @@ def _read_config(path: Path, overrides: list[str]) -> Config:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from kit.settings import read_settings
+    from kit.settings import EvalSettings, read_pairs
 
     pairs = [argument for argument in options.targets if _SETTING.match(argument)]
     given = ((name, getattr(options, name)) for name in _SETTING_OPTIONS)
-    settings = read_settings([*pairs, *(f"{name}={value}" for name, value in given if value)])
+    pairs_given = [*pairs, *(f"{name}={value}" for name, value in given if value)]
+    settings = read_pairs(EvalSettings, pairs_given)
     from kit.benchmark import benchmark, table
     from kit.targets import resolve_data, resolve_targets
 
@@ -161,16 +195,16 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    pairs = [argument for argument in options.arguments if _OVERRIDE.match(argument)]
-    recipes = [argument for argument in options.arguments if argument not in pairs]
+    pairs = [argument for argument in options.targets if _OVERRIDE.match(argument)]
+    recipes = [argument for argument in options.targets if argument not in pairs]
     prefix = "evaluate."
-    evaluation = [pair.removeprefix(prefix) for pair in pairs if pair.startswith(prefix)]
+    evaluation = [pair for pair in pairs if pair.startswith(prefix)]
     seeds = _listed(options.seeds)
     if not all(seed.isdigit() for seed in seeds):
         raise ConfigError(f"--seeds must be numbers with commas between, got {options.seeds!r}")
-    from kit.settings import read_settings
+    from kit.settings import EvalSettings, read_pairs
 
-    settings = read_settings(evaluation) if evaluation else None
+    settings = read_pairs(EvalSettings, evaluation, prefix) if evaluation else None
     from kit.compare import compare
 
     compare(
@@ -184,6 +218,44 @@ def _compare(options: argparse.Namespace) -> None:
         settings=settings,
         command=options.command_line,
     )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from kit.report import report
+
+    report(options.paths, options.output, options.votes, options.judge)
+
+
+def _judge(options: argparse.Namespace) -> None:
+    pairs = [argument for argument in options.targets if _OVERRIDE.match(argument)]
+    names = [argument for argument in options.targets if argument not in pairs]
+    if len(names) not in (1, 2):
+        raise ConfigError(f"kit judge takes one run or two, got {len(names)}")
+    from kit.judge import run_judge
+    from kit.judge_models import JudgeConfig
+    from kit.results import result_path
+    from kit.settings import read_pairs
+    from kit.targets import results_folder
+
+    config = read_pairs(JudgeConfig, pairs, "judge.")
+    files = [result_path(results_folder(name), options.data, options.tag) for name in names]
+    labels = [name.strip("/").replace("/", "_") for name in names]
+    output = options.output or Path("runs/judge") / ".".join([options.data, *labels])
+    left, *right = [path.with_suffix(".jsonl") for path in files]
+    run_judge(left, right[0] if right else None, output, config, options.limit)
+
+
+def _votes(options: argparse.Namespace) -> None:
+    from kit.votes import export_preferences, read_votes, tally
+
+    if options.export:
+        pairs, corrupt = export_preferences(options.votes, options.export)
+        print(f"{pairs} preferences -> {options.export}")
+    else:
+        counted, corrupt = read_votes(options.votes)
+        print("\n".join(map(str, tally(counted))) or "no blind votes between different adapters")
+    if corrupt:
+        print(f"{corrupt} lines of {options.votes} could not be read and are left out")
 
 
 def _listed(text: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from kit.config import NonNegativeInt, PositiveInt, Section
 from kit.errors import ConfigError
 
+S = TypeVar("S", bound=Section)
 Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 
 
@@ -68,31 +69,37 @@ class EvalSettings(Section):
         )
 
 
-def read_settings(pairs: Sequence[str]) -> EvalSettings:
-    """Settings from `key=value` texts; ConfigError for an unknown key or a value out of range."""
+def read_pairs(section: type[S], pairs: Sequence[str], prefix: str = "") -> S:
+    """A section from `<prefix>key=value` texts.
+
+    Raises ConfigError for an unknown key, or a value that is missing or out of range.
+    """
     values = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
+        name = key.removeprefix(prefix)
         if not equals:
             raise ConfigError(f"setting {pair!r} must have the form key=value")
-        if key not in EvalSettings.model_fields:
-            known = list(EvalSettings.model_fields)
+        if not key.startswith(prefix) or name not in section.model_fields:
+            known = [prefix + field for field in section.model_fields]
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(known)}"
             raise ConfigError(f"unknown setting {key!r}, {hint}")
         try:
-            values[key] = yaml.safe_load(text)
+            values[name] = yaml.safe_load(text)
         except yaml.YAMLError:
-            values[key] = text
+            values[name] = text
     try:
-        return EvalSettings(**values)
+        return section(**values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
+        raise ConfigError("; ".join(_explain(e, prefix) for e in error.errors())) from None
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, prefix: str) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return message
-    name = ".".join(str(part) for part in error["loc"])
+    name = prefix + ".".join(str(part) for part in error["loc"])
+    if error["type"] == "missing":
+        return f"{name} is required"
     return f"{name} = {error['input']!r} is not allowed: {message[0].lower()}{message[1:]}"

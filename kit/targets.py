@@ -187,5 +187,11 @@ def _resolve(name: str, system_prompt: str | None) -> Target:
     )
 
 
+def results_folder(name: str) -> Path:
+    """Where the results of a run, or of an adapter or base outside one, are."""
+    inside = Path(name) / "eval"
+    return inside if inside.is_dir() or RunFolder(name).exists else _outside_runs(name)
+
+
 def _outside_runs(name: str) -> Path:
     return Path("runs") / "eval" / name.strip("/").replace("/", "_")

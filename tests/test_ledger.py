@@ -12,7 +12,7 @@ from kit.data import load_problems
 from kit.errors import ConfigError, DataError, ResultsError
 from kit.ledger import open_ledger
 from kit.results import find_results, read_result, read_rows, result_path
-from kit.settings import EvalSettings, read_settings
+from kit.settings import EvalSettings, read_pairs
 
 FACTS = {"versions": {}, "git": None, "command": "kit evaluate …", "started": "2030-01-01"}
 TARGET = {
@@ -101,7 +101,7 @@ def fill(ledger, count=None, finish=True):
     ],
 )
 def test_settings_are_read_from_the_command_line(pairs, field, value):
-    assert getattr(read_settings(pairs), field) == value
+    assert getattr(read_pairs(EvalSettings, pairs), field) == value
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_settings_are_read_from_the_command_line(pairs, field, value):
 )
 def test_settings_are_closed_and_in_range(pairs, message):
     with pytest.raises(ConfigError) as refusal:
-        read_settings(pairs)
+        read_pairs(EvalSettings, pairs)
     assert message in str(refusal.value)
 
 
