@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from kit.answers import MAX_DIGITS
 
-MAX_DEPTH = 5  # brackets within brackets
+MAX_DEPTH = 4  # brackets within brackets
 MAX_BITS = 1024  # of a numerator or denominator
 MAX_EXPONENT = 64
 MAX_UNIT_WORDS = 4  # "3 apples per day * 2"
@@ -56,7 +56,7 @@ def ending(tokens: Sequence[str], percent: Fraction) -> Expression | None:
     """The expression that reaches to the end of these tokens."""
     start = 0
     while start < len(tokens):
-        if not (is_number(tokens[start]) or tokens[start] in ("(", "-", FRACTION)):
+        if not may_start(tokens[start]):
             start += 1
             continue
         parser = _Parser(tokens, start, percent)
@@ -87,7 +87,12 @@ def beginning(tokens: Sequence[str], percent: Fraction) -> Expression | None:
     return found if after in _AFTER else None
 
 
-def is_number(token: str) -> bool:
+def may_start(token: str) -> bool:
+    """Whether an expression may begin with this token."""
+    return _is_number(token) or token in ("(", "-", FRACTION)
+
+
+def _is_number(token: str) -> bool:
     return token[-1:] in _DIGITS  # not token[0]: .5
 
 
@@ -188,7 +193,7 @@ class _Parser:
             value = self._group(depth)
         elif token == FRACTION:
             value = self._fraction(depth)
-        elif is_number(token):
+        elif _is_number(token):
             value = self._number(depth)
         else:
             return None

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from kit.expressions import UNREADABLE, Expression, beginning, ending, is_number, tokenize
+from kit.expressions import UNREADABLE, Expression, beginning, ending, may_start, tokenize
 
 MAX_CHARS = 16_000  # steps are looked for in the beginning of longer texts
-MAX_NUMBERS = 800  # beside all equals signs together; steps beyond are not read
+MAX_STARTS = 500  # numbers, brackets and minuses beside equals signs; steps beyond are not read
 MAX_SIDE = 300  # characters of one side of an equality
 
 _LETTER = r"[^\W\d_]"
@@ -89,13 +89,13 @@ def find_steps(text: str) -> list[Step]:
     for pattern, replacement in _PLAIN:
         text = pattern.sub(replacement, text)
     steps: list[Step] = []
-    budget = MAX_NUMBERS
+    budget = MAX_STARTS
     for line in text.translate(_BRACKETS).split("\n"):
         parts = _SIGN.split(line)
         for i in range(1, len(parts), 2):
             left = tokenize(parts[i - 1][-MAX_SIDE:])
             right = tokenize(parts[i + 1][:MAX_SIDE])
-            budget -= 1 + sum(map(is_number, left)) + sum(map(is_number, right))
+            budget -= 1 + sum(map(may_start, left)) + sum(map(may_start, right))
             if budget < 0:
                 return steps
             # of a side that is cut off, an expression that touches the cut is not the whole one

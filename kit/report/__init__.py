@@ -1,0 +1,151 @@
+"""`kit report`: run folders and their result files -> tables, figures, statements and one page."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kit.errors import ResultsError
+from kit.report.accuracy import describe_accuracy
+from kit.report.arms import describe_arms, differing_fields
+from kit.report.collect import collect
+from kit.report.costs import describe_costs, measure_costs
+from kit.report.curves import describe_curves, measure_curves
+from kit.report.document import Figure, Section, Table
+from kit.report.evidence import BASE, Evidence
+from kit.report.figures import styles
+from kit.report.opinions import describe_opinions, measure_opinions
+from kit.report.page import FIGURES, figure_path, to_html, to_markdown, to_terminal
+from kit.report.paired import compare_arms, describe_differences
+from kit.report.paper import describe_paper, measure_paper
+from kit.report.scores import measure_scores
+from kit.report.slices import describe_slices
+from kit.runs import write_atomically
+
+SCHEMA = 1  # of report.json
+
+
+def report(
+    paths: Sequence[str | Path],
+    output: Path | None = None,
+    votes: Sequence[Path] = (),
+    judgements: Sequence[Path] = (),
+) -> Path:
+    """Write report.md, report.html, report.json and figures/ and print the tables.
+
+    `paths` are run folders, folders of `kit compare`, and result folders of the bare base. Returns
+    the folder, <first path>/report where none is given. Raises ResultsError for what cannot be
+    compared in one report.
+    """
+    evidence = collect(paths)
+    folder = output or Path(paths[0]) / "report"
+    sections, record = _build(evidence, measure_opinions(votes, judgements))
+    command = _command(paths, folder, votes, judgements)
+    record = {"schema": SCHEMA, "command": command, **record, **_origins(sections, folder)}
+    title = f"Report on {', '.join(arm.name for arm in evidence.arms)}"
+    _write(folder, title, sections, record)
+    print(to_terminal(sections))
+    print(f"\nThe whole report, with figures: {folder / 'report.html'}")
+    return folder
+
+
+def _build(
+    evidence: Evidence, opinions: dict[str, list[Any]]
+) -> tuple[list[Section], dict[str, Any]]:
+    """The sections, and the numbers they show."""
+    looks = styles([arm.name for arm in evidence.arms], BASE)
+    scores = measure_scores(evidence)
+    comparisons = compare_arms(evidence, scores)
+    curves, costs = measure_curves(evidence), measure_costs(evidence)
+    paper = measure_paper(evidence, scores)
+    sections = [
+        describe_arms(evidence),
+        describe_accuracy(evidence, scores, looks),
+        describe_differences(evidence, comparisons, looks),
+        describe_curves(evidence, curves, looks),
+        describe_slices(evidence, scores, looks),
+        *([describe_opinions(opinions)] if any(opinions.values()) else []),
+        describe_costs(evidence, costs),
+        describe_paper(evidence, paper, scores),
+    ]
+    record = {
+        "remarks": evidence.remarks,
+        "arms": {
+            arm.name: {
+                "runs": {str(seed): str(run.path) for seed, run in arm.runs.items()},
+                "config": arm.config.model_dump(mode="json"),
+            }
+            for arm in evidence.arms
+        },
+        "differing": differing_fields(evidence.arms),
+        "scores": [score.record() for score in scores],
+        "comparisons": [comparison.record() for comparison in comparisons],
+        "curves": curves,
+        "costs": costs,
+        "paper": paper,
+        **opinions,
+    }
+    return sections, record
+
+
+def _command(
+    paths: Sequence[str | Path], folder: Path, votes: Sequence[Path], judgements: Sequence[Path]
+) -> str:
+    """What makes this report again."""
+    parts = ["kit", "report", *map(str, paths), "--output", str(folder)]
+    for option, files in (("--votes", votes), ("--judge", judgements)):
+        for file in files:
+            parts += [option, str(file)]
+    return shlex.join(parts)
+
+
+def _write(folder: Path, title: str, sections: list[Section], record: dict[str, Any]) -> None:
+    """Figures first, so that no page names one that is not there."""
+    try:
+        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+        for section in sections:
+            for block in section.blocks:
+                if isinstance(block, Figure):
+                    path = folder / figure_path(block)
+                    partial = path.with_name(path.name + ".part")
+                    partial.write_bytes(block.png)
+                    partial.replace(path)
+        text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_atomically(folder / "report.json", text)
+        command = record["command"]
+        write_atomically(folder / "report.md", to_markdown(title, sections, folder, command))
+        write_atomically(folder / "report.html", to_html(title, sections, folder, command))
+    except OSError as error:
+        raise ResultsError(f"cannot write the report to {folder}: {error.strerror}") from error
+
+
+def _origins(sections: Sequence[Section], folder: Path) -> dict[str, dict[str, Any]]:
+    """Where each figure and table comes from, in full."""
+    found: dict[str, dict[str, Any]] = {"figures": {}, "tables": {}}
+    for section in sections:
+        for block in section.blocks:
+            if isinstance(block, Figure | Table):
+                kind, name = (
+                    ("figures", figure_path(block))
+                    if isinstance(block, Figure)
+                    else ("tables", block.name)
+                )
+                found[kind][name] = {
+                    "title": block.title,
+                    "files": block.origin.relative(folder),
+                    "commands": list(block.origin.commands),
+                }
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan: null stands for what could not be computed."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,200 @@
+"""Accuracy, length, pass@k and majority votes: tables and figures per data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kit.report.document import (
+    NONE,
+    Block,
+    Figure,
+    Section,
+    Table,
+    Text,
+    interval,
+    number,
+    percent,
+)
+from kit.report.evidence import Evidence
+from kit.report.figures import Dot, Line, Style, draw_bars_over, draw_dots
+from kit.report.scores import MEASURES, Score, origin
+
+LENGTHS = ("mean", "median", "p95")
+KINDS = {"pass_at": "pass@k", "majority_at": "Majority of k"}
+
+
+def describe_accuracy(
+    evidence: Evidence, scores: Sequence[Score], looks: dict[str, Style]
+) -> Section:
+    section = Section("Accuracy")
+    if not scores:
+        section.blocks.append(Text(["No arm has been evaluated yet: kit evaluate RUN --data …"]))
+        return section
+    section.blocks.append(
+        Text(
+            [
+                "Percentages. Strict: right and in the form '#### <number>'; lenient: right "
+                "wherever the answer stands. Where strict rises and lenient does not, the form was "
+                "learned and not the mathematics. In brackets the 95 % interval: Wilson's for one "
+                "seed (of this adapter), for several seeds after the mean ± standard deviation a "
+                "bootstrap over seeds and problems (of the method)."
+            ]
+        )
+    )
+    for data in evidence.data:
+        here = [score for score in scores if score.data == data]
+        if here:
+            section.blocks.append(_table(data, here))
+            section.blocks.extend(_figures(data, here, looks))
+            section.blocks.extend(_over_samples(data, [s for s in here if _has_samples(s)], looks))
+    return section
+
+
+def _table(data: str, scores: Sequence[Score]) -> Table:
+    seen = {score.arm: score.figures["seen_in_training"] for score in scores}
+    trained_on = ", ".join(f"{arm} on {n}" for arm, n in seen.items() if n)
+    return Table(
+        name=f"accuracy {data}",
+        title=f"Accuracy and length on {data} ({scores[0].figures['problems']} problems)",
+        header=(
+            *("arm", "temperature", "seeds", "samples", "strict, %", "lenient, %", "format, %"),
+            *("cut off, %", "tokens"),
+        ),
+        rows=[
+            (
+                score.arm,
+                f"{score.temperature:g}",
+                _seeds(score),
+                str(score.figures["samples"]),
+                _share(score, "strict"),
+                _share(score, "lenient"),
+                percent(score.figures["format"]),
+                percent(score.figures["truncated"]),
+                " / ".join(number(score.figures[f"tokens_{what}"]) for what in LENGTHS),
+            )
+            for score in scores
+        ],
+        origin=origin(scores),
+        note="Format: share that holds an answer in the strict form; cut off: at the cap on length "
+        "(most of these are wrong); tokens: mean / median / 95th percentile of the lengths. These "
+        "are means over seeds."
+        + (f" NOT HELD OUT, trained on these problems: {trained_on}." if trained_on else ""),
+    )
+
+
+def _seeds(score: Score) -> str:
+    return ", ".join(str(seed) for seed in score.measured if seed is not None) or NONE
+
+
+def _share(score: Score, measure: str) -> str:
+    figures = score.figures[measure]
+    spread = "" if figures["sd"] is None else f" ± {percent(figures['sd'])}"
+    return f"{percent(figures['value'])}{spread}{interval(figures['ci95'])}"
+
+
+def _figures(data: str, scores: Sequence[Score], looks: dict[str, Style]) -> Iterator[Block]:
+    """Dots for one temperature, else lines over temperature."""
+    if len({score.temperature for score in scores}) == 1:
+        rows = {
+            score.arm: [
+                Dot(
+                    score.arm,
+                    score.figures[measure]["value"],
+                    score.figures[measure]["ci95"],
+                    is_hollow=measure == "lenient",
+                )
+                for measure in MEASURES
+            ]
+            for score in scores
+        }
+        yield Figure(
+            name=f"accuracy-{data}",
+            title=f"Accuracy on {data}",
+            png=draw_dots(rows, looks, unit=f"% right on {data}"),
+            origin=origin(scores),
+            note="Filled: strict; hollow: lenient; lines: 95 % intervals.",
+        )
+        return
+    for measure in MEASURES:
+        yield Figure(
+            name=f"accuracy-{data}-{measure}",
+            title=f"Accuracy on {data} over temperature, {measure}",
+            png=draw_bars_over(
+                _lines(scores, measure),
+                looks,
+                x="sampling temperature",
+                y=f"% right, {measure}",
+            ),
+            origin=origin(scores),
+            note="Bars: 95 % intervals.",
+        )
+
+
+def _lines(scores: Sequence[Score], measure: str) -> dict[str, Line]:
+    lines = {}
+    for arm in dict.fromkeys(score.arm for score in scores):
+        mine = [score for score in scores if score.arm == arm]
+        figures = [score.figures[measure] for score in mine]
+        lines[arm] = Line(
+            [score.temperature for score in mine],
+            [figure["value"] for figure in figures],
+            [figure["ci95"][0] for figure in figures],
+            [figure["ci95"][1] for figure in figures],
+        )
+    return lines
+
+
+def _has_samples(score: Score) -> bool:
+    return score.figures["samples"] > 1
+
+
+def _over_samples(data: str, scores: Sequence[Score], looks: dict[str, Style]) -> Iterator[Block]:
+    """pass@k and majority votes where problems were sampled more than once."""
+    for temperature in sorted({score.temperature for score in scores}):
+        here = [score for score in scores if score.temperature == temperature]
+        where = f"on {data} at temperature {temperature:g}, strict"
+        for kind, name in KINDS.items():
+            ks = sorted({int(k) for score in here for k in score.figures[kind]["strict"]})
+            yield Table(
+                name=f"{kind} {data} {temperature:g}",
+                title=f"{name} {where}, %",
+                header=("arm", "seeds", *(f"k = {k}" for k in ks)),
+                rows=[
+                    (
+                        score.arm,
+                        _seeds(score),
+                        *(_estimate(score.figures[kind]["strict"].get(str(k))) for k in ks),
+                    )
+                    for score in here
+                ],
+                origin=origin(here),
+                note="Means over seeds; intervals over problems are given for single seeds.",
+            )
+        for kind, name in KINDS.items():
+            yield Figure(
+                name=f"{kind.replace('_', '-')}-{data}-{temperature:g}",
+                title=f"{name} {where}",
+                png=draw_bars_over(
+                    {score.arm: _over_k(score, kind) for score in here},
+                    looks,
+                    x="samples k",
+                    y="% of problems, strict",
+                ),
+                origin=origin(here),
+            )
+
+
+def _estimate(estimate: dict | None) -> str:
+    return NONE if estimate is None else f"{percent(estimate['value'])}{interval(estimate['ci95'])}"
+
+
+def _over_k(score: Score, kind: str) -> Line:
+    estimates = score.figures[kind]["strict"]
+    intervals = [estimate["ci95"] for estimate in estimates.values()]
+    known = None not in intervals
+    return Line(
+        [int(k) for k in estimates],
+        [estimate["value"] for estimate in estimates.values()],
+        [bounds[0] for bounds in intervals] if known else None,
+        [bounds[1] for bounds in intervals] if known else None,
+    )

@@ -1,0 +1,275 @@
+"""Differences between arms on the same problems: how large, how sure, and in words.
+
+A family of tests is one pair of arms and one measure, over all data sets and temperatures; Holm's
+correction is within a family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kit.report.document import NONE, Block, Figure, Section, Table, Text, number
+from kit.report.evidence import BASE, Arm, Evidence
+from kit.report.figures import Dot, Style, draw_dots
+from kit.report.scores import MEASURES, Score, label, origin, verdicts
+from kit.stats import Difference, holm, mcnemar_exact, paired_difference
+
+LEVEL = 0.05
+REFERENCE = "clip"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One arm against another on one data set at one temperature."""
+
+    a: Score
+    b: Score
+    measure: str
+    seeds: tuple[int, ...]  # those both have; all of a's where b is the base
+    difference: Difference
+    per_seed_p: dict[int, float]  # McNemar's, where there is one verdict per problem
+    corrected_p: float
+    family: int  # tests that were corrected together
+    data_sets: int  # among them
+
+    @property
+    def is_shown(self) -> bool:
+        """Corrected p below 0.05 and an interval that excludes 0."""
+        excludes_0 = self.difference.low > 0 or self.difference.high < 0
+        return self.corrected_p < LEVEL and excludes_0
+
+    @property
+    def finding(self) -> str:
+        if not self.is_shown:
+            return "no difference shown"
+        return "higher" if self.difference.value > 0 else "lower"
+
+    @property
+    def where(self) -> str:
+        return f"{self.a.data} ({self.measure}, {label(self.a.temperature)})"
+
+    def __str__(self) -> str:
+        """The finding as a sentence, which claims no more than was measured."""
+        d = self.difference
+        one_seed = d.seeds == 1
+        a, b = (_adapter(s.arm) if one_seed else s.arm for s in (self.a, self.b))
+        value, low, high = (100 * x for x in (d.value, d.low, d.high))
+        if self.is_shown:
+            if value < 0:
+                value, low, high = -value, -high, -low
+            correction = "" if self.family == 1 else f" (Holm over {self._tests()})"
+            text = (
+                f"{a} is {self.finding} than {b} on {self.where} by {number(value, 1)} points "
+                f"[{number(low, 1)}, {number(high, 1)}], {_p_text(self.corrected_p)}{correction}"
+            )
+        else:
+            text = (
+                f"no difference shown between {a} and {b} on {self.where}: {number(value, 1)} "
+                f"points [{number(low, 1)}, {number(high, 1)}]"
+            )
+            if d.only_a == d.only_b == 0:
+                text += ", as both were right on the same problems"
+        if one_seed:
+            text += (
+                "; one seed: this is about one adapter, not about a method"
+                if self.b.arm == BASE
+                else "; one seed: this compares two adapters, not two methods"
+            )
+        return text
+
+    def _tests(self) -> str:
+        if self.family == self.data_sets:
+            return f"{self.data_sets} data sets"
+        return f"{self.family} tests on {self.data_sets} data set{'s' * (self.data_sets > 1)}"
+
+    def record(self) -> dict[str, Any]:
+        d = self.difference
+        return {
+            "a": self.a.arm,
+            "b": self.b.arm,
+            "data": self.a.data,
+            "temperature": self.a.temperature,
+            "measure": self.measure,
+            "seeds": list(self.seeds),
+            "problems": d.problems,
+            "difference": d.value,
+            "ci95": [d.low, d.high],
+            "p": d.p,
+            "test": d.test,
+            "p_holm": self.corrected_p,
+            "family": self.family,
+            "only_a": d.only_a,
+            "only_b": d.only_b,
+            "mcnemar_p_per_seed": {str(seed): p for seed, p in self.per_seed_p.items()},
+            "finding": self.finding,
+            "sentence": str(self),
+        }
+
+
+def compare_arms(evidence: Evidence, scores: Sequence[Score]) -> list[Comparison]:
+    """Every arm against the reference arm, then every arm against the base."""
+    names = [arm.name for arm in evidence.arms]
+    reference = _reference(evidence).name
+    pairs = [(name, reference) for name in names if name != reference]
+    pairs += [(name, BASE) for name in names]
+    return [
+        comparison
+        for a, b in pairs
+        for measure in MEASURES
+        for comparison in _family(a, b, measure, scores)
+    ]
+
+
+def describe_differences(
+    evidence: Evidence, comparisons: Sequence[Comparison], looks: dict[str, Style]
+) -> Section:
+    section = Section("Differences")
+    reference = _reference(evidence)
+    alone = [a.name for a in evidence.arms if not a.runs.keys() & reference.runs.keys()]
+    if alone:
+        section.blocks.append(
+            Text(
+                [
+                    f"Not compared with {reference.name}, because they share no seed with it: "
+                    f"{', '.join(alone)}."
+                ]
+            )
+        )
+    if not comparisons:
+        section.blocks.append(
+            Text(["Nothing to compare: no two arms were evaluated on the same data."])
+        )
+        return section
+    section.blocks.append(
+        Text(
+            [
+                "All arms answered the same problems, so differences are taken problem by "
+                "problem. In brackets the 95 % interval of the difference in percentage points, "
+                "from a bootstrap over seeds and problems (with one seed over problems alone). A "
+                "difference counts as shown where its interval excludes 0 and its p, corrected by "
+                "Holm's method, is below 0.05. "
+                "Corrected together are the tests of one pair of arms and one measure over all "
+                "data sets and temperatures; that there are several pairs is not corrected for. "
+                "\u201cNo difference shown\u201d does not mean that there is none: the interval "
+                "says how large it may be."
+            ]
+        )
+    )
+    for b in dict.fromkeys(c.b.arm for c in comparisons):
+        section.blocks.extend(_against(b, [c for c in comparisons if c.b.arm == b], looks))
+    return section
+
+
+def _p_text(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _reference(evidence: Evidence) -> Arm:
+    return next((arm for arm in evidence.arms if arm.name == REFERENCE), evidence.arms[0])
+
+
+def _family(a: str, b: str, measure: str, scores: Sequence[Score]) -> list[Comparison]:
+    """All comparisons of one pair and measure, their p corrected together."""
+    of_b = {(s.data, s.temperature): s for s in scores if s.arm == b}
+    found = []
+    for left in (s for s in scores if s.arm == a):
+        right = of_b.get((left.data, left.temperature))
+        if right is None:
+            continue
+        seeds = _common_seeds(left, right)
+        if seeds:
+            found.append((left, right, seeds, *_test(left, right, seeds, measure)))
+    corrected = holm([difference.p for *_, difference, _ in found])
+    data_sets = len({left.data for left, *_ in found})
+    return [
+        Comparison(left, right, measure, seeds, difference, per_seed, p, len(found), data_sets)
+        for (left, right, seeds, difference, per_seed), p in zip(found, corrected, strict=True)
+    ]
+
+
+def _common_seeds(left: Score, right: Score) -> tuple[int, ...]:
+    mine = [seed for seed in left.measured if seed is not None]
+    if right.arm == BASE:
+        return tuple(mine)
+    return tuple(seed for seed in mine if seed in right.measured)
+
+
+def _test(
+    left: Score, right: Score, seeds: Sequence[int], measure: str
+) -> tuple[Difference, dict[int, float]]:
+    """The difference over all seeds, and McNemar's p of each where there is one verdict each."""
+    others = [None] * len(seeds) if right.arm == BASE else seeds
+    a = verdicts([left.measured[seed] for seed in seeds], left.temperature, measure)
+    b = verdicts([right.measured[seed] for seed in others], right.temperature, measure)
+    per_seed = {}
+    if np.isin([a, b], (0, 1)).all():
+        per_seed = {seed: mcnemar_exact(a[i], b[i]) for i, seed in enumerate(seeds)}
+    return paired_difference(a, b), per_seed
+
+
+def _against(b: str, comparisons: list[Comparison], looks: dict[str, Style]) -> list[Block]:
+    """Sentences and figure at each data set's lowest temperature, and a table of everything."""
+    lowest: dict[str, float] = {}
+    for c in comparisons:
+        lowest[c.a.data] = min(c.a.temperature, lowest.get(c.a.data, c.a.temperature))
+    told = [c for c in comparisons if c.a.temperature == lowest[c.a.data]]
+    told.sort(key=lambda c: not c.is_shown)
+    everything = origin(score for c in comparisons for score in (c.a, c.b))
+    against = "the base" if b == BASE else b
+    rows = {
+        f"{c.a.arm} on {c.a.data}": [
+            Dot(c.a.arm, c.difference.value, (c.difference.low, c.difference.high))
+        ]
+        for c in sorted(told, key=lambda c: c.a.data)
+        if c.measure == "strict"
+    }
+    return [
+        Text([f"{c}." for c in told], is_list=True, title=f"Against {against}"),
+        Figure(
+            name=f"difference-from-{b}",
+            title=f"Difference from {against}, strict",
+            png=draw_dots(rows, looks, unit=f"points above {against}, strict", zero_line=True),
+            origin=everything,
+            note="Lines: 95 % intervals, not corrected for the number of tests.",
+        ),
+        Table(
+            name=f"differences from {b}",
+            title=f"Every comparison with {against}",
+            header=(
+                *("arm", "data", "temperature", "measure", "seeds", "points", "95 % interval"),
+                *("p", "p (Holm)", "test", "better / worse", "McNemar's p per seed", "finding"),
+            ),
+            rows=[_row(c) for c in comparisons],
+            origin=everything,
+            note="Better / worse: pairs of problem and seed on which only one of the two is right "
+            "(or right more often).",
+            folded=True,
+        ),
+    ]
+
+
+def _row(c: Comparison) -> tuple[str, ...]:
+    d = c.difference
+    return (
+        c.a.arm,
+        c.a.data,
+        f"{c.a.temperature:g}",
+        c.measure,
+        ", ".join(map(str, c.seeds)),
+        number(100 * d.value, 1),
+        f"[{number(100 * d.low, 1)}, {number(100 * d.high, 1)}]",
+        f"{d.p:.4f}",
+        f"{c.corrected_p:.4f}",
+        d.test,
+        f"{d.only_a} / {d.only_b}",
+        ", ".join(f"{seed}: {p:.4f}" for seed, p in c.per_seed_p.items()) or NONE,
+        c.finding + (" (one seed)" if d.seeds == 1 else ""),
+    )
+
+
+def _adapter(name: str) -> str:
+    return "the base" if name == BASE else f"the {name} adapter"

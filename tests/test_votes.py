@@ -1,0 +1,231 @@
+"""Votes: safe appending, honest counting, and preference data that trainers read."""
+
+import json
+import multiprocessing
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import datasets
+import pytest
+from pydantic import ValidationError
+
+from kit.errors import ResultsError
+from kit.votes import (
+    Message,
+    Side,
+    Tally,
+    Vote,
+    VoteSettings,
+    append_vote,
+    export_preferences,
+    read_votes,
+    sign_test,
+    tally,
+    to_preferences,
+)
+
+PSPO = Side("pspo", "runs/pspo/adapter", "a" * 64, "3 + 4 = 7\n#### 7", True)
+CLIP = Side("clip", "runs/clip/adapter", "b" * 64, "Perhaps 8.", False)
+BASE = Side("base", None, None, "", None)
+
+
+def vote(choice: str = "left", left: Side = PSPO, right: Side = CLIP, **fields) -> Vote:
+    values = {
+        "question": "3 + 4?",
+        "prompt": [Message("system", "Be brief."), Message("user", "3 + 4?")],
+        "answer": "7",
+        "left": left,
+        "right": right,
+        "settings": VoteSettings(temperature=0.8, max_new_tokens=512, seed=3),
+        "vote": choice,
+        "blind": True,
+    }
+    return Vote(**(values | fields))
+
+
+def test_a_vote_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "votes.jsonl"
+    first = vote(answer=None, left=BASE, question="你好\u2028\n\0 \"'")
+    second = vote("both_bad", blind=False)
+    append_vote(path, first)
+    append_vote(path, second)
+    assert read_votes(path) == ([first, second], 0)
+    assert first.id != second.id
+    assert abs((datetime.now(timezone.utc) - first.time).total_seconds()) < 60
+
+
+def test_one_line_is_what_the_documentation_says(tmp_path: Path) -> None:
+    time = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    append_vote(tmp_path / "votes.jsonl", vote(id="x", time=time))
+    assert json.loads((tmp_path / "votes.jsonl").read_text()) == {
+        "schema": 1,
+        "id": "x",
+        "time": "2026-01-02T03:04:05Z",
+        "question": "3 + 4?",
+        "prompt": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "3 + 4?"},
+        ],
+        "answer": "7",
+        "left": {
+            "name": "pspo",
+            "adapter": "runs/pspo/adapter",
+            "adapter_sha256": "a" * 64,
+            "completion": "3 + 4 = 7\n#### 7",
+            "strict": True,
+        },
+        "right": {
+            "name": "clip",
+            "adapter": "runs/clip/adapter",
+            "adapter_sha256": "b" * 64,
+            "completion": "Perhaps 8.",
+            "strict": False,
+        },
+        "settings": {"temperature": 0.8, "max_new_tokens": 512, "seed": 3},
+        "vote": "left",
+        "blind": True,
+    }
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"vote": "Left"},
+        {"blind": 1},
+        {"schema": 2},
+        {"question": None},
+        {"time": datetime(2026, 1, 2)},  # in which time zone?
+        {"other": 1},
+    ],
+)
+def test_a_vote_with_a_wrong_field_cannot_be_made(fields: dict) -> None:
+    with pytest.raises(ValidationError):
+        vote(**fields)
+
+
+def test_corrupt_lines_are_counted_and_spoil_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    good = vote()
+    append_vote(path, good)
+    line = path.read_bytes()
+    wrong = [b"{}", b"[1]", b"null", b"\xff\xfe", line.strip().replace(b'"left"', b'"up"')]
+    wrong.append(line.strip().replace(b'"schema":1', b'"schema":2'))
+    # the last line was cut off by a crash
+    path.write_bytes(line + b"\n" + b"\n".join(wrong) + b"\n" + line[:100])
+    append_vote(path, good)
+    assert read_votes(path) == ([good, good], len(wrong) + 1)
+
+
+def test_no_file_of_votes_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"cannot read the votes .*none\.jsonl"):
+        read_votes(tmp_path / "none.jsonl")
+
+
+def test_a_vote_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultsError, match="cannot write"):
+        append_vote(tmp_path / "file" / "votes.jsonl", vote())
+
+
+def _append_many(path: Path, name: str) -> None:
+    for i in range(30):
+        append_vote(path, vote(id=f"{name}{i}", question=name * 20_000))
+
+
+def test_two_processes_may_append_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=_append_many, args=(path, name)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    votes, corrupt = read_votes(path)
+    assert corrupt == 0
+    assert {v.id for v in votes} == {f"{name}{i}" for name in "ab" for i in range(30)}
+
+
+def test_tally_does_not_depend_on_the_side() -> None:
+    votes = [
+        vote("left"),  # pspo
+        vote("right", left=CLIP, right=PSPO),  # pspo
+        vote("left"),  # pspo
+        vote("right"),  # clip
+        vote("tie", left=CLIP, right=PSPO),
+        vote("both_bad"),
+        vote("right", blind=False),  # saw the names
+        vote("left", left=PSPO, right=PSPO),  # nothing to compare
+        vote("left", left=BASE),  # base against clip
+    ]
+    base, pair = tally(votes)
+    assert base == Tally("base", "clip", 1, 0, 0, 0)
+    assert pair == Tally("clip", "pspo", 1, 3, 1, 1)
+    assert tally(votes, blind_only=False)[1].first_wins == 2
+    assert tally([]) == []
+
+
+def test_tally_has_interval_and_test() -> None:
+    # 9 of 10: p = 2 (10 + 1) / 2^10; Wilson: (p + z^2/2n ± z sqrt(pq/n + z^2/4n^2)) / (1 + z^2/n)
+    counted = Tally("a", "b", 9, 1, 4, 2)
+    assert counted.p == pytest.approx(22 / 1024, rel=1e-12)
+    assert counted.win_share.value == 0.9
+    assert counted.win_share.interval == pytest.approx((0.595850, 0.982124), abs=1e-6)
+    assert counted.record()["win_share"]["n"] == 10
+    assert str(counted) == "a 9 : 1 b (90.0% [59.6%, 98.2%], p = 0.0215), 4 ties, 2 both bad"
+    assert str(Tally("a", "b", 0, 0, 4, 0)) == "a 0 : 0 b (none preferred), 4 ties, 0 both bad"
+
+
+@pytest.mark.parametrize(("wins", "losses", "p"), [(0, 0, 1.0), (3, 3, 1.0), (5, 0, 2 / 32)])
+def test_sign_test(wins: int, losses: int, p: float) -> None:
+    assert sign_test(wins, losses) == pytest.approx(p, rel=1e-12)
+    assert sign_test(losses, wins) == pytest.approx(p, rel=1e-12)
+
+
+def test_two_adapters_of_one_name_are_kept_apart() -> None:
+    other = replace(PSPO, adapter_sha256="c" * 64)
+    counted = tally([vote("left"), vote("left", left=other), vote("left", right=other)])
+    assert [(t.first, t.second, t.first_wins, t.second_wins) for t in counted] == [
+        ("clip", "pspo (aaaaaaaa)", 0, 1),
+        ("clip", "pspo (cccccccc)", 0, 1),
+        ("pspo (aaaaaaaa)", "pspo (cccccccc)", 1, 0),
+    ]
+
+
+def test_preferences_are_the_votes_for_a_side() -> None:
+    votes = [vote("right"), vote("tie"), vote("both_bad"), vote("left", blind=False)]
+    lost, won = to_preferences(votes)
+    assert lost == {
+        "prompt": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "3 + 4?"},
+        ],
+        "chosen": [{"role": "assistant", "content": "Perhaps 8."}],
+        "rejected": [{"role": "assistant", "content": "3 + 4 = 7\n#### 7"}],
+    }
+    assert (won["chosen"], won["rejected"]) == (lost["rejected"], lost["chosen"])
+
+
+def test_export_is_a_data_set_and_overwrites_nothing(tmp_path: Path) -> None:
+    path, out = tmp_path / "votes.jsonl", tmp_path / "prefs.jsonl"
+    for choice in ("left", "right", "tie"):
+        append_vote(path, vote(choice, question="你好"))
+    with path.open("ab") as file:
+        file.write(b"{cut")
+    assert export_preferences(path, out) == (2, 1)
+    loaded = datasets.load_dataset(
+        "json", data_files=str(out), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded.column_names == ["prompt", "chosen", "rejected"]
+    assert loaded.to_list() == to_preferences(read_votes(path)[0])
+    written = out.read_bytes()
+    with pytest.raises(ResultsError, match=r"cannot write .*prefs\.jsonl: File exists"):
+        export_preferences(path, out)
+    assert out.read_bytes() == written
+
+
+def test_nothing_to_export_is_an_error(tmp_path: Path) -> None:
+    append_vote(tmp_path / "votes.jsonl", vote("tie"))
+    with pytest.raises(ResultsError, match="no vote for left or right"):
+        export_preferences(tmp_path / "votes.jsonl", tmp_path / "prefs.jsonl")
+    assert not (tmp_path / "prefs.jsonl").exists()
