@@ -220,8 +220,9 @@ def _against(b: str, comparisons: list[Comparison], looks: dict[str, Style]) -> 
     told.sort(key=lambda c: not c.is_shown)
     everything = origin(score for c in comparisons for score in (c.a, c.b))
     against = "the base" if b == BASE else b
+    several = len(lowest) > 1
     rows = {
-        f"{c.a.arm} on {c.a.data}": [
+        f"{c.a.arm} on {c.a.data}" if several else c.a.arm: [
             Dot(c.a.arm, c.difference.value, (c.difference.low, c.difference.high))
         ]
         for c in sorted(told, key=lambda c: c.a.data)
@@ -232,7 +233,7 @@ def _against(b: str, comparisons: list[Comparison], looks: dict[str, Style]) -> 
         Figure(
             name=f"difference-from-{b}",
             title=f"Difference from {against}, strict",
-            png=draw_dots(rows, looks, unit=f"points above {against}, strict", zero_line=True),
+            png=draw_dots(rows, looks, unit="percentage points", zero_line=True),
             origin=everything,
             note="Lines: 95 % intervals, not corrected for the number of tests.",
         ),
