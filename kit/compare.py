@@ -14,6 +14,7 @@ from typing import Any
 
 from kit.benchmark import benchmark, table
 from kit.config import Config, flatten, load_config
+from kit.data import load_problems
 from kit.errors import ConfigError
 from kit.models import Base, load_base
 from kit.runs import RunFolder, write_atomically
@@ -56,7 +57,10 @@ def compare(
     check_arms(arms, vary)
     first = next(iter(arms.values()))
     names = data or [first.data.name]
+    settings = settings or EvalSettings(max_new_tokens=first.rollout.max_new_tokens)
     sets = [data_config(name, first.data, data_dir=data_dir) for name in names]
+    for config in sets:  # what is wrong with them shows before hours of training, not after
+        load_problems(config, settings.split, seed=settings.seed)
     study = Study(output, arms, seeds)
     study.describe(status="running", data=names, command=command)
     base = load_base(first.model)
@@ -64,13 +68,7 @@ def compare(
         if not study.train(seed, base):
             print(f"stopped; the same command continues {output}")
             return output
-    results = benchmark(
-        study.targets(),
-        sets,
-        settings or EvalSettings(max_new_tokens=first.rollout.max_new_tokens),
-        base=base,
-        command=command,
-    )
+    results = benchmark(study.targets(), sets, settings, base=base, command=command)
     print(table(results))
     study.describe(status="finished")
     print(f"Tables, plots and statistics: kit report {output}")

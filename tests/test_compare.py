@@ -219,6 +219,7 @@ def test_bad_groups_of_arms(recipes, tmp_path):
         (["--vary", "data"], "can not vary in data"),
         (["evaluate.limti=3"], "did you mean 'evaluate.limit'?"),
         (["lora.rnak=3"], "did you mean 'rank'?"),
+        (["--data", "swamp"], "did you mean 'svamp'?"),
     ],
 )
 def test_bad_arguments(recipes, tmp_path, capsys, arguments, message):

@@ -73,7 +73,7 @@ def draw_curves(
 
     A logarithmic scale is used where values span more than a factor of 10.
     """
-    figure, axes = _new(2.7)
+    figure, axes = _new(2.9)
     for arm, line in lines.items():
         look = looks[arm]
         width = 1.2 if line.low is None else 1.7
