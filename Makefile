@@ -1,4 +1,4 @@
-# make demo    the embedded example, end to end: about 6 minutes on two CPU cores
+# make demo    the embedded example, end to end: five to ten minutes on two CPU cores
 # make test    the whole test suite
 # make check   what continuous integration runs: lint and types, then the tests
 # Each makes .venv first when it is missing. PYTHON=python3.12 picks another interpreter.
