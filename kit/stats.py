@@ -218,11 +218,13 @@ def _resampled_means(difference: NDArray[np.float64]) -> NDArray[np.float64]:
     rng = np.random.default_rng(0)
     seeds, problems = difference.shape
     rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
+    # equal columns are exchangeable: it is enough to draw how often each kind of column comes
+    kinds, counts = np.unique(difference.T, axis=0, return_counts=True)
     means = np.empty(RESAMPLES)
-    for start in range(0, RESAMPLES, 1000):  # in parts: a count for every problem is large
+    for start in range(0, RESAMPLES, 1000):  # in parts: there may be as many kinds as problems
         part = slice(start, start + 1000)
-        columns = rng.multinomial(problems, np.full(problems, 1 / problems), size=1000) / problems
-        means[part] = ((rows[part] @ difference) * columns).sum(axis=1)
+        columns = rng.multinomial(problems, counts / problems, size=1000) / problems
+        means[part] = ((rows[part] @ kinds.T) * columns).sum(axis=1)
     return means
 
 
