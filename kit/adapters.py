@@ -27,6 +27,28 @@ DECISIVE = (
 
 def read_adapter_config(source: str) -> dict[str, Any]:
     """adapter_config.json of a folder or hub id; AdapterError when it or safe weights lack."""
+    return _read(source)[0]
+
+
+def adapter_sha256(source: str) -> str:
+    """Hash of an adapter's weights and of the settings that change what it computes.
+
+    A copy in another folder, or saved by another version of PEFT, has the same one. Raises
+    AdapterError as `read_adapter_config` does.
+    """
+    settings, weights = _read(source)
+    # what is not set is left out: other versions of PEFT leave it out of the file
+    decisive = {key: settings[key] for key in DECISIVE if settings.get(key)}
+    for key in ("target_modules", "exclude_modules"):  # sets, which PEFT saves in any order
+        if isinstance(decisive.get(key), list):
+            decisive[key] = sorted(decisive[key])
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
+    digest.update(weights.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(source: str) -> tuple[dict[str, Any], Path]:
+    """The checked configuration, and where the weights are."""
     paths = _find(source)
     try:
         settings = json.loads(paths[CONFIG].read_text(encoding="utf-8"))
@@ -36,24 +58,7 @@ def read_adapter_config(source: str) -> dict[str, Any]:
     if kind != "LORA":
         raise AdapterError(f"{source} is a {kind} adapter; only LORA works")
     _check_weights(source, paths[WEIGHTS], settings)
-    return settings
-
-
-def adapter_sha256(source: str) -> str:
-    """Hash of an adapter's weights and of the settings that change what it computes.
-
-    A copy in another folder, or saved by another version of PEFT, has the same one. Raises
-    AdapterError as `read_adapter_config` does.
-    """
-    settings = read_adapter_config(source)
-    # what is not set is left out: other versions of PEFT leave it out of the file
-    decisive = {key: settings[key] for key in DECISIVE if settings.get(key)}
-    for key in ("target_modules", "exclude_modules"):  # sets, which PEFT saves in any order
-        if isinstance(decisive.get(key), list):
-            decisive[key] = sorted(decisive[key])
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
-    digest.update(_find(source)[WEIGHTS].read_bytes())
-    return digest.hexdigest()
+    return settings, paths[WEIGHTS]
 
 
 def _find(source: str) -> dict[str, Path]:

@@ -21,7 +21,7 @@ from kit.optimizer import Optimizer
 from kit.policy import Policy
 from kit.preflight import TRUNCATED_WARNING, preflight
 from kit.rewards import build_reward
-from kit.rollout import Completion, Request, Sampling
+from kit.rollout import Request, Sampled, Sampling
 from kit.runs import RunFolder, append_json, environment
 from kit.sft import SFT
 
@@ -38,13 +38,7 @@ class Method(Protocol):
 
     def requests(self, step: int) -> list[Request]: ...
 
-    def learn(
-        self,
-        step: int,
-        requests: Sequence[Request],
-        completions: Sequence[Completion],
-        tokens_per_second: float,
-    ) -> dict[str, float]: ...
+    def learn(self, step: int, sampled: Sampled) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from kit.adapters import adapter_sha256
+from kit.batching import micro_batches
 from kit.config import DataConfig
 from kit.data import ProblemSet, load_problems
 from kit.errors import ConfigError
@@ -27,7 +28,7 @@ from kit.ledger import Ledger, open_ledger
 from kit.models import Base, load_adapters, load_base
 from kit.policy import BASE, Policy
 from kit.results import Key, Result, Row, read_result, result_path
-from kit.rollout import Completion, Request, Sampling, sample
+from kit.rollout import Completion, Request, Sampling, count_tokens, sample
 from kit.runs import environment
 from kit.settings import EvalSettings
 from kit.targets import Target, check_targets, seen_in_training, shared_model
@@ -35,8 +36,9 @@ from kit.verifiers import NumberVerifier
 
 log = logging.getLogger(__name__)
 
-# rows sampled before any of them is written; a GPU decodes many for the price of a few
-CHUNK_ROWS = {"cpu": 128, "cuda": 512}
+# tokens, rows x longest row, sampled before any row is written; a GPU decodes many for the price
+# of a few, and a few very long prompts must not pad a hundred others
+CHUNK_TOKENS = {"cpu": 32_768, "cuda": 524_288}
 TRUNCATED_WARNING = 0.1
 
 Group = dict[str, Ledger]  # all targets, by name, on one data set
@@ -226,11 +228,11 @@ def _sample_at(
     ]
     problems = {id_: group[name].problems[id_] for name, (id_, _, _) in wanted}
     prompts = {id_: tuple(policy.base.prompt_ids(row["prompt"])) for id_, row in problems.items()}
+    wanted.sort(key=lambda pair: (pair[1], pair[0]))
+    lengths = [len(prompts[id_]) + settings.max_new_tokens for _, (id_, _, _) in wanted]
     # the longest first: what does not fit into memory is found out at once
-    wanted.sort(key=lambda pair: (-len(prompts[pair[1][0]]), pair[1], pair[0]))
-    rows = CHUNK_ROWS[policy.base.hardware.device.type]
-    for start in range(0, len(wanted), rows):
-        chunk = wanted[start : start + rows]
+    for rows in micro_batches(lengths, CHUNK_TOKENS[policy.base.hardware.device.type]):
+        chunk = [wanted[i] for i in rows]
         began = time.perf_counter()
         requests = [
             Request(prompts[id_], row_seed(settings.seed, id_, number), adapters[name])
@@ -239,7 +241,7 @@ def _sample_at(
         completions = sample(policy, requests, sampling, bar.update)
         judged = {name: _judged(name, group[name], chunk, completions) for name in group}
         seconds = time.perf_counter() - began
-        tokens = sum(len(completion.tokens) for completion in completions)
+        tokens = count_tokens(completions)
         for name, finished in judged.items():
             group[name].add(finished, seconds, tokens)
 

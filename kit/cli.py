@@ -159,7 +159,7 @@ def _train(options: argparse.Namespace) -> None:
     from kit.trainer import train
 
     run = train(config, resume=options.resume)
-    if run.read_description().get("status") == "finished":
+    if run.status == "finished":
         print(f"The adapter is in {run.adapter}; measure it with: kit evaluate {run.path} --data …")
 
 
@@ -173,14 +173,13 @@ def _read_config(path: Path, overrides: list[str]) -> Config:
 def _evaluate(options: argparse.Namespace) -> None:
     from kit.settings import EvalSettings, read_pairs
 
-    pairs = [argument for argument in options.targets if _SETTING.match(argument)]
+    names, pairs = _split(options.targets, _SETTING)
     given = ((name, getattr(options, name)) for name in _SETTING_OPTIONS)
     pairs_given = [*pairs, *(f"{name}={value}" for name, value in given if value)]
     settings = read_pairs(EvalSettings, pairs_given)
     from kit.benchmark import benchmark, table
     from kit.targets import resolve_data, resolve_targets
 
-    names = [argument for argument in options.targets if argument not in pairs]
     targets = resolve_targets(names, options.base, options.system_prompt)
     data = resolve_data(_listed(options.data), targets, options.data_dir)
     results = benchmark(
@@ -195,8 +194,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    pairs = [argument for argument in options.targets if _OVERRIDE.match(argument)]
-    recipes = [argument for argument in options.targets if argument not in pairs]
+    recipes, pairs = _split(options.targets, _OVERRIDE)
     prefix = "evaluate."
     evaluation = [pair for pair in pairs if pair.startswith(prefix)]
     seeds = _listed(options.seeds)
@@ -227,8 +225,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _judge(options: argparse.Namespace) -> None:
-    pairs = [argument for argument in options.targets if _OVERRIDE.match(argument)]
-    names = [argument for argument in options.targets if argument not in pairs]
+    names, pairs = _split(options.targets, _OVERRIDE)
     if len(names) not in (1, 2):
         raise ConfigError(f"kit judge takes one run or two, got {len(names)}")
     from kit.judge import run_judge
@@ -256,6 +253,12 @@ def _votes(options: argparse.Namespace) -> None:
         print("\n".join(map(str, tally(counted))) or "no blind votes between different adapters")
     if corrupt:
         print(f"{corrupt} lines of {options.votes} could not be read and are left out")
+
+
+def _split(arguments: list[str], pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:
+    """Plain arguments, and the key=value among them."""
+    pairs = [argument for argument in arguments if pattern.match(argument)]
+    return [argument for argument in arguments if argument not in pairs], pairs
 
 
 def _listed(text: str) -> list[str]:

@@ -93,7 +93,7 @@ class Study:
         Arms that failed stay as they are: their metrics are a result too.
         """
         pending = [
-            arm for arm in self.arms if self._status(arm, seed) not in ("finished", "failed")
+            arm for arm in self.arms if self.run(arm, seed).status not in ("finished", "failed")
         ]
         if not pending:
             print(f"seed {seed}: finished already")
@@ -106,7 +106,7 @@ class Study:
             seconds = self.read().get("seconds", {})
             seconds[str(seed)] = seconds.get(str(seed), 0.0) + time.perf_counter() - started
             self.describe(seconds=seconds)
-        return all(self._status(arm, seed) in ("finished", "failed") for arm in pending)
+        return all(self.run(arm, seed).status in ("finished", "failed") for arm in pending)
 
     def targets(self) -> list[Target]:
         """The base and every finished adapter."""
@@ -117,7 +117,7 @@ class Study:
         for arm in self.arms:
             for seed in self.seeds:
                 run = self.run(arm, seed)
-                if self._status(arm, seed) == "finished":
+                if self.run(arm, seed).status == "finished":
                     name, adapter = f"{arm}/seed-{seed}", str(run.adapter)
                     results = run.path / "eval"
                     targets.append(
@@ -146,9 +146,6 @@ class Study:
         }
         self.output.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, json.dumps(record | facts, indent=2) + "\n")
-
-    def _status(self, arm: str, seed: int) -> str | None:
-        return self.run(arm, seed).read_description().get("status")
 
     def _config(self, arm: str, seed: int) -> Config:
         config = self.arms[arm]

@@ -46,7 +46,7 @@ def demo(output: Path) -> list[dict[str, Any]]:
 
 
 def _is_finished(folder: Path) -> bool:
-    return RunFolder(folder).read_description().get("status") == "finished"
+    return RunFolder(folder).status == "finished"
 
 
 def arm_config(arm: str, output: Path) -> Config:

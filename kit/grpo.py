@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +38,7 @@ from kit.objectives import (
 from kit.optimizer import Optimizer, UpdateResult
 from kit.policy import Policy
 from kit.rewards import Reward, Scores
-from kit.rollout import Completion, Request
+from kit.rollout import Completion, Request, Sampled, count_tokens
 from kit.runs import RunFolder, append_json
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class Rollout:
 
     @property
     def tokens(self) -> int:
-        return sum(len(completion.tokens) for completion in self.completions)
+        return count_tokens(self.completions)
 
 
 class GRPO:
@@ -93,20 +92,14 @@ class GRPO:
             for sample_index in range(self.config.rollout.group_size)
         ]
 
-    def learn(
-        self,
-        step: int,
-        requests: Sequence[Request],
-        completions: Sequence[Completion],
-        tokens_per_second: float,
-    ) -> dict[str, float]:
+    def learn(self, step: int, sampled: Sampled) -> dict[str, float]:
         """Updates on what was sampled; returns the metrics of all processes together."""
         group = self.config.rollout.group_size
         rollout = Rollout(
             problems=[problem for _, problem in self._problems(step) for _ in range(group)],
-            prompts=[request.prompt for request in requests],
-            completions=list(completions),
-            tokens_per_second=tokens_per_second,
+            prompts=[request.prompt for request in sampled.requests],
+            completions=sampled.completions,
+            tokens_per_second=sampled.tokens_per_second,
         )
         scores = self._score(rollout)
         rewards = self._everyone(scores.total)  # of each process, (P * G,)

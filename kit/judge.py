@@ -228,7 +228,7 @@ def run_judge(
             f"{left_jsonl} and {right_jsonl or 'itself'} have no completion of one problem, "
             "temperature and sample in common; evaluate both with the same settings"
         )
-    pairs = [_pair(left[key], right[key]) for key in keys]
+    pairs = [_pair(left[key], right[key]) for key in keys] if right_jsonl else []
     judge = open_judge(config)
     judgements = output.with_name(output.name + ".jsonl")
     summary: PairwiseSummary | PointwiseSummary

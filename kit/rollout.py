@@ -9,7 +9,7 @@ which rows it was batched with.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,15 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampled:
+    """What was asked for and what came back, in the same order."""
+
+    requests: list[Request]
+    completions: list[Completion]
+    tokens_per_second: float  # of the whole batch, other arms' rows included
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How to draw; temperature 0 is greedy (log-probs are then those at temperature 1)."""
 
@@ -67,6 +76,11 @@ class Sampling:
             max_rows=config.max_rows,
             dequantize=config.dequantize,
         )
+
+
+def count_tokens(completions: Iterable[Completion]) -> int:
+    """Sampled tokens, stop tokens included."""
+    return sum(len(completion.tokens) for completion in completions)
 
 
 def sample(

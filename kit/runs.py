@@ -45,6 +45,11 @@ class RunFolder:
         return (self.path / "config.yaml").is_file()
 
     @property
+    def status(self) -> str:
+        """running, finished, interrupted or failed; "unknown" where nothing says so."""
+        return self.read_description().get("status", "unknown")
+
+    @property
     def has_results(self) -> bool:
         """Whether there is anything to lose: a run that failed before its first step has none."""
         return self.exists and (self.metrics.is_file() or any(self.checkpoints.glob("step-*")))
@@ -118,10 +123,9 @@ class RunFolder:
                 "choose another output=… or run it with its own settings"
             )
         if not resume:
-            status = self.read_description().get("status", "unknown")
             raise RunError(
-                f"{self.path} already holds a run (status: {status}); add --resume to continue it "
-                "or choose another output=…"
+                f"{self.path} already holds a run (status: {self.status}); add --resume to "
+                "continue it or choose another output=…"
             )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +20,7 @@ from kit.errors import DataError
 from kit.grpo import problem_index
 from kit.optimizer import Optimizer
 from kit.policy import Policy
-from kit.rollout import Completion, Request
+from kit.rollout import Request, Sampled
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,13 +49,7 @@ class SFT:
         """None: solutions are given."""
         return []
 
-    def learn(
-        self,
-        step: int,
-        requests: Sequence[Request],
-        completions: Sequence[Completion],
-        tokens_per_second: float,
-    ) -> dict[str, float]:
+    def learn(self, step: int, sampled: Sampled) -> dict[str, float]:
         """One optimizer step on `train.sft_batch` examples, shared over the processes."""
         started = time.perf_counter()
         size = self.config.train.sft_batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from kit.adapters import CONFIG, read_adapter_config
@@ -132,22 +133,18 @@ def seen_in_training(target: Target, problem_set: ProblemSet) -> int | None:
     is_task = config.data.name == "gsm_symbolic" or config.data.name.startswith(TASK_PREFIX)
     if config.data.name != problem_set.name or is_task:
         return 0
-    return len(_trained_on(config.data, config.train.seed) & set(problem_set.problems["question"]))
+    learned = _trained_on(config.data.model_dump_json(), config.train.seed)
+    return len(learned & set(problem_set.problems["question"]))
 
 
-# the arms of a comparison were trained on the same problems
-_TRAINED_ON: dict[tuple[str, int], frozenset[str]] = {}
-
-
-def _trained_on(data: DataConfig, seed: int) -> frozenset[str]:
-    """The questions a run learned from."""
-    key = (data.model_dump_json(), seed)
-    if key not in _TRAINED_ON:
-        problem_set = load_problems(data, seed=seed)
-        if data.validation_size:
-            problem_set, _ = split_validation(problem_set, data.validation_size, seed)
-        _TRAINED_ON[key] = frozenset(problem_set.problems["question"])
-    return _TRAINED_ON[key]
+@cache  # the arms of a comparison were trained on the same problems
+def _trained_on(data: str, seed: int) -> frozenset[str]:
+    """The questions a run learned from; `data` is its DataConfig as JSON."""
+    config = DataConfig.model_validate_json(data)
+    problem_set = load_problems(config, seed=seed)
+    if config.validation_size:
+        problem_set, _ = split_validation(problem_set, config.validation_size, seed)
+    return frozenset(problem_set.problems["question"])
 
 
 def _resolve(name: str, system_prompt: str | None) -> Target:
@@ -164,9 +161,8 @@ def _resolve(name: str, system_prompt: str | None) -> Target:
         prompt = SYSTEM_PROMPT if system_prompt is None else system_prompt
         return Target(name, model, name, prompt, _outside_runs(name))
     if not run.adapter.is_dir():
-        status = run.read_description().get("status", "unknown")
         raise AdapterError(
-            f"{run.path} has no adapter yet (status: {status}); go on with: "
+            f"{run.path} has no adapter yet (status: {run.status}); go on with: "
             f"kit train {run.path} --resume"
         )
     config = run.load_config()

@@ -25,7 +25,7 @@ from kit.config import Config
 from kit.errors import ConfigError, TrainingError
 from kit.hardware import peak_memory_mb, reset_peak_memory
 from kit.models import TRAINED, Base, load_base
-from kit.rollout import Completion, Sampling, sample
+from kit.rollout import Sampled, Sampling, count_tokens, sample
 from kit.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -178,29 +178,28 @@ class Trainer:
         arms = [arm for arm in self.arms if arm.first_step <= step]
         requests = [arm.method.requests(step) for arm in arms]
         started = time.perf_counter()
-        completions = iter(
-            sample(
-                self.arms[0].policy,
-                list(itertools.chain.from_iterable(requests)),
-                Sampling.from_config(self.config.rollout),
-            )
+        completions = sample(
+            self.arms[0].policy,
+            list(itertools.chain.from_iterable(requests)),
+            Sampling.from_config(self.config.rollout),
         )
         seconds = time.perf_counter() - started
-        sampled = [list(itertools.islice(completions, len(asked))) for asked in requests]
-        tokens = [_tokens(mine) for mine in sampled]
+        tokens = count_tokens(completions)
+        remaining = iter(completions)
         metrics: dict[Arm, dict[str, float]] = {}
-        for arm, asked, mine, count in zip(arms, requests, sampled, tokens, strict=True):
+        for arm, asked in zip(arms, requests, strict=True):
+            mine = list(itertools.islice(remaining, len(asked)))
             started = time.perf_counter()
             arm.policy.activate()
             try:
-                metrics[arm] = arm.method.learn(step, asked, mine, sum(tokens) / seconds)
+                metrics[arm] = arm.method.learn(step, Sampled(asked, mine, tokens / seconds))
             except TrainingError as error:
                 if len(self.arms) == 1:
                     raise
                 self._give_up(arm, error)
                 continue
             # sampling took all arms' time together; each is charged for its own tokens
-            share = seconds * count / max(1, sum(tokens))
+            share = seconds * count_tokens(mine) / max(1, tokens)
             metrics[arm]["time/step_seconds"] = share + time.perf_counter() - started
             metrics[arm]["memory/peak_mb"] = peak_memory_mb(device)
             arm.record(step + 1, metrics[arm])
@@ -311,7 +310,3 @@ def _check_shared(configs: Sequence[Config]) -> None:
     outputs = [config.output for config in configs]
     if len(set(outputs)) < len(outputs):
         raise ConfigError(f"every arm needs an output folder of its own, got {outputs}")
-
-
-def _tokens(completions: Sequence[Completion]) -> int:
-    return sum(len(completion.tokens) for completion in completions)

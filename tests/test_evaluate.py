@@ -261,7 +261,10 @@ def test_an_interrupted_evaluation_ends_as_an_uninterrupted_one(
     grid = settings(temperature=[0, 0.8])
     pair = targets("base", "first")
     whole = benchmark(pair, data, grid, base=base, tag="whole")
-    monkeypatch.setattr(module, "CHUNK_ROWS", {"cpu": 4})
+    problems = load_problems(data[0], "test").problems
+    longest = max(len(base.prompt_ids(problem["prompt"])) for problem in problems)
+    budget = 4 * (longest + grid.max_new_tokens)  # four rows of the longest problem
+    monkeypatch.setattr(module, "CHUNK_TOKENS", {"cpu": budget})
     judge, calls = module.judge, []
 
     def failing(*arguments):
