@@ -1,4 +1,5 @@
 # make demo    the embedded example, end to end: five to ten minutes on two CPU cores
+# make app     the inspect app on http://127.0.0.1:7860
 # make test    the whole test suite
 # make check   what continuous integration runs: lint and types, then the tests
 # Each makes .venv first when it is missing. PYTHON=python3.12 picks another interpreter.
@@ -8,10 +9,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint check clean
+.PHONY: demo app test lint check clean
 
 demo: $(READY)
 	$(BIN)/kit demo
+
+app: $(READY)
+	$(BIN)/kit app
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2

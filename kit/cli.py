@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from kit import __version__
+from kit.app.options import add_arguments, from_arguments
 from kit.config import Config, load_config
 from kit.errors import ConfigError, KitError
 
@@ -149,7 +150,16 @@ def _parser() -> argparse.ArgumentParser:
     votes.add_argument("--export", type=Path, metavar="FILE", help="prompt, chosen, rejected")
     votes.set_defaults(command=_votes)
 
-    for command in (train, evaluate, demo, compare, report, judge, votes):
+    app = commands.add_parser(
+        "app",
+        help="look at answers side by side in the browser",
+        description="Let two adapters answer side by side, vote blind, browse stored results, "
+        "watch training and read reports, at http://127.0.0.1:7860.",
+    )
+    add_arguments(app)
+    app.set_defaults(command=_app)
+
+    for command in (train, evaluate, demo, compare, report, judge, votes, app):
         command.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
     return parser
 
@@ -253,6 +263,15 @@ def _votes(options: argparse.Namespace) -> None:
         print("\n".join(map(str, tally(counted))) or "no blind votes between different adapters")
     if corrupt:
         print(f"{corrupt} lines of {options.votes} could not be read and are left out")
+
+
+def _app(options: argparse.Namespace) -> None:
+    settings = from_arguments(options)
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is told to anybody
+    print("Loading the app …", flush=True)
+    from kit.app.page import launch
+
+    launch(settings)
 
 
 def _split(arguments: list[str], pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:

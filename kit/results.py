@@ -102,14 +102,20 @@ def read_result(path: str | Path) -> Result:
 def find_results(folder: str | Path) -> list[Result]:
     """All results in a folder such as a run's `eval`, sorted by name; [] where there is none."""
     paths = sorted(Path(folder).glob("*.json"))
-    return [read_result(path) for path in paths if _holds_results(_read_json(path))]
+    return [read_result(path) for path in paths if is_result(path)]
 
 
-def read_rows(path: Path) -> list[Row]:
+def is_result(path: Path) -> bool:
+    """Whether a JSON file is one of results, of any schema; ResultsError where it is broken."""
+    return _holds_results(_read_json(path))
+
+
+def read_rows(path: Path, faults: list[str] | None = None) -> list[Row]:
     """The completions in a .jsonl.
 
     What follows the last line break was cut off by a crash and is left out. ResultsError for
-    everything else that is no row, and for a row that is there twice.
+    everything else that is no row, and for a row that is there twice; where there is a list for
+    `faults`, such a line is added to it in words and the others are read.
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]  # completions may hold other line separators
@@ -122,11 +128,14 @@ def read_rows(path: Path) -> list[Row]:
             if key_of(row) in rows:
                 raise ValueError(f"{key_of(row)} a second time; did two evaluations write at once?")
         except ValueError as error:
-            raise ResultsError(
-                f"{path}, line {number} is not usable: {error}. Mend the line, or replace the "
-                "results with --overwrite"
-            ) from None
-        rows[key_of(row)] = row
+            fault = f"{path}, line {number} is not usable: {error}"
+            if faults is None:
+                raise ResultsError(
+                    f"{fault}. Mend the line, or replace the results with --overwrite"
+                ) from None
+            faults.append(fault)
+        else:
+            rows[key_of(row)] = row
     return list(rows.values())
 
 
@@ -135,12 +144,17 @@ def key_of(row: Row) -> Key:
 
 
 def _parse_row(line: bytes) -> Row:
-    row = json.loads(line)
+    try:
+        row = json.loads(line)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(row, dict):
         raise ValueError("a row must be a JSON object")
     lacking = [field for field in ROW_FIELDS if field not in row]
     if lacking:
         raise ValueError(f"it lacks {', '.join(lacking)}")
+    if any(isinstance(part, (list, dict)) for part in key_of(row)):
+        raise ValueError("its id, temperature and sample must be plain values")
     return row
 
 
@@ -151,7 +165,7 @@ def _read_json(path: Path) -> Any:
         raise ResultsError(
             f"there are no results at {path} ({error.strerror}); make them with: {_anew(path)}"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ResultsError(
             f"{path} is not valid JSON ({error}); make it anew with: {_anew(path)}"
         ) from None

@@ -9,7 +9,7 @@ which rows it was batched with.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,29 +122,69 @@ def sample(
     return [results[i] for i in range(len(requests))]
 
 
+def stream(
+    policy: Policy, requests: Sequence[Request], sampling: Sampling
+) -> Iterator[list[Completion]]:
+    """Decode all rows together and show, after every token, what each says so far.
+
+    A completion of the last list has stopped or reached the cap; in those before, `truncated` means
+    "not at its end yet". Closing the iterator stops the decoding. While it is suspended the model
+    stays in evaluation mode and gradients are off, in the thread that runs it.
+    """
+    with policy.sampling(), dequantized(policy.causal, sampling.dequantize, policy.base.hardware):
+        for drawn in _draw(policy, requests, sampling):
+            yield drawn.completions(policy)
+
+
 @torch.no_grad()
 def _decode(policy: Policy, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
     """Decode one batch of rows to the end."""
+    *_, drawn = _draw(policy, requests, sampling)
+    return drawn.completions(policy)
+
+
+class _Drawn:
+    """What has been drawn so far; written in place by `_draw`."""
+
+    def __init__(self, rows: int, cap: int, device: torch.device) -> None:
+        self.tokens = torch.zeros(rows, cap, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(rows, cap, device=device)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    def completions(self, policy: Policy) -> list[Completion]:
+        columns = (self.tokens, self.logprobs, self.lengths, self.finished)
+        return [
+            Completion(
+                tokens=ids[:length],
+                logprobs=values[:length],
+                truncated=not finished,
+                text=str(policy.base.tokenizer.decode(ids[:length], skip_special_tokens=True)),
+            )
+            for ids, values, length, finished in zip(*(c.tolist() for c in columns), strict=True)
+        ]
+
+
+def _draw(policy: Policy, requests: Sequence[Request], sampling: Sampling) -> Iterator[_Drawn]:
+    """Decode one batch of rows, one token of each per round; yields the same record every time."""
     device = policy.base.hardware.device
     rows, cap = len(requests), sampling.max_new_tokens
     stops = torch.tensor(sorted(policy.base.stop_ids), device=device)
     uniforms = _uniforms([request.seed for request in requests], cap).to(device)  # (R, cap)
-    tokens = torch.zeros(rows, cap, dtype=torch.long, device=device)
-    logprobs = torch.zeros(rows, cap, device=device)
-    lengths = torch.full((rows,), cap, device=device)
-    finished = torch.zeros(rows, dtype=torch.bool, device=device)
+    drawn = _Drawn(rows, cap, device)
     active = torch.arange(rows, device=device)  # rows still in the batch
 
     with policy.decoder([request.adapter for request in requests]) as next_logits:
         state = _prefill(next_logits, requests, policy.base.tokenizer.pad_token_id, device)
         for step in range(cap):
             chosen, chosen_logprobs = choose(state.logits, uniforms[active, step], sampling)
-            tokens[active, step] = chosen
-            logprobs[active, step] = chosen_logprobs
-            stopped = torch.isin(chosen, stops) & ~finished[active]
-            lengths[active[stopped]] = step + 1
-            finished[active[stopped]] = True
-            alive = ~finished[active]
+            drawn.tokens[active, step] = chosen
+            drawn.logprobs[active, step] = chosen_logprobs
+            going_on = active[~drawn.finished[active]]
+            drawn.lengths[going_on] = step + 1
+            drawn.finished[active] |= torch.isin(chosen, stops)
+            yield drawn
+            alive = ~drawn.finished[active]
             count = int(alive.sum())
             if count == 0 or step + 1 == cap:
                 break
@@ -153,7 +193,6 @@ def _decode(policy: Policy, requests: Sequence[Request], sampling: Sampling) -> 
                 active, chosen = active[keep], chosen[keep]
                 state.keep(keep)
             state.advance(next_logits, chosen)
-    return _collect(policy, tokens, logprobs, lengths, finished)
 
 
 class _DecodingState:
@@ -262,18 +301,3 @@ def _rows_that_fit(policy: Policy, requests: Sequence[Request], sampling: Sampli
     # growing the cache by a token copies a layer of it; logits exist in several forms at once
     per_row = 1.5 * per_token * longest + 32 * config.vocab_size
     return max(1, int(free_memory(hardware.device) / 2 / per_row))
-
-
-def _collect(
-    policy: Policy, tokens: Tensor, logprobs: Tensor, lengths: Tensor, finished: Tensor
-) -> list[Completion]:
-    rows = zip(tokens.tolist(), logprobs.tolist(), lengths.tolist(), finished.tolist(), strict=True)
-    return [
-        Completion(
-            tokens=ids[:length],
-            logprobs=values[:length],
-            truncated=not stopped,
-            text=str(policy.base.tokenizer.decode(ids[:length], skip_special_tokens=True)),
-        )
-        for ids, values, length, stopped in rows
-    ]

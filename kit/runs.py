@@ -129,15 +129,24 @@ class RunFolder:
             )
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut off by a crash is left out."""
-    *lines, _ = Path(path).read_text(encoding="utf-8").split("\n")
+def read_metrics(path: str | Path, faults: list[str] | None = None) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl or samples.jsonl; a last line cut off by a crash is left out.
+
+    Raises RunError for a damaged line; with `faults` it is said there, and the others are returned.
+    """
+    *lines, _ = Path(path).read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise RunError(f"{path}, line {number} is not valid JSON") from error
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise TypeError("not an object")
+            records.append(record)
+        except (ValueError, TypeError, RecursionError) as error:
+            fault = f"{path}, line {number} is not a JSON object"
+            if faults is None:
+                raise RunError(fault) from error
+            faults.append(fault)
     return records
 
 

@@ -26,6 +26,8 @@ from kit.stats import Proportion
 
 SCHEMA: Literal[1] = 1  # raised when a field changes its meaning
 
+Preference = Literal["left", "right", "tie", "both_bad"]
+
 _CHECKED = ConfigDict(extra="forbid", strict=True)
 
 
@@ -67,7 +69,7 @@ class Vote:
     left: Side
     right: Side
     settings: VoteSettings
-    vote: Literal["left", "right", "tie", "both_bad"]
+    vote: Preference
     blind: bool  # the names were hidden until the vote
     id: str = dataclasses.field(default_factory=lambda: uuid4().hex)
     time: AwareDatetime = dataclasses.field(default_factory=lambda: datetime.now(timezone.utc))

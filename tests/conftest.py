@@ -11,11 +11,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from kit.checkpoint import save_adapter
 from kit.config import Config, LoraConfig, ModelConfig, build_config
 from kit.models import Base, add_lora, load_base
 from kit.policy import Policy
@@ -37,6 +39,21 @@ def policy(base: Base) -> Iterator[Policy]:
             parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
     yield Policy(base, model)
     model.unload()
+
+
+@pytest.fixture(scope="session")
+def adapters(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two saved adapters that differ from the base and from each other."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(("first", "second")):
+        model = add_lora(base, LoraConfig(rank=4, alpha=8), seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
+                parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+        save_adapter(Policy(base, model), folder / name)
+        model.unload()
+    return folder
 
 
 @pytest.fixture

@@ -9,18 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from kit import benchmark as module
 from kit.adapters import adapter_sha256
 from kit.benchmark import benchmark, row_seed, table
-from kit.checkpoint import save_adapter
-from kit.config import DataConfig, LoraConfig, ModelConfig
+from kit.config import DataConfig, ModelConfig
 from kit.data import load_problems
 from kit.errors import ConfigError, DataError, ResultsError
 from kit.evaluate import summarize
-from kit.models import add_lora
-from kit.policy import Policy
 from kit.results import FIELDS, ROW_FIELDS, read_result, read_rows
 from kit.settings import EvalSettings
 from kit.targets import Target
@@ -138,21 +134,6 @@ def test_seeds_differ_by_problem_and_sample_alone():
 
 
 # --- on the embedded model -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def adapters(base, tmp_path_factory):
-    """Two saved adapters that differ from the base and from each other."""
-    folder = tmp_path_factory.mktemp("adapters")
-    for seed, name in enumerate(("first", "second")):
-        model = add_lora(base, LoraConfig(rank=4, alpha=8), seed=seed)
-        generator = torch.Generator().manual_seed(seed)
-        for key, parameter in model.named_parameters():
-            if "lora_B" in key:
-                parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
-        save_adapter(Policy(base, model), folder / name)
-        model.unload()
-    return folder
 
 
 @pytest.fixture

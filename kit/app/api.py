@@ -1,0 +1,64 @@
+"""The app as an API: one comparison per call, for `gradio_client` and plain HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import gradio as gr
+
+from kit.app.comparator import pair_json
+from kit.app.comparison import Setup
+from kit.app.desk import Desk, to_pair
+from kit.app.tokens import LEFT, RIGHT
+from kit.errors import KitError
+
+
+class Api:
+    """Endpoints; each call is a session of its own."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    def compare(
+        self,
+        prompt: str,
+        left: str,
+        right: str,
+        answer: str = "",
+        system_prompt: str | None = None,
+        temperature: float = 0.0,
+        max_new_tokens: int = 256,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        """Let two adapters answer a problem with the same random numbers.
+
+        Args:
+            prompt: the problem.
+            left: label of an adapter as the page lists it, "base", or a path the app may load.
+            right: likewise.
+            answer: the right answer, if known; without it the verdicts are null.
+            system_prompt: null is the one the left adapter was trained with.
+            temperature: 0 is greedy.
+            max_new_tokens: longest completion.
+            seed: of the random numbers.
+
+        Returns the prompt as sent, the settings, and for `left` and `right` the completion, the
+        answers found, the verdicts (strict and lenient), tokens, seconds, log-prob and divergence.
+        """
+        try:
+            sides = {LEFT: self.desk.choice(left), RIGHT: self.desk.choice(right)}
+            setup = Setup(
+                question=prompt,
+                system_prompt=sides[LEFT].system_prompt if system_prompt is None else system_prompt,
+                gold=answer.strip() or None,
+                data=None,
+                sides=sides,
+                temperature=temperature,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+            )
+            *_, comparison = self.desk.run(setup, uuid4().hex)
+        except KitError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return pair_json(to_pair(comparison, 0))

@@ -1,0 +1,189 @@
+"""What all sessions of the page share: the model, what can be chosen, and who is running what."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+
+from kit.adapters import adapter_sha256, read_adapter_config
+from kit.app.background import Background
+from kit.app.catalogue import Catalogue, Choice
+from kit.app.comparator import ComparedPair, ComparedSide
+from kit.app.comparison import Comparison, Setup, compare, finish, to_vote
+from kit.app.engine import Engine
+from kit.app.options import AppOptions
+from kit.app.problems import Problems
+from kit.app.roots import adapter_source
+from kit.app.tokens import LEFT, RIGHT
+from kit.app.verdicts import Judge
+from kit.config import SYSTEM_PROMPT
+from kit.errors import AdapterError, ConfigError, ResultsError
+from kit.models import load_base
+from kit.votes import Preference, Tally, append_vote, read_votes, tally
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The blind votes between two adapters so far."""
+
+    tally: Tally | None  # None: not one yet
+    unreadable: int  # lines of the file
+
+
+class Desk:
+    """Serves the page. The base is loaded in the background as soon as this is made."""
+
+    def __init__(self, options: AppOptions, catalogue: Catalogue) -> None:
+        self.options, self.catalogue = options, catalogue
+        self.judge = Judge()
+        self.problems = Problems(options, catalogue.choices)
+        self._choices = {choice.label: choice for choice in catalogue.choices}
+        self._running: dict[str, Background[Comparison]] = {}
+        self._lock = threading.Lock()
+        loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="base")
+        self._engine: Future[Engine] = loader.submit(self._load)
+        loader.shutdown(wait=False)
+
+    @property
+    def labels(self) -> list[str]:
+        """Of everything that can be put on a side."""
+        return list(self._choices)
+
+    def engine(self) -> Engine:
+        """The model, as soon as it is there; ModelError when it cannot be loaded."""
+        return self._engine.result()
+
+    def choice(self, label: str) -> Choice:
+        """What a label stands for; one that is not listed is a path or hub id, which is added.
+
+        Raises OutsideRoots for what the page may not load, AdapterError for what is no adapter of
+        this base.
+        """
+        if label in self._choices:
+            return self._choices[label]
+        source = adapter_source(label, self.options)
+        known = next((c for c in self._choices.values() if c.adapter == source), None)
+        if known is not None:
+            return known
+        trained_on = read_adapter_config(source).get("base_model_name_or_path")
+        if trained_on != self.catalogue.model.id:
+            raise AdapterError(
+                f"the adapter {label} was trained on {trained_on}, but the base in memory is "
+                f"{self.catalogue.model.id}; start the app with --base {trained_on}"
+            )
+        added = Choice(
+            label=label,
+            adapter=source,
+            base=self.catalogue.model.id,
+            system_prompt=SYSTEM_PROMPT,
+            data=None,
+            run=None,
+            region=None,
+        )
+        with self._lock:
+            self._choices[label] = added
+        return added
+
+    def run(self, setup: Setup, session: str) -> Iterator[Comparison]:
+        """Answers as they are written; the last item is over, also when `stop` ended it early."""
+        job = Background(lambda: compare(self.engine(), self.judge, setup))
+        with self._lock:
+            self._running[session] = job
+        last = None
+        try:
+            for last in job:
+                yield last
+            if last is not None and not last.is_over:
+                yield finish(last, self.judge, is_stopped=True)
+        finally:
+            with self._lock:
+                if self._running.get(session) is job:
+                    del self._running[session]
+
+    def stop(self, session: str) -> bool:
+        """End this session's answers where they are; whether any were being written."""
+        with self._lock:
+            job = self._running.get(session)
+        if job is not None:
+            job.stop()
+        return job is not None
+
+    def scored(self, comparison: Comparison, sample: int) -> Comparison:
+        """The comparison with the scores of that sample too."""
+        if not comparison.is_over or comparison.is_stopped or sample in comparison.scores:
+            return comparison
+        scores = self.engine().score(comparison.setup.job, comparison.progress, sample)
+        return replace(comparison, scores=comparison.scores | {sample: scores})
+
+    def vote(self, comparison: Comparison, sample: int, vote: Preference, *, blind: bool) -> None:
+        """Write a vote; ResultsError when the file cannot be written."""
+        if not comparison.is_over:
+            raise ConfigError("wait until both answers are complete, then vote")
+        append_vote(self.options.votes, to_vote(comparison, sample, vote, blind=blind))
+
+    def score(self, comparison: Comparison) -> Score:
+        """The blind votes between these two adapters, whichever side they were on."""
+        if not self.options.votes.is_file():
+            return Score(None, 0)
+        votes, unreadable = read_votes(self.options.votes)
+        pair = {_hash(comparison.setup.sides[side]) for side in (LEFT, RIGHT)}
+        mine = [v for v in votes if {v.left.adapter_sha256, v.right.adapter_sha256} == pair]
+        tallies = tally(mine)
+        return Score(tallies[0] if tallies else None, unreadable)
+
+    def _load(self) -> Engine:
+        return Engine(
+            load_base(self.catalogue.model, torch.device("cpu") if self.options.cpu else None)
+        )
+
+
+def to_pair(comparison: Comparison, sample: int) -> ComparedPair:
+    """The left and right answers of one sample, for exports."""
+    setup = comparison.setup
+
+    def side(name: str) -> ComparedSide:
+        answer, choice = comparison.answers[name][sample], setup.sides[name]
+        scores = comparison.scores.get(sample, {}).get(name)
+        if answer.verdict is None:
+            raise ResultsError("the answers are still being written; export them afterwards")
+        is_judged = setup.gold is not None
+        return ComparedSide(
+            name=choice.label,
+            adapter=choice.adapter,
+            adapter_sha256=_hash(choice),
+            completion=answer.completion.text,
+            strict_answer=answer.verdict.strict_answer,
+            lenient_answer=answer.verdict.lenient_answer,
+            strict=answer.verdict.strict if is_judged else None,
+            lenient=answer.verdict.lenient if is_judged else None,
+            tokens=len(answer.completion.tokens),
+            truncated=answer.completion.truncated,
+            seconds=round(answer.seconds, 3),
+            mean_logprob=scores.mean_logprob[name] if scores else None,
+            kl_to_base=scores.kl_to_base if scores else None,
+        )
+
+    return ComparedPair(
+        question=setup.question,
+        system_prompt=setup.system_prompt,
+        prompt=comparison.prompt,
+        answer=setup.gold,
+        settings={
+            "temperature": setup.temperature,
+            "max_new_tokens": setup.max_new_tokens,
+            "seed": setup.seed,
+            "sample": sample,
+        },
+        left=side(LEFT),
+        right=side(RIGHT),
+        time=time.strftime("%FT%T%z"),
+    )
+
+
+def _hash(choice: Choice) -> str | None:
+    return adapter_sha256(choice.adapter) if choice.adapter else None

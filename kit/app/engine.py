@@ -1,0 +1,148 @@
+"""One base in memory, any number of adapters on it, and one job at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from kit.app.scoring import Scores, score
+from kit.errors import ConfigError, ModelError
+from kit.models import Base, load_adapters
+from kit.policy import BASE, Policy
+from kit.rollout import Completion, Request, Sampling, stream
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What all sides are asked, with the same random numbers."""
+
+    messages: Sequence[Message]
+    adapters: Mapping[str, str | None]  # by side: folder or hub id; None: the bare base
+    temperature: float
+    max_new_tokens: int
+    seed: int
+    samples: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What each side has said so far; `scores` once all have ended."""
+
+    completions: dict[str, tuple[Completion, ...]]  # by side, one per sample
+    seconds: dict[str, tuple[float, ...]]  # until each one's newest token
+    scores: dict[str, Scores] = field(default_factory=dict)  # of each side's first sample
+
+
+class Engine:
+    """Decodes all sides of a job in one batch. Adapters stay loaded once they have been used."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self._policy = Policy(base)
+        self._names: dict[str, str] = {}  # folder or hub id -> name on the model
+        self._lock = threading.Lock()
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and completion that the base can see."""
+        return self._policy.causal.config.max_position_embeddings
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The prompt exactly as it is sent."""
+        return str(self.base.tokenizer.decode(self.base.prompt_ids(list(messages))))
+
+    def load(self, sources: Sequence[str]) -> None:
+        """Load adapters (folders or hub ids) unless they are; AdapterError as `load_adapters`."""
+        with self._lock:
+            self._load(sources)
+
+    def run(self, job: Job) -> Iterator[Progress]:
+        """Sample, then score. Waits while another job runs; closing it frees the model.
+
+        Raises AdapterError for an adapter that does not load, ConfigError for a prompt that is too
+        long, ModelError when memory runs out.
+        """
+        with self._lock:
+            try:
+                yield from self._run(job)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not _is_out_of_memory(error):
+                    raise
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                rows = job.samples * len(job.adapters)
+                raise ModelError(
+                    f"out of memory with {rows} answers of up to {job.max_new_tokens} tokens at "
+                    "once; ask for fewer samples or fewer tokens, leave out the base's column, or "
+                    "start with --cpu"
+                ) from error
+
+    def score(self, job: Job, said: Progress, sample: int) -> dict[str, Scores]:
+        """Scores of another sample of a job that has ended."""
+        with self._lock:
+            return self._score(job, said, sample)
+
+    def _run(self, job: Job) -> Iterator[Progress]:
+        self._load([source for source in job.adapters.values() if source is not None])
+        prompt = tuple(self.base.prompt_ids(list(job.messages)))
+        if len(prompt) + job.max_new_tokens > self.context:
+            raise ConfigError(
+                f"the prompt has {len(prompt)} tokens, and with {job.max_new_tokens} new ones that "
+                f"is more than the {self.context} this model can see; shorten the problem or "
+                "lower the number of new tokens"
+            )
+        sides = [side for side in job.adapters for _ in range(job.samples)]
+        requests = [
+            Request(prompt, (job.seed, number), self._name(source))
+            for source in job.adapters.values()
+            for number in range(job.samples)
+        ]
+        began, times = time.perf_counter(), [0.0] * len(requests)
+        lengths = [0] * len(requests)
+        for completions in stream(
+            self._policy, requests, Sampling(job.max_new_tokens, job.temperature)
+        ):
+            now = time.perf_counter() - began
+            for row, completion in enumerate(completions):
+                if len(completion.tokens) > lengths[row]:
+                    lengths[row], times[row] = len(completion.tokens), now
+            said = Progress(_by_side(sides, completions), _by_side(sides, times))
+            yield said
+        yield Progress(said.completions, said.seconds, self._score(job, said, 0))
+
+    def _score(self, job: Job, said: Progress, sample: int) -> dict[str, Scores]:
+        prompt = self.base.prompt_ids(list(job.messages))
+        adapters = {side: self._name(source) for side, source in job.adapters.items()}
+        return {
+            side: score(self._policy, prompt, answers[sample].tokens, adapters, side)
+            for side, answers in said.completions.items()
+        }
+
+    def _load(self, sources: Sequence[str]) -> None:
+        new = [source for source in dict.fromkeys(sources) if source not in self._names]
+        names = {source: f"adapter{len(self._names) + i}" for i, source in enumerate(new)}
+        if new:
+            wanted = {name: source for source, name in names.items()}
+            self._policy = Policy(self.base, load_adapters(self.base, wanted, self._policy.model))
+            self._names |= names
+
+    def _name(self, source: str | None) -> str:
+        return BASE if source is None else self._names[source]
+
+
+def _by_side(sides: Sequence[str], values: Sequence) -> dict[str, tuple]:
+    return {
+        side: tuple(value for mine, value in zip(sides, values, strict=True) if mine == side)
+        for side in dict.fromkeys(sides)
+    }
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """The CPU's allocator raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

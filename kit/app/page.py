@@ -1,0 +1,126 @@
+"""The page: its tabs put together, the API, and starting it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from kit.app import (
+    browse_view,
+    columns,
+    differences,
+    heatmap,
+    inert,
+    ratios,
+    report_view,
+    training_view,
+)
+from kit.app.api import Api
+from kit.app.catalogue import find
+from kit.app.compare_view import MODEL, CompareView
+from kit.app.desk import Desk
+from kit.app.options import AppOptions
+from kit.errors import ModelError
+
+STYLE = """
+.kit-notice { margin: 0; padding: .6em .8em; border-radius: 6px; background: #fde8e6;
+  color: #7a1a10; }
+.dark .kit-notice { background: #4a1510; color: #ffd9d4; }
+.kit-text, .kit-final { overflow-wrap: anywhere; }
+.kit-text { min-height: 4em; }
+@media (max-width: 640px) { .gradio-container { padding: .5em !important; } }
+"""
+# Gradio's own greys are too pale to read for many people (WCAG 2, 4.5 to 1)
+THEME = gr.themes.Default(primary_hue="blue", text_size="md").set(
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    block_label_text_color="*neutral_700",
+    block_label_text_color_dark="*neutral_200",
+    block_title_text_color="*neutral_700",
+    block_title_text_color_dark="*neutral_200",
+    input_placeholder_color="*neutral_600",
+    input_placeholder_color_dark="*neutral_300",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_cancel_background_fill="#b42318",
+    button_cancel_background_fill_dark="#b42318",
+)
+COMPARE, BROWSE, TRAINING, REPORT = "compare", "browse", "training", "report"
+
+
+def build(desk: Desk) -> gr.Blocks:
+    """The whole page on a desk; start it with `launch`."""
+    with gr.Blocks(title="GR-PSPO kit", delete_cache=(3600, 86_400)) as page:
+        gr.Markdown("# GR-PSPO kit\nThe reasoning of clipped and smoothed adapters, side by side.")
+        # before the tabs: whoever comes first has the name
+        gr.api(
+            Api(desk).compare,
+            api_name="compare",
+            concurrency_id=MODEL,
+            concurrency_limit=1,
+        )
+        with gr.Tabs() as tabs:
+            with gr.Tab("Compare", id=COMPARE):
+                compare = CompareView(desk)
+            with gr.Tab("Browse", id=BROWSE) as browse_tab:
+                browse = browse_view.build(desk.options)
+                browse.refresh_on(browse_tab.select)
+            with gr.Tab("Training", id=TRAINING):
+                training_view.build(desk.options)
+            with gr.Tab("Report", id=REPORT):
+                report_view.build(desk.options)
+        browse.live.click(
+            _take_over,
+            browse.selected,
+            [tabs, *compare.problem.taken, compare.system_prompt],
+            api_visibility="private",
+            show_progress="hidden",
+        )
+    return page
+
+
+def launch(options: AppOptions) -> None:
+    """Start the app and serve until it is stopped."""
+    page = build(Desk(options, find(options)))
+    try:
+        page.launch(**settings(options))
+    except OSError as error:
+        raise ModelError(
+            f"the app cannot listen on {options.host}:{options.port} ({error}); choose another "
+            "--port"
+        ) from error
+
+
+def settings(options: AppOptions) -> dict[str, Any]:
+    """Arguments of Gradio's `launch`."""
+    styles = (
+        *(STYLE, columns.STYLE, inert.STYLE, heatmap.STYLE, differences.STYLE, ratios.STYLE),
+        *(training_view.CSS, report_view.CSS),
+    )
+    return {
+        "server_name": options.host,
+        "server_port": options.port,
+        "share": options.share,
+        "auth": options.auth,
+        "css": "\n".join(styles),
+        "theme": THEME,
+        "footer_links": ["api", "settings"],
+        "show_error": False,
+        "enable_monitoring": False,
+    }
+
+
+def _take_over(selected: dict[str, Any] | None) -> list[Any]:
+    """A stored problem, ready to be run."""
+    if selected is None:
+        return [gr.skip()] * 6
+    question = selected["question"]
+    return [
+        gr.update(selected=COMPARE),
+        *(question, selected["answer"], selected["data"], question),
+        selected["system_prompt"],
+    ]

@@ -1,0 +1,437 @@
+"""The real app in a real browser: `python app.py` on the embedded model, driven in Chromium."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kit.benchmark import benchmark
+from kit.config import build_config
+from kit.settings import EvalSettings
+from kit.targets import resolve_data, resolve_targets
+from kit.trainer import train_together
+from kit.verifiers import NumberVerifier
+from kit.votes import read_votes
+
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+
+ROOT = Path(__file__).parents[1]
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+NEEDED = os.environ.get("KIT_NEEDS_BROWSER")  # set in continuous integration: no skipping there
+pytestmark = [
+    pytest.mark.smoke,
+    pytest.mark.skipif(
+        BROWSER is None and not NEEDED, reason="no Chromium here: apt-get install chromium"
+    ),
+    pytest.mark.xdist_group("page"),  # one app, one browser
+]
+QUESTION = "Tom has 3 apples and buys 5 more. How many apples does he have?"
+TABS = ("Compare", "Browse", "Training", "Report")
+LONG = 60_000  # ms; a busy machine is no failure
+
+
+# --- a folder of runs, the app on it, a page of it ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, base):
+    """Two arms of three steps on one base, evaluated on six problems."""
+    folder = tmp_path_factory.mktemp("app") / "runs"
+    configs = [
+        build_config(
+            {
+                "model": {"id": "embedded"},
+                "lora": {"rank": 4, "alpha": 8},
+                "data": {"name": "gsm_symbolic", "options": {"size": 60}, "validation_size": 4},
+                "rollout": {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 24},
+                "reward": {"functions": [{"path": "tests.reward_functions:share_of_vowels"}]},
+                "objective": {"trust_region": {"name": arm}},
+                "optim": {"learning_rate": 2e-3, "warmup_fraction": 0.0},
+                "train": {"steps": 3, "validate_every": 3, "preflight_problems": 0},
+                "output": str(folder / arm),
+            }
+        )
+        for arm in ("clip", "pspo")
+    ]
+    train_together(configs, base=base)
+    targets = resolve_targets([str(folder / "clip"), str(folder / "pspo")])
+    settings = EvalSettings(limit=6, max_new_tokens=48)
+    benchmark(targets, resolve_data(["gsm_symbolic"], targets), settings, base=base)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def app(runs):
+    """The app's address. It starts as a user starts it, in a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = runs.parent / "log.txt"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "app.py", "--runs", str(runs), "--port", str(port), "--cpu"],
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            assert process.poll() is None, log.read_text()
+            try:
+                httpx.get(address, timeout=2)
+                break
+            except httpx.TransportError:
+                time.sleep(0.5)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(20)
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, app):
+    """A page of the app; errors in it and requests to anywhere else fail the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda r: r.url.startswith((app, "data:", "blob:")) or wrong.append(r.url))
+    page.goto(app)
+    page.wait_for_selector("#kit-run", timeout=LONG)
+    yield page
+    context.close()
+    assert not wrong
+
+
+def fill(page, question=QUESTION, gold="8", **settings):
+    page.fill("#kit-question textarea", question)
+    page.fill("#kit-gold textarea, #kit-gold input", gold)
+    if settings:
+        page.click("#kit-settings > button")
+        for label, value in settings.items():
+            page.get_by_role("spinbutton", name=f"number input for {label}").fill(str(value))
+            page.keyboard.press("Tab")
+
+
+def run(page):
+    page.click("#kit-run")
+    finished(page)
+
+
+def finished(page):
+    """Wait until both answers are complete and may be voted on or analysed."""
+    page.wait_for_selector("#kit-run:not([disabled])", timeout=LONG)
+    for column in ("first", "second"):
+        text = page.inner_text(f"#kit-{column} .kit-badge")
+        assert "writing" not in text and "waiting" not in text
+
+
+def text_of(page, column):
+    return page.inner_text(f"#kit-{column} .kit-text")
+
+
+# --- the Compare tab ------------------------------------------------------------------------------
+
+
+def test_both_sides_stream_at_once_and_verdicts_are_right(page):
+    fill(page, **{"Temperature": 2, "New tokens at most": 200})  # long answers
+    seen = []
+    page.click("#kit-run")
+    while not page.is_enabled("#kit-run") or not seen:
+        seen.append((text_of(page, "first"), text_of(page, "second")))
+        page.wait_for_timeout(30)
+    finished(page)
+    final = text_of(page, "first"), text_of(page, "second")
+    growing = [pair for pair in seen if all(pair) and pair != final]
+    assert growing, "no picture showed both sides half-way"
+    assert all(
+        len(side) <= len(end) for pair in growing for side, end in zip(pair, final, strict=True)
+    )
+    for column, text in zip(("first", "second"), final, strict=True):
+        whole = text + "\n#### " + page.inner_text(f"#kit-{column} .kit-final").partition(": ")[2]
+        verdict = NumberVerifier().verify(whole, {"answer": "8"})
+        assert ("right" in page.inner_text(f"#kit-{column} .kit-badge")) == verdict.lenient
+        figures = page.inner_text(f"#kit-{column} .kit-figures")
+        assert all(name in figures for name in ("tokens", "seconds", "mean log-prob", "KL to base"))
+
+
+def test_where_they_part_is_shown(page):
+    fill(page)
+    run(page)
+    page.wait_for_selector("#kit-heat-left .kit-heat", timeout=LONG)
+    shown = page.inner_text("#kit-first .kit-text").split("\n")[0]
+    assert shown and shown in page.inner_text("#kit-heat-left")
+    before = page.inner_html("#kit-heat-right")
+    page.get_by_label("each side").check()
+    page.wait_for_function(
+        "old => document.querySelector('#kit-heat-right').innerHTML != old", arg=before
+    )
+    assert "base" in page.inner_text("#kit-heat-right")
+    assert page.locator("#kit-ratios svg").first.is_visible()
+
+
+def test_enter_runs_and_the_exact_prompt_is_shown(page):
+    fill(page)
+    page.press("#kit-question textarea", "Enter")
+    page.wait_for_selector("#kit-heat-left .kit-heat", timeout=LONG)
+    page.get_by_role("button", name="The prompt exactly").click()
+    page.wait_for_function(
+        "q => [...document.querySelectorAll('textarea')].some(a => a.value.includes(q) "
+        "&& a.value.includes('<|im_start|>assistant'))",
+        arg=QUESTION,
+    )
+
+
+def test_several_samples_are_summed_up(page):
+    fill(page, **{"Temperature": 1, "Samples of each side": 3})
+    run(page)
+    page.wait_for_selector("#kit-samples table", timeout=LONG)
+    summary = page.inner_text("#kit-samples")
+    assert "of 3" in summary and "pass@2" in summary and "majority" in summary
+    assert page.locator("#kit-sample").is_visible()
+
+
+def test_stop_ends_the_answers_and_frees_the_page(page):
+    fill(page, **{"Temperature": 2, "New tokens at most": 800, "Samples of each side": 16})
+    page.click("#kit-run")
+    page.wait_for_function(
+        "document.querySelector('#kit-first .kit-text')?.innerText.length > 20", timeout=LONG
+    )
+    page.click("#kit-stop")
+    finished(page)
+    assert page.is_disabled("#kit-stop")
+    assert not page.is_visible("#kit-analysis")  # what was cut short is not analysed
+    fill(page)
+    run(page)
+
+
+def test_a_blind_vote_names_nobody_before_and_lands_in_the_file(page, runs):
+    page.get_by_label("Blind").check()
+    fill(page)
+    run(page)
+    page.wait_for_selector("#kit-vote", state="visible", timeout=LONG)
+    columns = page.inner_text("#kit-first") + page.inner_text("#kit-second")
+    assert "Answer A" in columns and "Answer B" in columns
+    assert not any(name in columns for name in ("clip", "pspo", "KL to base"))
+    assert not page.is_visible("#kit-analysis") and not page.is_visible("#kit-export")
+    first = page.inner_text("#kit-first .kit-text")
+    page.click("#kit-vote-left")
+    page.wait_for_selector("#kit-votes", state="visible", timeout=LONG)
+    votes, corrupt = read_votes(runs / "votes.jsonl")
+    assert len(votes) == 1 and corrupt == 0
+    preferred = getattr(votes[0], votes[0].vote)
+    assert votes[0].blind and first.split("\n")[0] in preferred.completion
+    revealed = page.inner_text("#kit-votes")
+    assert f"A was {preferred.name}" in revealed and "So far" in revealed
+    assert preferred.name in page.inner_text("#kit-first") and page.is_visible("#kit-analysis")
+
+
+def test_hostile_text_does_nothing(page):
+    hostile = (
+        "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'> "
+        "[a](javascript:window.hacked=3) ![b](http://example.org/b.png) "
+        "<h1>big</h1> $\\def\\x{\\x}\\x$"
+    )
+    fill(page, question=hostile, gold="<b>8</b>")
+    run(page)
+    page.get_by_role("button", name="The prompt exactly").click()
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.hacked") is None
+    assert (
+        page.locator("#kit-first h1, #kit-second h1, #kit-first img, #kit-heat-left img").count()
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [("", "the problem is empty"), ("word " * 3000, "more than the 1024 this model can see")],
+)
+def test_what_cannot_be_run_is_said_in_place(page, question, message):
+    fill(page, question=question)
+    page.click("#kit-run")
+    page.wait_for_selector(".kit-notice", timeout=LONG)
+    assert message in page.inner_text(".kit-notice")
+    page.wait_for_selector("#kit-run:not([disabled])")
+
+
+@pytest.mark.parametrize("path", ["../../etc", "/etc/passwd", "someone/adapter"])
+def test_paths_out_of_the_folders_are_refused(page, path):
+    box = page.get_by_role("combobox", name="Left") if False else page.get_by_label("Left").first
+    box.fill(path)
+    page.keyboard.press("Enter")
+    fill(page)
+    page.click("#kit-run")
+    page.wait_for_selector(".kit-notice", timeout=LONG)
+    notice = page.inner_text(".kit-notice")
+    assert path in notice and ("--adapters-root" in notice or "--allow-hub" in notice)
+
+
+# --- the other tabs -------------------------------------------------------------------------------
+
+
+def open_tab(page, name):
+    page.get_by_role("tab", name=name).click()
+
+
+def test_browse_filters_and_hands_a_problem_to_compare(page, runs):
+    open_tab(page, "Browse")
+    page.wait_for_selector("text=Run this one live", timeout=LONG)
+    page.wait_for_function("document.body.innerText.includes('of 6')", timeout=LONG)
+    page.get_by_label("Search questions").fill("zzz nowhere")
+    page.wait_for_function("!document.body.innerText.includes('1 to 6 of 6')", timeout=LONG)
+    page.get_by_label("Search questions").fill("")
+    page.wait_for_function("document.body.innerText.includes('of 6')", timeout=LONG)
+    rows = (runs / "clip" / "eval" / "gsm_symbolic.jsonl").read_text().splitlines()
+    questions = [json.loads(row)["question"] for row in rows]
+    page.get_by_role("button", name="Run this one live").click()
+    page.wait_for_selector("#kit-question", state="visible")
+    page.wait_for_function(
+        "qs => qs.includes(document.querySelector('#kit-question textarea').value)", arg=questions
+    )
+
+
+def test_training_draws_curves_and_names_the_difference(page):
+    open_tab(page, "Training")
+    page.wait_for_function(
+        "document.querySelectorAll('.vega-embed canvas, .vega-embed svg').length > 5", timeout=LONG
+    )
+    page.get_by_role("button", name="Settings of two runs").click()
+    page.wait_for_selector("text=objective.trust_region >> visible=true", timeout=LONG)
+
+
+def test_report_says_what_to_run(page):
+    open_tab(page, "Report")
+    page.wait_for_function("document.body.innerText.includes('kit report')", timeout=LONG)
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_a_phone_needs_no_sideways_scrolling(page, tab):
+    page.set_viewport_size({"width": 390, "height": 844})
+    open_tab(page, tab) if page.get_by_role("tab", name=tab).is_visible() else _overflowing(
+        page, tab
+    )
+    if tab == "Compare":
+        fill(page)
+        run(page)
+        page.wait_for_selector("#kit-heat-left .kit-heat", timeout=LONG)
+    page.wait_for_timeout(1500)
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+
+
+def _overflowing(page, tab):
+    """On a narrow page the last tabs are in a menu."""
+    page.locator(".overflow-menu button, button.overflow-item-selected").first.click()
+    page.get_by_role("button", name=tab, exact=True).last.click()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_serious_violation_of_accessibility(browser, app, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto(f"{app}/?__theme={scheme}")
+    page.wait_for_selector("#kit-run", timeout=LONG)
+    fill(page, Temperature=1)
+    run(page)
+    page.wait_for_selector("#kit-heat-left .kit-heat", timeout=LONG)
+    found = {}
+    for tab in TABS:
+        open_tab(page, tab)
+        page.wait_for_timeout(2500)
+        for violation in axe.run(page).response["violations"]:
+            if violation["impact"] in ("serious", "critical"):
+                nodes = [node["html"][:200] for node in violation["nodes"][:3]]
+                found[f"{tab}: {violation['id']}"] = nodes
+    context.close()
+    assert not found
+
+
+# --- as an API, by several at once ----------------------------------------------------------------
+
+
+def test_the_api_answers_two_users_at_once_with_their_own(app):
+    from gradio_client import Client
+
+    asked = [("clip", "pspo", 0), ("pspo", "clip", 1), ("base", "clip", 2)]
+
+    def ask(left, right, seed):
+        client = Client(app, verbose=False)
+        return client.predict(QUESTION, left, right, "8", None, 1.0, 24, seed, api_name="/compare")
+
+    alone = [ask(*one) for one in asked]
+    together: list = [None] * len(asked)
+
+    def worker(i):
+        together[i] = ask(*asked[i])
+
+    threads = [threading.Thread(target=worker, args=(i,)) for i in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    for (left, right, _), one, other in zip(asked, alone, together, strict=True):
+        assert (one["left"]["name"], one["right"]["name"]) == (left, right)
+        for side in ("left", "right"):
+            assert one[side]["completion"] == other[side]["completion"]
+            verdict = NumberVerifier().verify(one[side]["completion"], {"answer": "8"})
+            assert one[side]["strict"] == verdict.strict
+            assert one[side]["lenient_answer"] == verdict.lenient_answer
+    assert len({one["left"]["completion"] for one in alone}) == 3
+
+
+def test_the_api_refuses_in_words(app):
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    client = Client(app, verbose=False)
+    with pytest.raises(AppError, match="the problem is empty"):
+        client.predict("", "clip", "pspo", api_name="/compare")
+    with pytest.raises(AppError, match="adapters-root"):
+        client.predict(QUESTION, "../../etc", "pspo", api_name="/compare")
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/compare"}
+
+
+def test_a_client_who_leaves_frees_the_model(browser, app):
+    from gradio_client import Client
+
+    page = browser.new_page()
+    page.goto(app)
+    page.wait_for_selector("#kit-run", timeout=LONG)
+    fill(page, **{"Temperature": 2, "New tokens at most": 800, "Samples of each side": 8})
+    page.click("#kit-run")
+    page.wait_for_function(
+        "document.querySelector('#kit-first .kit-text')?.innerText.length > 5", timeout=LONG
+    )
+    page.close()
+    began = time.monotonic()
+    answer = Client(app, verbose=False).predict(
+        QUESTION, "clip", "pspo", "8", None, 0.0, 8, 0, api_name="/compare"
+    )
+    assert answer["left"]["tokens"] <= 8
+    assert time.monotonic() - began < 45  # 16 answers of 800 tokens would take longer
+
+
+def test_files_of_the_computer_are_not_served(app, runs):
+    for path in ("/etc/passwd", str(runs / "votes.jsonl"), str(ROOT / "README.md")):
+        assert httpx.get(f"{app}/gradio_api/file={path}").status_code in (403, 404)
