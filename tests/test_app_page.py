@@ -139,11 +139,16 @@ def run(page):
 
 
 def finished(page):
-    """Wait until both answers are complete and may be voted on or analysed."""
-    page.wait_for_selector("#kit-run:not([disabled])", timeout=LONG)
-    for column in ("first", "second"):
-        text = page.inner_text(f"#kit-{column} .kit-badge")
-        assert "writing" not in text and "waiting" not in text
+    """Wait until both answers are complete and the page takes another run."""
+    page.wait_for_function(
+        """() => {
+            const badges = [...document.querySelectorAll(
+                '#kit-first .kit-badge, #kit-second .kit-badge')];
+            return badges.length == 2 && !document.querySelector('#kit-run').disabled
+                && badges.every(badge => !/waiting|writing/.test(badge.innerText));
+        }""",
+        timeout=LONG,
+    )
 
 
 def text_of(page, column):
@@ -212,10 +217,10 @@ def test_several_samples_are_summed_up(page):
 
 
 def test_stop_ends_the_answers_and_frees_the_page(page):
-    fill(page, **{"Temperature": 2, "New tokens at most": 800, "Samples of each side": 16})
+    fill(page, **{"Temperature": 2, "New tokens at most": 900, "Samples of each side": 64})
     page.click("#kit-run")
     page.wait_for_function(
-        "document.querySelector('#kit-first .kit-text')?.innerText.length > 20", timeout=LONG
+        "document.querySelector('#kit-first .kit-text')?.innerText.length > 5", timeout=LONG
     )
     page.click("#kit-stop")
     finished(page)
@@ -325,18 +330,18 @@ def test_report_says_what_to_run(page):
     page.wait_for_function("document.body.innerText.includes('kit report')", timeout=LONG)
 
 
-@pytest.mark.parametrize("tab", TABS)
-def test_a_phone_needs_no_sideways_scrolling(page, tab):
+def test_a_phone_needs_no_sideways_scrolling(page):
     page.set_viewport_size({"width": 390, "height": 844})
-    open_tab(page, tab) if page.get_by_role("tab", name=tab).is_visible() else _overflowing(
-        page, tab
-    )
-    if tab == "Compare":
-        fill(page)
-        run(page)
-        page.wait_for_selector("#kit-heat-left .kit-heat", timeout=LONG)
-    page.wait_for_timeout(1500)
-    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+    fill(page)
+    run(page)
+    page.wait_for_selector("#kit-heat-left .kit-heat", timeout=LONG)
+    for tab in TABS:
+        if page.get_by_role("tab", name=tab).is_visible():
+            open_tab(page, tab)
+        else:
+            _overflowing(page, tab)
+        page.wait_for_timeout(1000)
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= 390, tab
 
 
 def _overflowing(page, tab):
@@ -355,11 +360,13 @@ def test_no_serious_violation_of_accessibility(browser, app, scheme):
     fill(page, Temperature=1)
     run(page)
     page.wait_for_selector("#kit-heat-left .kit-heat", timeout=LONG)
+    # colours are all that the dark page has of its own
+    options = {"runOnly": ["color-contrast"]} if scheme == "dark" else {}
     found = {}
     for tab in TABS:
         open_tab(page, tab)
-        page.wait_for_timeout(2500)
-        for violation in axe.run(page).response["violations"]:
+        page.wait_for_timeout(2000)
+        for violation in axe.run(page, options=options).response["violations"]:
             if violation["impact"] in ("serious", "critical"):
                 nodes = [node["html"][:200] for node in violation["nodes"][:3]]
                 found[f"{tab}: {violation['id']}"] = nodes

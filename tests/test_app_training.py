@@ -459,16 +459,16 @@ def test_a_tick_shows_nothing_new_until_a_file_changes(tab, tmp_path):
         file.write(lines({"step": 2, "reward/mean": 0.75}))
     legend, _, reward, *_ = tab.follow([str(run)], 1, seen)
     assert "2 of 9" in legend
-    assert [row[2] for row in reward.value["data"]] == [0.5, 0.75]
+    assert list(reward["value"]["value"]) == [0.5, 0.75]
 
 
 def test_a_choice_outlives_a_new_look(tab, tmp_path):
     old, new = write_run(tmp_path / "a" / "old"), write_run(tmp_path / "b" / "new")
     for path in new.iterdir():
         os.utime(path, (2e9, 2e9))
-    assert tab.look()[0].value == [str(new)]
-    assert tab.look([str(old)])[0].value == [str(old)]
-    assert tab.look(["/gone"])[0].value == [str(new)]
+    assert tab.look()[0]["value"] == [str(new)]
+    assert tab.look([str(old)])[0]["value"] == [str(old)]
+    assert tab.look(["/gone"])[0]["value"] == [str(new)]
 
 
 def test_names_and_settings_are_shown_as_text(tab, tmp_path):
@@ -487,7 +487,7 @@ def test_samples_are_shown_as_text_and_questions_once(tab, tmp_path):
     assert "<" not in shown and "](" not in shown and "**5**" not in shown
     assert shown.count("**Question**") == 1 and shown.count("**wrong**") == 16
     assert "4 more are in samples.jsonl" in shown
-    assert tab.steps(str(run), None).value == 1
+    assert tab.steps(str(run), None)["value"] == 1
 
 
 def test_equal_settings_are_said_in_words(tab, tmp_path):
@@ -556,7 +556,7 @@ def test_a_report_outside_the_roots_is_refused(tmp_path):
     tab = report_view._Tab(AppOptions(runs=runs))
     words, download = tab.show(str(outside))
     assert "is not in a folder this app reads" in words and "<iframe" not in words
-    assert not download.interactive
+    assert not download["interactive"]
 
 
 def test_a_report_that_is_gone_or_too_large_is_said(tmp_path, monkeypatch):
@@ -574,8 +574,8 @@ def test_the_report_tab_offers_a_copy_to_download(tmp_path):
     assert "no report yet" in tab.look()[2]
     folder = write_report(tmp_path / "r", "<p>é</p>")
     shown, download = tab.show(str(folder))
-    assert shown.startswith("<iframe") and download.interactive
-    copy = Path(download.value["path"])
+    assert shown.startswith("<iframe") and download["interactive"]
+    copy = Path(download["value"])
     assert copy.name == "report.html" and copy.read_text(encoding="utf-8") == "<p>é</p>"
     assert not copy.is_relative_to(tmp_path)
 

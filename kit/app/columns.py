@@ -15,7 +15,7 @@ STYLE = """
 .kit-badge { display: inline-block; padding: .1em .6em; border-radius: 1em; font-weight: 600;
   background: #6b7280; color: #fff; }
 .kit-badge-right { background: #14713d; }
-.kit-badge-format { background: #14713d; }
+.kit-badge-format { background: #8a4b08; }
 .kit-badge-wrong { background: #b42318; }
 .kit-badge-missing, .kit-badge-truncated { background: #8a4b08; }
 .kit-badge-unjudged { background: #4b5563; }

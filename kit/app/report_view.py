@@ -18,12 +18,13 @@ from kit.errors import KitError
 
 FOLDER = "reports"  # of those made here, in the folder of the runs
 
+Update = dict[str, Any]  # gr.update's
 NONE = "There is no report yet: make one here, or with <code>kit report RUN</code>."
 
 CSS = """
 .kit-report iframe {
   display: block; width: 100%; height: 80vh; min-height: 24rem;
-  border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg);
+  border: 1px solid #80808070; border-radius: var(--radius-lg);
 }
 /* the page inside is always light, see reports.frame; its figures bear this as well */
 .dark .kit-report iframe { filter: invert(0.92) hue-rotate(180deg); }
@@ -80,20 +81,19 @@ class _Tab:
 
     def look(
         self, chosen: str | None = None, sources: list[str] | None = None
-    ) -> tuple[gr.Dropdown, gr.Dropdown, Any]:
+    ) -> tuple[Update, Update, Any]:
         """All there is; choices that are still possible stay. In words, if there is no report."""
         offered = reports.find_sources(self.roots)
         paths = [str(folder.path) for folder in offered]
-        kept = gr.Dropdown(
+        kept = gr.update(
             choices=[(folder.name, str(folder.path)) for folder in offered],
             value=[path for path in sources or [] if path in paths],
-            multiselect=True,
         )
         found = self._reports(chosen)
-        return found, kept, NONE if found.value is None else gr.skip()
+        return found, kept, NONE if found["value"] is None else gr.skip()
 
-    def show(self, chosen: str | None) -> tuple[str, gr.DownloadButton]:
-        off = gr.DownloadButton(value=None, interactive=False)
+    def show(self, chosen: str | None) -> tuple[str, Update]:
+        off = gr.update(value=None, interactive=False)
         if chosen is None:
             return NONE, off
         try:
@@ -103,7 +103,7 @@ class _Tab:
             return html.escape(str(error)), off
         # the button serves files from Gradio's own folder, not from anywhere
         copy = save_file_to_cache(page, get_upload_folder())
-        return shown, gr.DownloadButton(value=copy, interactive=True)
+        return shown, gr.update(value=copy, interactive=True)
 
     def make(self, sources: list[str]) -> Iterator[tuple[str, Any]]:
         yield "Making the report; many runs take half a minute …", gr.skip()
@@ -114,10 +114,8 @@ class _Tab:
             return
         yield f"Written to {inert_markdown(str(folder))}", self._reports(str(folder))
 
-    def _reports(self, chosen: str | None) -> gr.Dropdown:
+    def _reports(self, chosen: str | None) -> Update:
         found = reports.find_reports(self.roots)
         paths = [str(folder.path) for folder in found]
         value = chosen if chosen in paths else next(iter(paths), None)
-        return gr.Dropdown(
-            choices=[(folder.name, str(folder.path)) for folder in found], value=value
-        )
+        return gr.update(choices=[(folder.name, str(folder.path)) for folder in found], value=value)

@@ -60,6 +60,8 @@ def frame(page: Path, title: str) -> str:
         raise ResultsError(f"cannot read the report {page}: {error.strerror}") from None
     head = (
         f'<!doctype html><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        # links to sections stay in the frame, where they would open the app in it
+        '<base href="about:srcdoc">'
         "<style>:root { color-scheme: only light !important; }</style>"
     )
     text = text.replace(DARK, "not all")

@@ -21,6 +21,7 @@ from kit.errors import RunError
 SECONDS = 5.0  # between two looks at the files of the runs that are shown
 LONGEST_WINDOW = 50  # steps
 SAMPLES = 16  # of one step that are shown
+Update = dict[str, Any]  # gr.update's
 COLUMNS = ("run", "status", "step", "last change", "remarks")
 
 CSS = """
@@ -73,7 +74,7 @@ def build(options: AppOptions) -> TrainingView:
     shown = [legend, seen, *plots]
     drawing = quiet | {"concurrency_id": "curves"}  # one after the other: the last one stays
     # a plot that is there takes new values, but not new runs with them: it is made anew
-    runs.change(lambda: [gr.LinePlot(visible=False)] * len(plots), None, plots, **drawing).then(
+    runs.change(lambda: [gr.update(visible=False)] * len(plots), None, plots, **drawing).then(
         tab.show, [runs, window], shown, **drawing
     )
     window.change(tab.show, [runs, window], shown, **drawing)
@@ -139,14 +140,13 @@ class _Tab:
     def __init__(self, options: AppOptions) -> None:
         self.roots = options.roots
 
-    def look(self, chosen: list[str] | None = None) -> tuple[gr.Dropdown, Any]:
+    def look(self, chosen: list[str] | None = None) -> tuple[Update, Any]:
         """All runs there are; a choice that is still possible stays. In words, if there is none."""
         found = training.find_runs(self.roots)
         kept = [str(run.path) for run in found if str(run.path) in (chosen or [])]
         first = [str(run.path) for run in training.preselect(found)]
         legend = gr.skip() if found else self._nothing()
-        listed = gr.Dropdown(choices=_choices(found), value=kept or first, multiselect=True)
-        return listed, legend
+        return gr.update(choices=_choices(found), value=kept or first), legend
 
     def show(self, chosen: list[str], window: int) -> list[Any]:
         """Legend, fingerprint and plots."""
@@ -163,22 +163,22 @@ class _Tab:
             return gr.skip()
         return self.show(chosen, window)
 
-    def offer(self, chosen: list[str], current: str | None, default: int = 0) -> gr.Dropdown:
+    def offer(self, chosen: list[str], current: str | None, default: int = 0) -> Update:
         """The chosen runs, of which one can be chosen again."""
         found = self._found(chosen)
         paths = [str(run.path) for run in found]
         value = current if current in paths else next(iter(paths[default:] or paths), None)
-        return gr.Dropdown(choices=_choices(found), value=value)
+        return gr.update(choices=_choices(found), value=value)
 
-    def offer_second(self, chosen: list[str], current: str | None) -> gr.Dropdown:
+    def offer_second(self, chosen: list[str], current: str | None) -> Update:
         return self.offer(chosen, current, default=1)
 
-    def steps(self, path: str | None, current: int | None) -> gr.Dropdown:
+    def steps(self, path: str | None, current: int | None) -> Update:
         """The steps with samples; the last one at first."""
         runs = self._read([path] if path else [])
         steps = [step for run in runs.values() for step in training.sample_steps(run)]
         value = current if current in steps else (steps[-1] if steps else None)
-        return gr.Dropdown(choices=[(str(step), step) for step in steps], value=value)
+        return gr.update(choices=[(str(step), step) for step in steps], value=value)
 
     def samples(self, path: str | None, step: int | None) -> str:
         runs = self._read([path] if path else [])
@@ -193,16 +193,16 @@ class _Tab:
         rest = [f"{more} more are in samples.jsonl."] if more > 0 else []
         return "\n\n---\n\n".join([*parts, *rest])
 
-    def compare(self, left: str | None, right: str | None) -> tuple[str, gr.Dataframe]:
+    def compare(self, left: str | None, right: str | None) -> tuple[str, Update]:
         first, second = (list(self._read([path]).values()) for path in (left or "", right or ""))
         if not first or not second or left == right:
-            return "Choose two runs.", gr.Dataframe(visible=False)
+            return "Choose two runs.", gr.update(visible=False)
         try:
             rows = training.differing_rows(first[0], second[0])
         except RunError as error:
-            return inert_markdown(str(error)), gr.Dataframe(visible=False)
+            return inert_markdown(str(error)), gr.update(visible=False)
         words = "" if rows else "No difference: both runs have the same settings."
-        return words, gr.Dataframe(value=rows, visible=bool(rows))
+        return words, gr.update(value=rows, visible=bool(rows))
 
     def _found(self, chosen: Sequence[str]) -> list[Folder]:
         """Those of the chosen that are runs below the roots: nothing else is read."""
@@ -227,11 +227,11 @@ def _choices(found: Sequence[Folder]) -> list[tuple[str, str]]:
 
 def _drawn(
     runs: dict[str, Run], curve: curves.Curve, window: int, colours: dict[str, str]
-) -> gr.LinePlot:
+) -> Update:
     table = curves.draw(runs, curve, window)
     if table is None:
-        return gr.LinePlot(visible=False)
-    return gr.LinePlot(value=table, color_map=colours, visible=True)
+        return gr.update(visible=False)
+    return gr.update(value=table, color_map=colours, visible=True)
 
 
 def _legend(runs: dict[str, Run], colours: dict[str, str]) -> str:
