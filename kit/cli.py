@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import re
@@ -150,6 +151,17 @@ def _parser() -> argparse.ArgumentParser:
     votes.add_argument("--export", type=Path, metavar="FILE", help="prompt, chosen, rejected")
     votes.set_defaults(command=_votes)
 
+    estimate = commands.add_parser(
+        "estimate",
+        help="GPU memory and time a configuration needs, before anything is downloaded",
+        description="Say part by part what kit train would need on a GPU, and which overrides "
+        "make it fit. The exit status is 1 when it does not fit.",
+    )
+    estimate.add_argument("targets", nargs="+", metavar="CONFIG | key=value")
+    estimate.add_argument("--gpu", help="T4 (default), L4, A10, 3060, … or its memory in GiB")
+    estimate.add_argument("--json", action="store_true", help="print JSON, in bytes and seconds")
+    estimate.set_defaults(command=_estimate)
+
     app = commands.add_parser(
         "app",
         help="look at answers side by side in the browser",
@@ -159,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(app)
     app.set_defaults(command=_app)
 
-    for command in (train, evaluate, demo, compare, report, judge, votes, app):
+    for command in (train, evaluate, demo, compare, report, judge, votes, estimate, app):
         command.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
     return parser
 
@@ -263,6 +275,19 @@ def _votes(options: argparse.Namespace) -> None:
         print("\n".join(map(str, tally(counted))) or "no blind votes between different adapters")
     if corrupt:
         print(f"{corrupt} lines of {options.votes} could not be read and are left out")
+
+
+def _estimate(options: argparse.Namespace) -> None:
+    names, pairs = _split(options.targets, _OVERRIDE)
+    if len(names) != 1:
+        raise ConfigError(f"kit estimate takes one configuration, got {len(names)}")
+    config = _read_config(Path(names[0]), pairs)
+    from kit.estimate import estimate
+
+    found = estimate(config, options.gpu)
+    print(json.dumps(found.record(), indent=2) if options.json else found)
+    if not found.fits:
+        raise ConfigError(f"{names[0]} does not fit on {found.gpu.name}")
 
 
 def _app(options: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ STYLE = """
 .kit-figures > div { display: flex; gap: .4em; }
 .kit-figures dt { color: var(--body-text-color-subdued); }
 .kit-figures dd { margin: 0; font-variant-numeric: tabular-nums; }
-.kit-side { min-width: min(320px, 100%) !important; }
+.kit-side { min-width: min(260px, 100%) !important; }
 .kit-table { width: 100%; border-collapse: collapse; font-size: .9em; }
 .kit-table th, .kit-table td { text-align: left; padding: .2em .6em .2em 0; }
 """

@@ -1,0 +1,488 @@
+"""Say before anything is downloaded what training will need on a GPU, and what to change.
+
+The model's shape comes from its config.json: of the embedded model or a folder, from the hub's
+cache, from the built-in table of Qwen2.5, or else from the hub. Imports no torch. The arithmetic of
+memory is in kit.memory; the times are a range from the GPU's data sheet, not a measurement.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from tabulate import tabulate
+
+from kit.config import Config
+from kit.errors import ConfigError, ModelError
+from kit.memory import GIB, Memory, Phase, Shape, Wave
+
+DEFAULT_GPU = "T4"  # the free one of Colab and Kaggle
+
+# bytes as PyTorch counts them, bytes/s, dense 16-bit operations/s with 32-bit sums, has bfloat16;
+# docs/estimate.md names the sources
+_GPUS = {
+    "T4": (14.56, 320, 65, False),
+    "V100": (15.77, 900, 125, False),
+    "L4": (22.0, 300, 121, True),
+    "A10": (22.0, 600, 125, True),
+    "A10G": (22.0, 600, 70, True),
+    "L40S": (44.5, 864, 362, True),
+    "A100-40": (39.4, 1555, 312, True),
+    "A100-80": (79.1, 2039, 312, True),
+    "H100": (79.1, 3350, 989, True),
+    "3060": (11.76, 360, 25, True),
+    "3090": (23.6, 936, 71, True),
+    "4060": (7.6, 272, 30, True),
+    "4090": (23.6, 1008, 165, True),
+}
+_KNOWN = ", ".join(_GPUS)
+
+# hidden, layers, heads, key-value heads, MLP, vocabulary, tied: from the hub's config.json files
+_QWEN = {
+    "0.5B": (896, 24, 14, 2, 4864, 151_936, True),
+    "1.5B": (1536, 28, 12, 2, 8960, 151_936, True),
+    "3B": (2048, 36, 16, 2, 11_008, 151_936, True),
+    "7B": (3584, 28, 28, 4, 18_944, 152_064, False),
+}
+EMBEDDED_PATH = Path(__file__).parent / "assets" / "tiny-qwen2.5"
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True, slots=True)
+class GPU:
+    """A GPU; speeds are None where only the memory is known."""
+
+    name: str
+    memory: int  # bytes
+    bandwidth: float | None = None  # bytes per second
+    flops: float | None = None  # per second
+    bfloat16: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """One end of the range of times: how long texts get, and how well the GPU is used.
+
+    Chosen so that published times fall in between; docs/estimate.md lists them.
+    """
+
+    length: float  # of the longest prompt and completion allowed
+    signal: float  # share of groups that are learned from
+    bandwidth: float  # share of the data sheet's
+    flops: float  # likewise
+    operation: float  # seconds to launch one
+
+
+FAST = Pace(length=0.5, signal=0.5, bandwidth=0.8, flops=0.4, operation=8e-6)
+SLOW = Pace(length=1.0, signal=1.0, bandwidth=0.4, flops=0.1, operation=25e-6)
+
+# operations launched per layer, counted: a forward of the base, LoRA on one linear layer, backward
+LAYER_OPERATIONS, LORA_OPERATIONS, BACKWARD_OPERATIONS = 50, 7, 139
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A change, and the peak with it and all changes before it."""
+
+    override: str
+    peak: int  # bytes
+    price: str
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What was found; `str` is the table, `record` the same for JSON."""
+
+    model: str
+    source: str
+    dtype: str
+    gpu: GPU
+    phases: tuple[Phase, ...]
+    rows: dict[str, tuple[int, int]]  # wave -> rows at once, of how many
+    micro_batch: tuple[int, int]  # tokens, of the longest row
+    advice: tuple[Advice, ...]
+    seconds: dict[str, tuple[float, float]]  # empty where the GPU's speed is not known
+
+    @property
+    def peak(self) -> int:
+        return max(phase.total for phase in self.phases)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.gpu.memory
+
+    def record(self) -> dict[str, Any]:
+        """Everything, ready for JSON; memory in bytes, times in seconds as [least, most]."""
+        phases = [{**asdict(phase), "total": phase.total} for phase in self.phases]
+        return {**asdict(self), "phases": phases, "peak": self.peak, "fits": self.fits}
+
+    def __str__(self) -> str:
+        parts = [self._verdict(), self._memory(), self._sizes(), *self._changes(), self._times()]
+        return "\n\n".join(parts)
+
+    def _verdict(self) -> str:
+        fullest = max(self.phases, key=lambda phase: phase.total).name
+        verdict = "fits" if self.fits else "does NOT fit"
+        return (
+            f"{self.model} {verdict} on {self.gpu.name}: {_gib(self.peak)} of "
+            f"{_gib(self.gpu.memory)} GiB at the fullest moment, {fullest}.\n"
+            f"Shape of the model: {self.source}; computed in {self.dtype}."
+        )
+
+    def _memory(self) -> str:
+        names = dict.fromkeys(itertools.chain.from_iterable(p.parts for p in self.phases))
+        rows: list[list[str]] = [
+            [name, *(_gib(p.parts[name]) if p.parts.get(name) else "" for p in self.phases)]
+            for name in names
+        ]
+        rows.append(["together", *(_gib(p.total) for p in self.phases)])
+        headers = ["GiB", *(phase.name for phase in self.phases)]
+        return tabulate(
+            rows,
+            headers,
+            disable_numparse=True,
+            colalign=("left", *["right"] * len(self.phases)),
+        )
+
+    def _sizes(self) -> str:
+        tokens, row = self.micro_batch
+        decoded = ", ".join(
+            f"{name} {rows} of {wanted}" for name, (rows, wanted) in self.rows.items()
+        )
+        lines = [f"Rows decoded at once: {decoded}."] if decoded else []
+        lines.append(f"Micro-batches of {tokens} tokens; the longest row there can be has {row}.")
+        return "\n".join([*lines, "The columns follow each other in time: the largest one counts."])
+
+    def _changes(self) -> list[str]:
+        if self.fits:
+            return []
+        lines = [f"  {a.override:36} {_gib(a.peak):>6} GiB  {a.price}" for a in self.advice]
+        enough = self.advice and self.advice[-1].peak <= self.gpu.memory
+        title = "To make it fit, add" if enough else "These help, but are not enough"
+        lines.insert(0, f"{title} (in this order; peak with each and those above it):")
+        if not enough:
+            larger = [name for name, (memory, *_) in _GPUS.items() if memory * GIB >= self.peak]
+            where = f" or a larger GPU ({', '.join(larger)})" if larger else ""
+            lines.append(f"Take a smaller model{where}.")
+        return ["\n".join(lines)]
+
+    def _times(self) -> str:
+        if not self.seconds:
+            return f"Times: the speed of {self.gpu.name} is not known; name one of {_KNOWN}."
+        lines = [f"  {name:12} {_span(*bounds)}" for name, bounds in self.seconds.items()]
+        return "\n".join(
+            [
+                "Times, not measured: bytes and operations counted, speeds from the data sheet.",
+                *lines,
+                f"  least: texts of {FAST.length:.0%} of the limits, {FAST.signal:.0%} of the "
+                f"groups teach, {FAST.flops:.0%} of the peak arithmetic",
+                f"  most: every text at its limit, every group teaches, {SLOW.flops:.0%} of it",
+            ]
+        )
+
+
+def estimate(config: Config, gpu: str | None = None) -> Estimate:
+    """Memory and time of `kit train` with this configuration on one GPU.
+
+    Raises ConfigError for an unknown GPU, ModelError when the shape of the model is not known.
+    """
+    device = find_gpu(gpu or DEFAULT_GPU)
+    shape, source = find_shape(config.model.id, config.model.revision)
+    memory = Memory(shape, config, device.memory)
+    dtype = config.model.dtype
+    found = Estimate(
+        model=config.model.id,
+        source=source,
+        dtype=dtype if dtype != "auto" else "bfloat16" if device.bfloat16 else "float16",
+        gpu=device,
+        phases=tuple(memory.phases()),
+        rows={wave.name: (memory.rows(wave), wave.rows) for wave in memory.waves},
+        micro_batch=(memory.micro_batch, memory.row),
+        advice=(),
+        seconds=_seconds(memory, device),
+    )
+    return found if found.fits else replace(found, advice=tuple(_advise(memory)))
+
+
+def find_gpu(name: str) -> GPU:
+    """A GPU of the table, in any spelling (`RTX 3060`, `a100-40`), or a number of GiB."""
+    plain = name.lower().replace(" ", "")
+    for prefix in ("nvidia", "tesla", "geforce", "rtx"):
+        plain = plain.removeprefix(prefix)
+    plain = plain.removesuffix("gib").removesuffix("gb")
+    for known, (memory, bandwidth, flops, bfloat16) in _GPUS.items():
+        if plain.replace("-", "") == known.lower().replace("-", ""):
+            return GPU(known, int(memory * GIB), bandwidth * 1e9, flops * 1e12, bfloat16)
+    size = float(plain) if re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?", plain) else 0
+    if size < 1:
+        raise ConfigError(
+            f"unknown GPU {name!r}; known are {_KNOWN}, or give its memory in GiB, e.g. --gpu 16"
+        )
+    return GPU(f"{size:g} GiB", int(size * GIB))
+
+
+def find_shape(model: str, revision: str | None = None) -> tuple[Shape, str]:
+    """The model's shape, and in words where it is from."""
+    size = model.removeprefix("Qwen/Qwen2.5-").removesuffix("-Instruct")
+    cached = None if _is_local(model) else _cached(model, revision)
+    if cached is not None:
+        file, source = cached, "from the hub's cache"
+    elif model.startswith("Qwen/Qwen2.5-") and size in _QWEN and revision is None:
+        hidden, layers, heads, kv_heads, width, vocab, tied = _QWEN[size]
+        shape = Shape(
+            hidden, layers, heads, kv_heads, hidden // heads, width, vocab, tied, qkv_bias=True
+        )
+        return shape, "from the kit's own table"
+    elif model == "embedded":
+        file, source = EMBEDDED_PATH / "config.json", "of the embedded model"
+    elif _is_local(model):
+        file = Path(model) / "config.json"
+        source = f"from {file}"
+    else:
+        file, source = _download(model, revision), "from the hub"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} is missing or no JSON: {error}") from None
+    return read_shape(values, model), source
+
+
+def read_shape(values: Any, model: str) -> Shape:
+    """The shape that a config.json describes; ModelError for what the arithmetic does not know."""
+    family = values.get("model_type") if isinstance(values, dict) else None
+    if family not in FAMILIES:
+        raise ModelError(
+            f"kit estimate knows models of the families {', '.join(FAMILIES)}; {model} is of "
+            f"{family!r}. kit train may still run it: it halves what does not fit by itself"
+        )
+    if values.get("quantization_config") is not None:
+        raise ModelError(f"{model} is already quantized; give the id of its full-precision weights")
+
+    def number(key: str, default: int | None = None) -> int:
+        value = values.get(key)
+        value = default if value is None else value
+        if type(value) is not int or not 1 <= value <= 10**7:
+            raise ModelError(f"config.json of {model}: {key} must be a whole number, got {value!r}")
+        return value
+
+    heads, hidden = number("num_attention_heads"), number("hidden_size")
+    bias = bool(values.get("attention_bias"))
+    return Shape(
+        hidden=hidden,
+        layers=number("num_hidden_layers"),
+        heads=heads,
+        kv_heads=number("num_key_value_heads", heads),
+        head_dim=number("head_dim", hidden // heads),
+        intermediate=number("intermediate_size"),
+        vocab=number("vocab_size"),
+        tied=bool(values.get("tie_word_embeddings")),
+        qkv_bias=bias or family == "qwen2",
+        output_bias=bias,
+        mlp_bias=bool(values.get("mlp_bias")),
+        qk_norm=family == "qwen3",
+    )
+
+
+def _is_local(model: str) -> bool:
+    return model == "embedded" or Path(model).is_dir()
+
+
+def _cached(model: str, revision: str | None) -> Path | None:
+    try:
+        found = try_to_load_from_cache(model, "config.json", revision=revision)
+    except HFValidationError as error:
+        raise ModelError(f"no folder and no hub id: {model!r} ({error})") from None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _download(model: str, revision: str | None) -> Path:
+    try:
+        return Path(hf_hub_download(model, "config.json", revision=revision))
+    except OSError as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise ModelError(
+            f"cannot read config.json of {model!r}: {reason} Check the id, the network and (for "
+            "gated models) your hub login, or give a folder with that file: model.id=folder. Known "
+            f"without the network: Qwen/Qwen2.5-{{{','.join(_QWEN)}}}[-Instruct]"
+        ) from error
+
+
+# --- what to change ------------------------------------------------------------------------------
+
+
+def _advise(memory: Memory) -> Iterator[Advice]:
+    """Changes that help, cheapest first, until the estimate fits or none is left."""
+    missing = _missing(memory)
+    for key, values, price in _levers(memory):
+        tried = [(value, _with(memory, key, value)) for value in values]
+        left = [_missing(changed) for _, changed in tried]
+        if not left or min(left) >= missing:
+            continue
+        missing = min(left)
+        value, memory = tried[left.index(missing)]  # the mildest of those that help most
+        text = str(value).lower() if isinstance(value, bool) else value
+        yield Advice(f"{key}={text}", _peak(memory), price)
+        if missing == 0:
+            return
+
+
+def _levers(memory: Memory) -> list[tuple[str, list[Any], str]]:
+    """Settings, the values to try and what they cost; first those that leave the results alone."""
+    config = memory.config
+    quantization = config.model.quantization
+    rows = max((memory.rows(wave) for wave in memory.waves), default=1)
+    budget, row = config.train.micro_batch_tokens, memory.row
+    return [
+        (
+            "model.gradient_checkpointing",
+            [] if config.model.gradient_checkpointing else [True],
+            "same results, updates about 30 % slower",
+        ),
+        (
+            "train.micro_batch_tokens",
+            [*_halves(budget, row), row] if budget > row else [],
+            "same results, a little slower",
+        ),
+        ("rollout.max_rows", _halves(rows, 1), "same results, slower sampling"),
+        (
+            "rollout.dequantize",
+            ["never"] if memory.copy else [],
+            "same results, slower sampling",
+        ),
+        ("train.logprob_chunk", _halves(config.train.logprob_chunk, 32), "same results"),
+        (
+            "optim.name",
+            ["adamw_8bit"] if config.optim.name == "adamw" else [],
+            "rounded optimizer state",
+        ),
+        ("model.quantization", ["nf4"] if quantization != "nf4" else [], "a rounded base"),
+        (
+            "data.max_prompt_tokens",
+            _halves(config.data.max_prompt_tokens, 128),
+            "longer problems are left out",
+        ),
+        (
+            "rollout.max_new_tokens",
+            _halves(config.rollout.max_new_tokens, 128),
+            "longer answers are cut off",
+        ),
+        ("lora.rank", _halves(config.lora.rank, 8), "fewer trained weights"),
+    ]
+
+
+def _halves(value: int, least: int) -> list[int]:
+    """value / 2, value / 4, …, not below `least`."""
+    found = []
+    while value // 2 >= least:
+        value //= 2
+        found.append(value)
+    return found
+
+
+def _with(memory: Memory, key: str, value: Any) -> Memory:
+    name, field = key.split(".")
+    section = getattr(memory.config, name).model_copy(update={field: value})
+    return Memory(memory.shape, memory.config.model_copy(update={name: section}), memory.gpu)
+
+
+def _peak(memory: Memory) -> int:
+    return max(phase.total for phase in memory.phases())
+
+
+def _missing(memory: Memory) -> int:
+    """Bytes over the limit, of all phases together, so that each step towards it counts."""
+    return sum(max(0, phase.total - memory.gpu) for phase in memory.phases())
+
+
+# --- times ---------------------------------------------------------------------------------------
+
+
+def _seconds(memory: Memory, gpu: GPU) -> dict[str, tuple[float, float]]:
+    """{what: (least, most)}; empty where the speed of the GPU is not known."""
+    if gpu.bandwidth is None or gpu.flops is None:
+        return {}
+    train = memory.config.train
+    ends = []
+    for pace in (FAST, SLOW):
+        sampling = {
+            wave.name: _sampling(memory, wave, pace, gpu.bandwidth, gpu.flops)
+            for wave in memory.waves
+        }
+        update = _update(memory, pace, gpu.flops)
+        step = sampling.get("steps", 0.0) + update
+        validation = sampling.get("validation", 0.0)
+        times = 1 + math.ceil(train.steps / train.validate_every) if train.validate_every else 0
+        run = train.steps * step + times * validation + sampling.get("pre-flight", 0.0)
+        ends.append(
+            {
+                "sampling": sampling.get("steps", 0.0),
+                "update": update,
+                "one step": step,
+                "validation": validation,
+                "whole run": run,
+            }
+        )
+    return {name: (ends[0][name], ends[1][name]) for name in ends[0] if ends[1][name]}
+
+
+def _sampling(memory: Memory, wave: Wave, pace: Pace, bandwidth: float, flops: float) -> float:
+    """Prompts once, then one token at a time: bound by launches or by the bytes that move."""
+    shape, c, config = memory.shape, memory.c, memory.config
+    rows = memory.rows(wave)
+    prompt = pace.length * config.data.max_prompt_tokens
+    new = pace.length * config.rollout.max_new_tokens
+    if memory.copy or config.model.quantization == "none":
+        weights: float = shape.linear_size * c
+    else:  # at best unpacked inside the product, at worst written out and read again
+        weights = shape.linear_size * (0.5 if pace is FAST else 0.5 + 2 * c)
+    # the cache is copied to append a token, repeated for every head, and read
+    cache = rows * (prompt + new / 2) * shape.cache_per_token(c)
+    cache *= 3 + 2 * shape.heads / shape.kv_heads
+    moved = weights + shape.vocab * shape.hidden * c + cache + rows * 24 * shape.vocab
+    adapted = len(shape.adapted(config.lora.targets))
+    launches = shape.layers * (LAYER_OPERATIONS + LORA_OPERATIONS * adapted)
+    token = max(launches * pace.operation, moved / (bandwidth * pace.bandwidth))
+    prompts = 2 * shape.linear_size * prompt * wave.rows / wave.samples
+    return math.ceil(wave.rows / rows) * new * token + prompts / (flops * pace.flops)
+
+
+def _update(memory: Memory, pace: Pace, flops: float) -> float:
+    """Forward (again with checkpointing) and backward to the inputs; the reference once."""
+    shape, config = memory.shape, memory.config
+    updates, learns = config.train.updates_per_rollout, config.method == "grpo"
+    if not learns:
+        updates = 1
+    again = config.model.gradient_checkpointing
+    rows = memory.update_rows * (pace.signal if learns else 1.0)
+    row = pace.length * memory.row
+    tokens = rows * row
+    forward = 2 * tokens * (shape.linear_size + shape.layers * shape.query * row)
+    head = 2 * rows * pace.length * config.rollout.max_new_tokens * shape.vocab * shape.hidden
+    work = forward * (learns + updates * (2 + again)) + head * (learns + 3 * updates)
+    with_lora = LAYER_OPERATIONS + LORA_OPERATIONS * len(shape.adapted(config.lora.targets))
+    launches = float(learns * LAYER_OPERATIONS)
+    launches += updates * (with_lora * (1 + again) + BACKWARD_OPERATIONS)
+    launches *= math.ceil(tokens / memory.micro_batch) * shape.layers
+    return max(work / (flops * pace.flops), launches * pace.operation)
+
+
+# --- texts ---------------------------------------------------------------------------------------
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"
+
+
+def _span(least: float, most: float) -> str:
+    """A range in the unit that suits its upper end."""
+    unit, name = (1, "s") if most < 120 else (60, "min") if most < 7200 else (3600, "h")
+    shown = [f"{x / unit:.0f}" if x >= 10 * unit else f"{x / unit:.1f}" for x in (least, most)]
+    return f"{shown[0]} to {shown[1]} {name}"

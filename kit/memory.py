@@ -1,0 +1,334 @@
+"""GPU memory of training, part by part, by arithmetic from the model's shape; imports no torch.
+
+c bytes of a number in the compute type, `row` tokens of a row. The formulas follow what the kit,
+transformers, PEFT and bitsandbytes allocate; docs/estimate.md compares them with measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from kit.config import Config
+from kit.errors import ConfigError
+
+GIB = 2**30
+CONTEXT = 0.6 * GIB  # CUDA context, kernels and cuBLAS workspaces: an allowance
+FRAGMENTATION = 0.1  # of everything that comes and goes: an allowance
+PREFLIGHT_SAMPLES = 4  # per problem, as in kit.preflight
+
+NF4_BLOCK = 64  # weights that share a scale
+SCALE_BLOCK = 256  # scales that share a scale of their own (double quantization)
+NF4_TABLES = (16 + 256 + 1) * 4  # per layer: the two code books and an offset, float32
+SMALL_TENSOR = 4096  # adamw_8bit keeps the state of smaller tensors in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear module of every layer."""
+
+    name: str  # as PEFT sees it, e.g. self_attn.q_proj
+    inputs: int
+    outputs: int
+    bias: bool
+
+    @property
+    def size(self) -> int:
+        return self.inputs * self.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a decoder of the Llama kind is made of."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    tied: bool  # the head is the embedding
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+
+    @property
+    def query(self) -> int:
+        """Width of all heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def linears(self) -> list[Linear]:
+        keys = self.kv_heads * self.head_dim
+        return [
+            Linear("self_attn.q_proj", self.hidden, self.query, self.qkv_bias),
+            Linear("self_attn.k_proj", self.hidden, keys, self.qkv_bias),
+            Linear("self_attn.v_proj", self.hidden, keys, self.qkv_bias),
+            Linear("self_attn.o_proj", self.query, self.hidden, self.output_bias),
+            Linear("mlp.gate_proj", self.hidden, self.intermediate, self.mlp_bias),
+            Linear("mlp.up_proj", self.hidden, self.intermediate, self.mlp_bias),
+            Linear("mlp.down_proj", self.intermediate, self.hidden, self.mlp_bias),
+        ]
+
+    @property
+    def linear_size(self) -> int:
+        """Weights of all linear modules, without the head: what quantization acts on."""
+        return self.layers * sum(linear.size for linear in self.linears)
+
+    @property
+    def other_size(self) -> int:
+        """Weights that stay in the compute type: embeddings, head, norms, biases."""
+        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        biases = sum(linear.outputs for linear in self.linears if linear.bias)
+        embeddings = (1 if self.tied else 2) * self.vocab * self.hidden
+        return embeddings + self.hidden + self.layers * (norms + biases)
+
+    def cache_per_token(self, c: int) -> int:
+        """Bytes of keys and values of one token in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * c
+
+    def adapted(self, targets: str | list[str]) -> list[Linear]:
+        """The linear modules that get LoRA; names match at their end, as in PEFT."""
+        if targets == "all-linear":
+            return self.linears
+        found = [
+            linear
+            for linear in self.linears
+            if any(f"layers.0.{linear.name}".endswith(f".{target}") for target in targets)
+        ]
+        if not found:
+            names = ", ".join(linear.name.rpartition(".")[2] for linear in self.linears)
+            raise ConfigError(f"lora.targets = {targets!r} matches no module; there are {names}")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What is in memory at the fullest moment of one phase."""
+
+    name: str
+    parts: dict[str, int]  # bytes
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """Completions that are asked for together."""
+
+    name: str
+    rows: int
+    samples: int  # of each prompt
+
+
+def weight_bytes(shape: Shape, quantization: str, c: int) -> dict[str, int]:
+    """Bytes of the frozen base: the linear layers, and everything that is never quantized."""
+    dense = shape.other_size * c
+    if quantization == "none":
+        return {"weights, linear layers": shape.linear_size * c, "weights, the rest": dense}
+    if quantization == "int8":  # a float32 scale per output
+        each = [linear.size + 4 * linear.outputs for linear in shape.linears]
+    else:
+        each = [_nf4_bytes(linear.size) for linear in shape.linears]
+    return {
+        f"weights, linear layers ({quantization})": shape.layers * sum(each),
+        "weights, the rest (embeddings, …)": dense,
+    }
+
+
+def _nf4_bytes(size: int) -> int:
+    scales = math.ceil(size / NF4_BLOCK)
+    return math.ceil(size / 2) + scales + 4 * math.ceil(scales / SCALE_BLOCK) + NF4_TABLES
+
+
+def lora_size(shape: Shape, config: Config) -> int:
+    """Trained weights."""
+    return sum(_lora_tensors(shape, config)) * shape.layers
+
+
+def optimizer_bytes(shape: Shape, config: Config) -> int:
+    """AdamW's two moments."""
+    if config.optim.name == "adamw":
+        return 8 * lora_size(shape, config)
+    each = [
+        8 * size if size < SMALL_TENSOR else 2 * (size + 4 * math.ceil(size / 256))
+        for size in _lora_tensors(shape, config)
+    ]
+    return shape.layers * sum(each)
+
+
+def _lora_tensors(shape: Shape, config: Config) -> list[int]:
+    """Sizes of the A and B matrices of one layer."""
+    rank = config.lora.rank
+    adapted = shape.adapted(config.lora.targets)
+    return [rank * side for linear in adapted for side in (linear.inputs, linear.outputs)]
+
+
+def kept_per_token(shape: Shape, config: Config, c: int, row: int) -> int:
+    """Bytes that one layer keeps of a token until its backward pass.
+
+    In 16 bits LoRA and the norms keep float32 copies of their inputs; in 32 bits those inputs are
+    shared. The attention mask is one row of S numbers per token.
+    """
+    adapted = shape.adapted(config.lora.targets)
+    names = {linear.name.rpartition(".")[2] for linear in adapted}
+    norms = 2 * 4 * shape.hidden + 8
+    low_rank = 4 * config.lora.rank * len(adapted)
+    if c == 4:
+        groups = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
+        inputs = 4 * shape.hidden * sum(bool(group & names) for group in groups)
+        inputs += 4 * shape.intermediate * ("down_proj" in names)
+    else:
+        inputs = 4 * sum(linear.inputs for linear in adapted)
+    attention = c * (4 * shape.query + row) + 4 * shape.heads
+    if config.model.attention == "eager":
+        attention += shape.heads * row * (4 + (c if c < 4 else 0))
+    return norms + inputs + low_rank + attention + 3 * c * shape.intermediate
+
+
+def rows_that_fit(shape: Shape, free: float, longest: int, c: int) -> int:
+    """Rows the sampler decodes at once; the same rule as kit.rollout's."""
+    per_row = 1.5 * shape.cache_per_token(c) * longest + 32 * shape.vocab
+    return max(1, int(free / 2 / per_row))
+
+
+class Memory:
+    """Bytes in use in the phases of training, at their fullest moment."""
+
+    def __init__(self, shape: Shape, config: Config, gpu: int) -> None:
+        """`gpu`: bytes the GPU has."""
+        self.shape, self.config, self.gpu = shape, config, gpu
+        self.c = 4 if config.model.dtype == "float32" else 2
+        prompt, new = config.data.max_prompt_tokens, config.rollout.max_new_tokens
+        self.row = prompt + new  # the longest there can be
+        lora = 4 * lora_size(shape, config)
+        self.resident = {
+            **weight_bytes(shape, config.model.quantization, self.c),
+            "LoRA weights": lora * (2 if config.model.adapter else 1),  # with its snapshot
+            "optimizer state": optimizer_bytes(shape, config),
+            "CUDA context": int(CONTEXT),
+        }
+        self.copy = self._dequantized_copy()
+
+    @property
+    def waves(self) -> list[Wave]:
+        """Whatever samples: the steps, the look before them, the validations."""
+        config = self.config
+        waves = []
+        if config.method == "grpo":
+            group, problems = config.rollout.group_size, config.train.preflight_problems
+            waves.append(Wave("steps", config.rollout.prompts_per_step * group, group))
+            waves.append(Wave("pre-flight", problems * PREFLIGHT_SAMPLES, PREFLIGHT_SAMPLES))
+        if config.train.validate_every:
+            waves.append(Wave("validation", config.data.validation_size, 1))
+        return [wave for wave in waves if wave.rows]
+
+    def rows(self, wave: Wave) -> int:
+        """Completions of a wave that are decoded at once."""
+        free = max(0, self.gpu - sum(self.resident.values()) - self.copy)
+        fit = rows_that_fit(self.shape, free, self.row, self.c)
+        return min(wave.rows, self.config.rollout.max_rows or fit)
+
+    @property
+    def update_rows(self) -> int:
+        """Rows of an optimizer step."""
+        config = self.config
+        if config.method == "sft":
+            return config.train.sft_batch
+        return config.rollout.prompts_per_step * config.rollout.group_size
+
+    @property
+    def micro_batch(self) -> int:
+        """Tokens of the largest micro-batch; a row that is longer than the budget goes alone."""
+        budget = max(self.config.train.micro_batch_tokens, self.row)
+        return min(budget, self.update_rows * self.row)
+
+    def phases(self) -> list[Phase]:
+        """Reading prompts and decoding, of the wave that needs most; the update."""
+        found = []
+        if self.waves:
+            for build in (self._prompts, self._decoding):
+                found.append(max((build(wave) for wave in self.waves), key=lambda p: p.total))
+        return [*found, self._update()]
+
+    def _prompts(self, wave: Wave) -> Phase:
+        """One forward over every distinct prompt of the rows."""
+        prompt = self.config.data.max_prompt_tokens
+        tokens = math.ceil(self.rows(wave) / wave.samples) * prompt
+        return self._phase(
+            f"prompts ({wave.name})",
+            {
+                "dequantized copy": self.copy,
+                "key-value cache": tokens * self.shape.cache_per_token(self.c),
+                "activations": tokens * self._forward_per_token(prompt) + self._unpacked(),
+            },
+        )
+
+    def _decoding(self, wave: Wave) -> Phase:
+        """The last token of rows that all reach the cap."""
+        shape, c, rows = self.shape, self.c, self.rows(wave)
+        # appending a token copies the keys of a layer, and so does giving every head its own
+        cache = shape.cache_per_token(c)
+        growing = cache / (2 * shape.layers)
+        repeated = 2 * shape.query * c if shape.heads > shape.kv_heads else 0
+        rollout = self.config.rollout
+        per_logit = 42 if rollout.top_p < 1 else 33 if rollout.top_k else 24
+        return self._phase(
+            f"decoding ({wave.name})",
+            {
+                "dequantized copy": self.copy,
+                "key-value cache": int(rows * self.row * (cache + growing + repeated)),
+                "logits": rows * per_logit * shape.vocab,
+                "activations": rows * self._forward_per_token(self.row) + self._unpacked(),
+            },
+        )
+
+    def _update(self) -> Phase:
+        """Backward of the largest micro-batch, when gradients are there from an earlier one."""
+        shape, c, tokens = self.shape, self.c, self.micro_batch
+        kept = kept_per_token(shape, self.config, c, self.row) * tokens
+        # the final norm's input in float32, and the hidden states that predict completions
+        positions = tokens * self.config.rollout.max_new_tokens // self.row
+        ends = (4 * tokens + c * positions) * shape.hidden
+        backward = tokens * ((3 if c < 4 else 2) * c * shape.intermediate + 8 * shape.hidden)
+        backward += self._unpacked(with_copy=False)
+        checkpointed = self.config.model.gradient_checkpointing
+        stored = c * shape.hidden * shape.layers * tokens if checkpointed else kept * shape.layers
+        chunk = min(self.config.train.logprob_chunk, positions) * shape.vocab
+        logits = chunk * (8 if c == 4 else 8 + c)
+        working = max(logits, backward + (kept if checkpointed else 0))
+        return self._phase(
+            "update",
+            {
+                "gradients": 4 * lora_size(shape, self.config),
+                "activations": stored + ends,
+                "log-probs or backward": working,
+            },
+        )
+
+    def _forward_per_token(self, row: int) -> int:
+        """Bytes of one layer's intermediate results, none of them kept, and of its mask."""
+        shape, c = self.shape, self.c
+        return (8 + 2 * c) * (shape.intermediate + shape.hidden) + (1 + c) * row
+
+    def _unpacked(self, *, with_copy: bool = True) -> int:
+        """The largest linear layer in compute precision, where it has to be unpacked for use."""
+        if self.config.model.quantization == "none" or (with_copy and self.copy):
+            return 0
+        return max(linear.size for linear in self.shape.linears) * self.c
+
+    def _dequantized_copy(self) -> int:
+        size = self.shape.linear_size * self.c
+        free = self.gpu - sum(self.resident.values())
+        mode = self.config.rollout.dequantize
+        fits = mode == "always" or (mode == "auto" and size < free / 3)
+        return size if fits and self.config.model.quantization == "nf4" else 0
+
+    def _phase(self, name: str, parts: dict[str, int]) -> Phase:
+        passing = sum(parts.values()) - parts.get("dequantized copy", 0)
+        allowance = {"fragmentation": int(FRAGMENTATION * passing)}
+        return Phase(name, self.resident | parts | allowance)
