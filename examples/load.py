@@ -1,0 +1,31 @@
+"""Load an adapter the kit trained and ask it something.
+
+Needs nothing of the kit:
+
+    pip install torch transformers peft accelerate
+    python examples/load.py --adapter runs/mine/adapter --question "What is 17 + 25?"
+"""
+
+import argparse
+
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--base", default="Qwen/Qwen2.5-0.5B-Instruct")
+parser.add_argument("--adapter", default="runs/qwen2.5-0.5b-instruct-pspo/adapter")
+parser.add_argument("--question", default="Ann has 12 apples and eats 5. How many are left?")
+args = parser.parse_args()
+
+# ten lines: the adapter learned under this system message, so it is asked under it too
+system = "Solve the problem step by step, then give the final answer as '#### <number>'."
+messages = [{"role": "system", "content": system}, {"role": "user", "content": args.question}]
+tokenizer = AutoTokenizer.from_pretrained(args.base)
+base = AutoModelForCausalLM.from_pretrained(args.base, dtype="auto", device_map="auto")
+model = PeftModel.from_pretrained(base, args.adapter)
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
+# Qwen2.5's own settings punish repetition, which a sum step by step must do
+output = model.generate(**inputs, max_new_tokens=512, do_sample=False, repetition_penalty=1.0)
+reply = output[0, inputs.input_ids.shape[1] :]
+print(tokenizer.decode(reply, skip_special_tokens=True))
