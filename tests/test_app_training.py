@@ -499,17 +499,18 @@ def test_equal_settings_are_said_in_words(tab, tmp_path):
 # --- reports -------------------------------------------------------------------------------------
 
 
-class Frames(HTMLParser):
-    """The elements of a text, and the attributes of the last one."""
+class Elements(HTMLParser):
+    """The names of a text's elements in order, and their attributes by name."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags: list[str] = []
+        self.names: list[str] = []
+        self.attributes: dict[str, dict[str, str | None]] = {}
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes = dict(attrs)
+        self.names.append(tag)
+        self.attributes[tag] = dict(attrs)
 
 
 def write_report(folder: Path, text: str = "<h1>Report</h1>") -> Path:
@@ -528,13 +529,17 @@ def test_reports_are_found_newest_first(tmp_path):
 def test_a_page_is_framed_without_its_powers(tmp_path):
     page = write_report(tmp_path / "r", f'"></iframe><script>alert(1)</script>{HOSTILE} é')
     shown = frame(page / "report.html", 'a "title"')
-    parsed = Frames(shown)
-    assert parsed.tags == ["iframe"]
-    assert parsed.attributes["sandbox"] == "" and parsed.attributes["title"] == 'a "title"'
-    inside = parsed.attributes["srcdoc"]
-    assert inside is not None and inside.endswith(f"{HOSTILE} é")
-    policy = Frames(inside[: inside.index("<style>")]).attributes["content"]
+    outside = Elements(shown)
+    assert outside.names == ["iframe"]
+    attributes = outside.attributes["iframe"]
+    assert attributes["sandbox"] == "" and attributes["title"] == 'a "title"'
+    page_text = attributes["srcdoc"]
+    assert page_text is not None and page_text.endswith(f"{HOSTILE} é")
+    inside = Elements(page_text)
+    assert inside.names[:3] == ["meta", "base", "style"]  # before anything of the page's own
+    policy = inside.attributes["meta"]["content"]
     assert policy is not None and policy.startswith("default-src 'none';")
+    assert inside.attributes["base"]["href"] == "about:srcdoc"
 
 
 def test_a_page_is_framed_light_for_the_app_darkens_it(tmp_path):
