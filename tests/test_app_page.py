@@ -33,7 +33,6 @@ pytestmark = [
     pytest.mark.skipif(
         BROWSER is None and not NEEDED, reason="no Chromium here: apt-get install chromium"
     ),
-    pytest.mark.xdist_group("page"),  # one app, one browser
 ]
 QUESTION = "Tom has 3 apples and buys 5 more. How many apples does he have?"
 TABS = ("Compare", "Browse", "Training", "Report")
@@ -249,6 +248,31 @@ def test_a_blind_vote_names_nobody_before_and_lands_in_the_file(page, runs):
     revealed = page.inner_text("#kit-votes")
     assert f"A was {preferred.name}" in revealed and "So far" in revealed
     assert preferred.name in page.inner_text("#kit-first") and page.is_visible("#kit-analysis")
+
+
+def test_a_problem_of_a_data_set_is_picked_and_its_comparison_exported(page):
+    page.get_by_role("button", name="Pick from a data set").click()
+    page.get_by_label("Containing").fill("books")
+    page.get_by_role("button", name="A random one").click()
+    page.wait_for_function(
+        "document.querySelector('#kit-question textarea').value.includes('books')", timeout=LONG
+    )
+    question = page.input_value("#kit-question textarea")
+    gold = page.input_value("#kit-gold textarea, #kit-gold input")
+    assert gold.isdigit()
+    run(page)
+    page.wait_for_selector("#kit-export", state="visible", timeout=LONG)
+    files = {}
+    for name in ("as Markdown", "as JSON", "LLM Comparator"):
+        with page.expect_download(timeout=LONG) as download:
+            page.locator("#kit-export").get_by_text(name).click()
+        files[name] = Path(download.value.path()).read_text(encoding="utf-8")
+    assert question in files["as Markdown"] and "clip" in files["as Markdown"]
+    pair = json.loads(files["as JSON"])
+    assert (pair["question"], pair["answer"]) == (question, gold)
+    assert pair["left"]["name"] == "clip" and pair["left"]["kl_to_base"] > 0
+    (example,) = json.loads(files["LLM Comparator"])["examples"]
+    assert example["output_text_b"] == pair["right"]["completion"]
 
 
 def test_hostile_text_does_nothing(page):

@@ -27,7 +27,7 @@ from kit.demo import RECIPE
 from kit.models import EMBEDDED_PATH, Base, load_adapters, load_base
 from kit.trainer import train
 
-pytestmark = [pytest.mark.smoke, pytest.mark.xdist_group("examples")]  # one adapter for all
+pytestmark = pytest.mark.smoke
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
