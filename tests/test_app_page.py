@@ -218,10 +218,17 @@ def test_several_samples_are_summed_up(page):
 def test_stop_ends_the_answers_and_frees_the_page(page):
     fill(page, **{"Temperature": 2, "New tokens at most": 900, "Samples of each side": 64})
     page.click("#kit-run")
-    page.wait_for_function(
-        "document.querySelector('#kit-first .kit-text')?.innerText.length > 5", timeout=LONG
+    page.wait_for_function(  # at the first word: a quick machine is soon done
+        """() => {
+            const stop = document.querySelector('#kit-stop');
+            const text = document.querySelector('#kit-first .kit-text');
+            if (!text?.innerText.trim() || stop.disabled) return false;
+            stop.click();
+            return true;
+        }""",
+        polling=20,
+        timeout=LONG,
     )
-    page.click("#kit-stop")
     finished(page)
     assert page.is_disabled("#kit-stop")
     assert not page.is_visible("#kit-analysis")  # what was cut short is not analysed

@@ -50,7 +50,7 @@ class ProblemView:
         with gr.Accordion("Pick from a data set", open=False) as self.browser:
             with gr.Row():
                 self.source = gr.Dropdown(names, value=names[0], label="Data set")
-                self.search = gr.Textbox(label="Containing", max_lines=1)
+                self.search = gr.Textbox("", label="Containing", max_lines=1)
             self.listed = gr.Dropdown([], label="Problem of the data set", interactive=True)
             self.chance = gr.Button("A random one", size="sm")
             self.trouble = gr.Markdown(visible=False)
