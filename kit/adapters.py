@@ -7,14 +7,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from kit.errors import AdapterError
+from kit.runs import RunFolder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+PROBE = "probe.safetensors"
+CARD = "README.md"
+CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model"),
+    *(CHAT_TEMPLATE, "chat_template.json"),
+)
+ADAPTER_FILES = (CONFIG, WEIGHTS, PROBE, CARD, *TOKENIZER_FILES)
 
 # settings that change what an adapter computes; all others say where it came from
 DECISIVE = (
@@ -47,6 +57,28 @@ def adapter_sha256(source: str) -> str:
     return digest.hexdigest()
 
 
+def adapter_folder(source: str) -> Path:
+    """Where the files of an adapter are: a run's best one, a folder's own, or a hub id's download.
+
+    Raises AdapterError as `read_adapter_config` does, or when a run has none yet.
+    """
+    run = RunFolder(source)
+    if run.exists:
+        if not run.adapter.is_dir():
+            raise AdapterError(
+                f"{run.path} has no adapter yet (status: {run.status}); go on with: "
+                f"kit train {run.path} --resume"
+            )
+        source = str(run.adapter)
+    _, weights = _read(source)
+    if _is_folder(source):
+        return weights.parent
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(ADAPTER_FILES)))
+    except OSError as error:
+        raise AdapterError(f"cannot download the adapter {source}: {error}") from error
+
+
 def _read(source: str) -> tuple[dict[str, Any], Path]:
     """The checked configuration, and where the weights are."""
     paths = _find(source)
@@ -76,13 +108,16 @@ def _find(source: str) -> dict[str, Path]:
 
 
 def _adapter_file(source: str, name: str) -> Path:
-    folder = Path(source)
-    if folder.exists() or source.startswith((".", "/", "~")):
-        path = folder.expanduser() / name
+    if _is_folder(source):
+        path = Path(source).expanduser() / name
         if not path.is_file():
             raise FileNotFoundError(path)
         return path
     return Path(hf_hub_download(source, name))
+
+
+def _is_folder(source: str) -> bool:
+    return Path(source).exists() or source.startswith((".", "/", "~"))
 
 
 def _check_weights(source: str, path: Path, settings: dict[str, Any]) -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from kit.card import write_card
 from kit.checkpoint import latest_checkpoint, load_checkpoint, save_adapter, save_checkpoint
 from kit.config import Config, flatten
 from kit.data import ProblemSet, drop_long_prompts, load_problems, split_validation
-from kit.errors import RunError
 from kit.evaluate import Evaluation, evaluate
 from kit.grpo import GRPO
 from kit.models import Base, add_lora
@@ -154,6 +154,8 @@ class Arm:
             self._save_adapter()
         steps = self.config.train.steps
         self.describe(status="finished", steps=steps, best_validation=self.best)
+        if self.accelerator.is_main_process:
+            write_card(self.run)
 
     def describe(self, **facts: Any) -> None:
         """Merge facts into run.json, from the main process."""
@@ -220,10 +222,7 @@ class Arm:
 
     def _save_adapter(self) -> None:
         if self.accelerator.is_main_process:
-            try:
-                save_adapter(self.policy, self.run.adapter)
-            except OSError as error:
-                raise RunError(f"could not save {self.run.adapter}: {error.strerror}") from error
+            save_adapter(self.policy, self.run.adapter)
 
     def _warn_once(self, message: str, *values: object) -> None:
         if message not in self.warned:

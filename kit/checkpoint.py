@@ -10,39 +10,83 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from peft import set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from kit.adapters import CARD, CONFIG, WEIGHTS
 from kit.errors import RunError
 from kit.models import TRAINED
 from kit.policy import Policy
+from kit.probe import take_probe, write_probe
+
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what a full disk makes libraries raise
+
+
+@contextmanager
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder beside `path` to write into, renamed to it at the end; removed if anything fails.
+
+    Raises FileExistsError when `path` exists, unless it is to be replaced.
+    """
+    if path.exists() and not replace:
+        raise FileExistsError(f"{path} exists")
+    partial, old = (path.with_name(path.name + ending) for ending in (".part", ".old"))
+    for rest in (partial, old):  # of an earlier attempt that was killed
+        shutil.rmtree(rest, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _sync(partial)
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def save_adapter(policy: Policy, path: Path) -> None:
-    """Write the trained adapter as plain PEFT files, replacing an older one atomically."""
-    partial = path.with_name(path.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
+    """Write the trained adapter into `path`, replacing an older one atomically.
+
+    Raises RunError when the disk is full or not writable; the older one survives that.
+    """
+    try:
+        with new_folder(path, replace=True) as partial:
+            write_adapter(policy, partial)
+    except WRITE_ERRORS as error:
+        raise RunError(f"could not save {path}: {error}") from error
+
+
+def write_adapter(policy: Policy, folder: Path) -> None:
+    """All that others need: plain PEFT files, tokenizer and chat template, `kit verify`'s probe."""
+    _save_weights(policy, folder)
+    policy.base.tokenizer.save_pretrained(str(folder))
+    write_probe(take_probe(policy), folder)
+
+
+def _save_weights(policy: Policy, folder: Path) -> None:
+    """Write the trained adapter's configuration and weights, as PEFT does."""
     # PEFT writes an adapter of another name than TRAINED into a folder of that name
-    target = partial if policy.trained == TRAINED else partial.with_name(path.name + ".all")
-    shutil.rmtree(target, ignore_errors=True)
+    target = folder if policy.trained == TRAINED else folder / ".all"
     policy.peft.save_pretrained(
         str(target), selected_adapters=[policy.trained], save_embedding_layers=False
     )
-    if target != partial:
-        (target / policy.trained).rename(partial)
+    for name in (CONFIG, WEIGHTS) if target != folder else ():
+        (target / policy.trained / name).rename(folder / name)
+    if target != folder:
         shutil.rmtree(target)
-    _sync(partial)
-    old = path.with_name(path.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    partial.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    (folder / CARD).unlink(missing_ok=True)  # PEFT's is a form to be filled in
 
 
 def save_checkpoint(
@@ -53,16 +97,11 @@ def save_checkpoint(
     Raises RunError when the disk is full or not writable; earlier checkpoints survive that.
     """
     path = folder / f"step-{step:06d}"
-    partial = folder / f"{path.name}.part"
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        save_adapter(policy, partial / "adapter")
-        torch.save({**state, "step": step, "random": random_state()}, partial / "state.pt")
-        _sync(partial)
-        shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
-    except (OSError, RuntimeError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        with new_folder(path, replace=True) as partial:
+            _save_weights(policy, partial / "adapter")
+            torch.save({**state, "step": step, "random": random_state()}, partial / "state.pt")
+    except WRITE_ERRORS as error:
         before = latest_checkpoint(folder)
         rescue = f"the last good one is {before}" if before else "there is none before it"
         raise RunError(
@@ -115,7 +154,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def _complete(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if p.suffix != ".part")
+    return sorted(p for p in folder.glob("step-*") if not p.suffix)  # .part, .old
 
 
 def _sync(folder: Path) -> None:

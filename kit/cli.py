@@ -10,11 +10,12 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from kit import __version__
 from kit.app.options import add_arguments, from_arguments
 from kit.config import Config, load_config
-from kit.errors import ConfigError, KitError
+from kit.errors import AdapterError, ConfigError, KitError
 
 _SETTING = re.compile(r"[A-Za-z_]+=")
 _OVERRIDE = re.compile(r"[A-Za-z_.]+=")
@@ -162,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("--json", action="store_true", help="print JSON, in bytes and seconds")
     estimate.set_defaults(command=_estimate)
 
+    _add_adapter_commands(commands)
     app = commands.add_parser(
         "app",
         help="look at answers side by side in the browser",
@@ -171,9 +173,42 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(app)
     app.set_defaults(command=_app)
 
-    for command in (train, evaluate, demo, compare, report, judge, votes, estimate, app):
+    for command in commands.choices.values():
         command.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
     return parser
+
+
+def _add_adapter_commands(commands: Any) -> None:
+    """What is done with a finished adapter."""
+    verify = commands.add_parser(
+        "verify", help="check that an adapter loads elsewhere and computes what it did"
+    )
+    verify.add_argument("adapter", metavar="RUN_OR_ADAPTER")
+    verify.set_defaults(command=_verify)
+
+    merge = commands.add_parser("merge", help="merge an adapter into 16-bit weights of its base")
+    merge.add_argument("adapter", metavar="RUN_OR_ADAPTER")
+    merge.add_argument("-o", "--output", type=Path, required=True)
+    merge.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
+    merge.set_defaults(command=_merge)
+
+    blend = commands.add_parser("blend", help="mix adapters of one base into a new one")
+    blend.add_argument("adapters", nargs="+", metavar="RUN_OR_ADAPTER")
+    blend.add_argument("--weights", type=float, nargs="+", required=True)
+    blend.add_argument("-o", "--output", type=Path, required=True)
+    blend.add_argument(
+        "--method", default="cat", help="cat (exact), linear, ties, dare_linear, dare_ties"
+    )
+    blend.add_argument("--density", type=float, default=0.5, help="share that ties and dare keep")
+    blend.add_argument("--seed", type=int, default=0, help="of dare")
+    blend.set_defaults(command=_blend)
+
+    push = commands.add_parser("push", help="show what would go to the hub, or put it there")
+    push.add_argument("adapter", metavar="RUN_OR_ADAPTER")
+    push.add_argument("repo", metavar="OWNER/NAME")
+    push.add_argument("--upload", action="store_true", help="do it; without, nothing goes up")
+    push.add_argument("--public", action="store_true", help="a new repository is private without")
+    push.set_defaults(command=_push)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -288,6 +323,47 @@ def _estimate(options: argparse.Namespace) -> None:
     print(json.dumps(found.record(), indent=2) if options.json else found)
     if not found.fits:
         raise ConfigError(f"{names[0]} does not fit on {found.gpu.name}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from kit.verify import table, verify
+
+    checks = verify(options.adapter)
+    print(table(checks))
+    if not all(check.passed for check in checks):
+        raise AdapterError(f"{options.adapter} did not pass")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from kit.merge import commands, merge
+
+    merged = merge(options.adapter, options.output, options.dtype)
+    print(*merged.agreements, commands(merged), sep="\n")
+
+
+def _blend(options: argparse.Namespace) -> None:
+    from kit.blend import blend
+
+    mixed = blend(
+        options.adapters,
+        options.weights,
+        options.output,
+        options.method,
+        density=options.density,
+        seed=options.seed,
+    )
+    print(mixed)
+
+
+def _push(options: argparse.Namespace) -> None:
+    from kit.push import plan_push, push
+
+    plan = plan_push(options.adapter, options.repo)
+    print(plan)
+    if options.upload:
+        print(push(plan, private=not options.public))
+    else:
+        print("nothing was uploaded; add --upload")
 
 
 def _app(options: argparse.Namespace) -> None:

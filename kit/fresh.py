@@ -1,0 +1,109 @@
+"""A program of its own: what an adapter computes with transformers and peft, and nothing else.
+
+`kit verify` runs this file by its path in a new process: it must not import the kit. It reads a
+JSON request from standard input and writes logits (N, P, V) with and without the adapter, at the
+last P positions of N prompts, to a safetensors file whose metadata holds the report.
+"""
+
+import json
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# a program's folder comes first on the path, and the kit's modules must not stand in for others
+HERE = Path(__file__).resolve().parent
+if __name__ == "__main__":
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE]
+
+import torch  # noqa: E402
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+def last_logits(model: Any, ids: list[int], positions: int) -> torch.Tensor:
+    """(P, V) float32 on the CPU: the logits after each of the last P tokens of one prompt."""
+    inputs = torch.tensor([ids], device=model.device)
+    with torch.no_grad():
+        logits = model(input_ids=inputs, use_cache=False, logits_to_keep=positions).logits
+    return logits[0].float().cpu()
+
+
+def chat_ids(tokenizer, question: str) -> list[int]:
+    """Token ids of a user's question in the chat template, up to where the answer begins."""
+    messages = [{"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """What decides the last bits of a result: versions, processor, threads."""
+    return {
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "device": device.type,
+        "processor": _processor(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    settings = request["settings"]
+    torch.set_num_threads(settings["threads"])
+    has_gpu = settings["device"] == "cuda" and torch.cuda.is_available()
+    device = torch.device("cuda" if has_gpu else "cpu")
+    model, tokenizer = _load(request, settings, device)
+    token_ids = [chat_ids(tokenizer, question) for question in settings["questions"]]
+    ids = request["ids"] or token_ids
+    logits = {"adapter": _stacked(model, ids, settings["positions"])}
+    with model.disable_adapter():
+        logits["base"] = _stacked(model, ids, settings["positions"])
+    report = surroundings(device) | {
+        "token_ids": token_ids,
+        "kit_modules": [name for name in sys.modules if name.split(".")[0] == "kit"],
+    }
+
+    from safetensors.torch import save_file
+
+    save_file(logits, request["output"], metadata={"report": json.dumps(report)})
+
+
+def _load(request: dict[str, Any], settings: dict[str, Any], device: torch.device) -> tuple:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    quantization = settings["quantization"]
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        request["base"],
+        revision=request["revision"],
+        # what a GPU computed in 16 bits is compared with the exact values where there is none
+        dtype=settings["dtype"] if device.type == settings["device"] else "float32",
+        attn_implementation=settings["attention"],
+        quantization_config=quantization and BitsAndBytesConfig.from_dict(quantization),
+        device_map={"": device},
+    )
+    model = PeftModel.from_pretrained(model, request["adapter"]).eval()
+    for module in model.modules():
+        # bitsandbytes would switch to bfloat16 kernels on some processors, outside training only
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model, AutoTokenizer.from_pretrained(request["adapter"])
+
+
+def _stacked(model: Any, ids: list[list[int]], positions: int) -> torch.Tensor:
+    return torch.stack([last_logits(model, row, positions) for row in ids])
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    kernels = torch.backends.cpu.get_cpu_capability()
+    return f"{names[0] if names else platform.processor()}, {kernels}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The probe of an adapter: what it computed when it was saved, to be compared with later.
+
+N prompts, P last positions of each, K likeliest tokens there, V vocabulary. probe.safetensors holds
+the prompts' token ids, the K tokens, and their logits with the adapter and without it; its metadata
+holds the settings they depend on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kit.adapters import PROBE, adapter_sha256
+from kit.errors import AdapterError
+from kit.fresh import chat_ids, last_logits, surroundings
+from kit.policy import BASE, Policy
+
+QUESTIONS = (
+    "Tom has 3 boxes with 12 apples each and gives 5 apples away. How many are left?",
+    "A train goes 60 km in 45 minutes. How far does it go in 2 hours?",
+    "What is 17 + 25?",
+    "A book costs $14 and a pen costs a quarter of that. What do 2 books and 4 pens cost?",
+    "Write the word 'seven' as a number.",
+    "Name the three largest oceans.",
+)
+POSITIONS = 8
+LIKELIEST = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Logits (N, P, K) of an adapter and of its base at the tokens `top` (N, P, K)."""
+
+    settings: dict[str, Any]
+    ids: list[list[int]]
+    top: Tensor
+    adapter: Tensor
+    base: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(t.shape) for t in (self.top, self.adapter, self.base)}
+        if len(shapes) > 1 or self.top.shape[0] != len(self.ids):
+            raise ValueError(f"shapes {sorted(shapes)} for {len(self.ids)} prompts")
+
+
+def take_probe(policy: Policy) -> Probe:
+    """Compute a few logits of the trained adapter, as it is, and of the base."""
+    base = policy.base
+    ids = [chat_ids(base.tokenizer, question) for question in QUESTIONS]
+    with policy.sampling():
+        with policy.view(policy.trained):
+            full = torch.stack([last_logits(policy.causal, row, POSITIONS) for row in ids])
+        with policy.view(BASE):
+            plain = torch.stack([last_logits(policy.causal, row, POSITIONS) for row in ids])
+    values, top = full.topk(min(LIKELIEST, full.shape[-1]), dim=-1)
+    settings = probe_settings(
+        dtype=str(base.hardware.dtype).removeprefix("torch."),
+        attention=base.hardware.attention,
+        quantization=_quantization(base.model),
+        **surroundings(base.hardware.device),
+    )
+    return Probe(settings, ids, top, values, plain.gather(-1, top))
+
+
+def probe_settings(**settings: Any) -> dict[str, Any]:
+    """What a probe's numbers depend on besides the weights."""
+    return {"questions": list(QUESTIONS), "positions": POSITIONS, **settings}
+
+
+def write_probe(probe: Probe, folder: Path) -> None:
+    """Put it beside an adapter's files, with their hash."""
+    tensors = {"top": probe.top, "adapter": probe.adapter, "base": probe.base}
+    tensors |= {f"ids.{i}": torch.tensor(row) for i, row in enumerate(probe.ids)}
+    settings = probe.settings | {"adapter_sha256": adapter_sha256(str(folder))}
+    save_file(tensors, folder / PROBE, metadata={"settings": json.dumps(settings)})
+
+
+def read_probe(folder: Path) -> Probe | None:
+    """The probe of an adapter, None where there is none; AdapterError when it cannot be read."""
+    path = folder / PROBE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            settings = json.loads((file.metadata() or {})["settings"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        ids = [tensors[f"ids.{i}"].tolist() for i in range(len(settings["questions"]))]
+        return Probe(settings, ids, tensors["top"], tensors["adapter"], tensors["base"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise AdapterError(f"cannot read {path}: {error!r}; save the adapter anew") from error
+
+
+def _quantization(model: Any) -> dict[str, Any] | None:
+    config = getattr(model.config, "quantization_config", None)
+    return None if config is None else config.to_dict()
