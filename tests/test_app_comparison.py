@@ -14,7 +14,7 @@ from kit.app.columns import final_answer, reasoning, samples_html, status_html
 from kit.app.comparator import ComparedPair
 from kit.app.comparison import Answer, Comparison, Setup, Tally, finish, to_vote
 from kit.app.desk import Desk, to_pair
-from kit.app.engine import Progress
+from kit.app.job import Progress
 from kit.app.options import AppOptions
 from kit.app.roots import OutsideRoots
 from kit.app.shown import Shown

@@ -10,7 +10,8 @@ import torch
 
 from kit.app import engine as module
 from kit.app.background import Background
-from kit.app.engine import Engine, Job
+from kit.app.engine import Engine
+from kit.app.job import Job
 from kit.app.scoring import pieces
 from kit.app.tokens import BASE_SIDE, LEFT, RIGHT
 from kit.errors import AdapterError, ConfigError, ModelError

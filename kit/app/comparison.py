@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kit.adapters import adapter_sha256
 from kit.answers import parse_number
 from kit.app.catalogue import Choice
-from kit.app.engine import Engine, Job, Progress
-from kit.app.scoring import Scores
-from kit.app.tokens import LEFT, RIGHT
+from kit.app.job import Job, Progress
+from kit.app.tokens import LEFT, RIGHT, Scores
 from kit.app.verdicts import Badge, Judge, badge
 from kit.errors import ConfigError
-from kit.rollout import Completion
 from kit.stats import pass_at_k
 from kit.verifiers import Verdict
 from kit.votes import Message, Preference, Side, Vote, VoteSettings
+
+if TYPE_CHECKING:
+    from kit.app.engine import Engine
+    from kit.rollout import Completion
 
 MAX_SAMPLES = 64
 MAX_CHARACTERS = 50_000  # of a problem and a system prompt; longer than any context here

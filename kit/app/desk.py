@@ -7,15 +7,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from kit.adapters import adapter_sha256, read_adapter_config
 from kit.app.background import Background
 from kit.app.catalogue import Catalogue, Choice
 from kit.app.comparator import ComparedPair, ComparedSide
 from kit.app.comparison import Comparison, Setup, compare, finish, to_vote
-from kit.app.engine import Engine
 from kit.app.options import AppOptions
 from kit.app.problems import Problems
 from kit.app.roots import adapter_source
@@ -23,8 +21,10 @@ from kit.app.tokens import LEFT, RIGHT
 from kit.app.verdicts import Judge
 from kit.config import SYSTEM_PROMPT
 from kit.errors import AdapterError, ConfigError, ResultsError
-from kit.models import load_base
 from kit.votes import Preference, Tally, append_vote, read_votes, tally
+
+if TYPE_CHECKING:
+    from kit.app.engine import Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Score:
 
 
 class Desk:
-    """Serves the page. The base is loaded in the background as soon as this is made."""
+    """Serves the page. The base is loaded when `load` is called, or else by the first job."""
 
     def __init__(self, options: AppOptions, catalogue: Catalogue) -> None:
         self.options, self.catalogue = options, catalogue
@@ -45,18 +45,25 @@ class Desk:
         self._choices = {choice.label: choice for choice in catalogue.choices}
         self._running: dict[str, Background[Comparison]] = {}
         self._lock = threading.Lock()
-        loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="base")
-        self._engine: Future[Engine] = loader.submit(self._load)
-        loader.shutdown(wait=False)
+        self._engine: Future[Engine] | None = None
 
     @property
     def labels(self) -> list[str]:
         """Of everything that can be put on a side."""
         return list(self._choices)
 
+    def load(self) -> Future[Engine]:
+        """Begin to load the base in the background, once."""
+        with self._lock:
+            if self._engine is None:
+                loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="base")
+                self._engine = loader.submit(self._load)
+                loader.shutdown(wait=False)
+            return self._engine
+
     def engine(self) -> Engine:
         """The model, as soon as it is there; ModelError when it cannot be loaded."""
-        return self._engine.result()
+        return self.load().result()
 
     def choice(self, label: str) -> Choice:
         """What a label stands for; one that is not listed is a path or hub id, which is added.
@@ -137,6 +144,12 @@ class Desk:
         return Score(tallies[0] if tallies else None, unreadable)
 
     def _load(self) -> Engine:
+        # these import torch, transformers and PEFT, which takes longer than the rest of the page
+        import torch
+
+        from kit.app.engine import Engine
+        from kit.models import load_base
+
         return Engine(
             load_base(self.catalogue.model, torch.device("cpu") if self.options.cpu else None)
         )

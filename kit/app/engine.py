@@ -4,39 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from kit.app.scoring import Scores, score
+from kit.app.job import Job, Message, Progress
+from kit.app.scoring import score
+from kit.app.tokens import Scores
 from kit.errors import ConfigError, ModelError
 from kit.models import Base, load_adapters
 from kit.policy import BASE, Policy
-from kit.rollout import Completion, Request, Sampling, stream
-
-Message = dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What all sides are asked, with the same random numbers."""
-
-    messages: Sequence[Message]
-    adapters: Mapping[str, str | None]  # by side: folder or hub id; None: the bare base
-    temperature: float
-    max_new_tokens: int
-    seed: int
-    samples: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What each side has said so far; `scores` once all have ended."""
-
-    completions: dict[str, tuple[Completion, ...]]  # by side, one per sample
-    seconds: dict[str, tuple[float, ...]]  # until each one's newest token
-    scores: dict[str, Scores] = field(default_factory=dict)  # of each side's first sample
+from kit.rollout import Request, Sampling, stream
 
 
 class Engine:

@@ -85,14 +85,17 @@ def build(desk: Desk) -> gr.Blocks:
 
 def launch(options: AppOptions) -> None:
     """Start the app and serve until it is stopped."""
-    page = build(Desk(options, find(options)))
+    desk = Desk(options, find(options))
+    page = build(desk)
     try:
-        page.launch(**settings(options))
+        page.launch(**settings(options), prevent_thread_lock=True)
     except OSError as error:
         raise ModelError(
             f"the app cannot listen on {options.host}:{options.port} ({error}); choose another "
             "--port"
         ) from error
+    desk.load()  # once the page is up: importing what runs a model takes longer than the page
+    page.block_thread()
 
 
 def settings(options: AppOptions) -> dict[str, Any]:

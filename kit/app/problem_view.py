@@ -12,11 +12,11 @@ from kit.app.desk import Desk
 from kit.app.inert import inert_markdown
 from kit.errors import KitError
 
-EXAMPLE = (
-    "A baker sells 12 boxes of 6 rolls each in the morning and 15 rolls in the afternoon. How many "
-    "rolls does the baker sell in total?"
+EXAMPLE = (  # the first test problem of gsm_symbolic: what the embedded model has learned
+    "Emily can peel 6 shrimps a minute and saute 40 shrimps in 7 minutes. How long will it take "
+    "her to peel and saute 480 shrimps? Give the result as your final answer. Do not include units."
 )
-EXAMPLE_ANSWER = "87"
+EXAMPLE_ANSWER = "164"
 
 
 class ProblemView:
@@ -27,12 +27,8 @@ class ProblemView:
         self.data = gr.State(None)  # the data set the problem is from
         self.picked = gr.State(None)  # that problem's question: an edited one is no longer it
         names = list(desk.problems.configs)
-        example, answer = EXAMPLE, EXAMPLE_ANSWER
-        if names[0] == "gsm_symbolic":  # made here, and what the embedded model has learned
-            first = desk.problems.load(names[0])[0]
-            example, answer = first["question"], first["answer"]
         self.question = gr.Textbox(
-            example,
+            EXAMPLE,
             label="Problem",
             info="Enter runs, Shift+Enter starts a new line",
             lines=1,
@@ -41,7 +37,7 @@ class ProblemView:
             elem_id="kit-question",
         )
         self.gold = gr.Textbox(
-            answer,
+            EXAMPLE_ANSWER,
             label="Right answer, if known",
             info="Decides the verdicts; it is not sent to the model",
             max_lines=1,

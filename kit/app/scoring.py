@@ -6,13 +6,12 @@ T tokens of the answer, H hidden size, V vocabulary, C chunk of positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kit.app.tokens import BASE_SIDE, Token
+from kit.app.tokens import BASE_SIDE, Scores, Token
 from kit.policy import BASE, Policy
 
 if TYPE_CHECKING:
@@ -21,20 +20,6 @@ if TYPE_CHECKING:
 CHUNK = 64  # positions whose distributions over the vocabulary exist at once
 ALTERNATIVES = 5
 WINDOW = 16  # tokens that are decoded together: an unfinished character never spans more
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """One answer, token by token; the stop token included."""
-
-    tokens: tuple[Token, ...]
-    kl_to_base: float  # nats per token: exact over the vocabulary, mean over the tokens
-
-    @property
-    def mean_logprob(self) -> dict[str, float]:
-        """Nats per token at temperature 1, by side."""
-        sides = self.tokens[0].logprobs
-        return {s: sum(t.logprobs[s] for t in self.tokens) / len(self.tokens) for s in sides}
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""One token of a shown completion, as the page needs it: its text and who finds it how likely."""
+"""The tokens of a shown completion, as the page needs them: text, and who finds them how likely."""
 
 from __future__ import annotations
 
@@ -15,3 +15,17 @@ class Token:
     text: str  # what it adds to the completion; "" where it is part of an unfinished character
     logprobs: Mapping[str, float]  # nats at temperature 1, by side: LEFT, RIGHT, BASE_SIDE
     alternatives: tuple[tuple[str, float], ...]  # (text, probability), likeliest first
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One answer, token by token; the stop token included."""
+
+    tokens: tuple[Token, ...]
+    kl_to_base: float  # nats per token: exact over the vocabulary, mean over the tokens
+
+    @property
+    def mean_logprob(self) -> dict[str, float]:
+        """Nats per token at temperature 1, by side."""
+        sides = self.tokens[0].logprobs
+        return {s: sum(t.logprobs[s] for t in self.tokens) / len(self.tokens) for s in sides}
