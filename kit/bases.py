@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
 from kit.adapters import CONFIG, read_adapter_config
+from kit.config import EMBEDDED, EMBEDDED_PATH
 from kit.errors import AdapterError, ModelError
-from kit.models import EMBEDDED, EMBEDDED_PATH
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -14,9 +14,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from kit.adapters import CARD, adapter_sha256
 from kit.agreement import NF4
 from kit.bases import BaseSource, base_of
-from kit.config import Config
+from kit.config import EMBEDDED, Config
 from kit.errors import ModelError, ResultsError
-from kit.models import EMBEDDED
 from kit.probe import read_probe
 from kit.results import Result, read_result
 from kit.runs import RunFolder, write_atomically
@@ -213,7 +212,7 @@ def _load_example(base: BaseSource, adapter: str, settings: dict[str, Any], prom
     lines = [
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig",
-        *(["from kit.models import EMBEDDED_PATH"] if base.id == EMBEDDED else []),
+        *(["from kit.config import EMBEDDED_PATH"] if base.id == EMBEDDED else []),
         f"bits = {bits}",
         f"base = AutoModelForCausalLM.from_pretrained({source}{revision}, "
         f"dtype={settings['dtype']!r}, quantization_config=bits, device_map='auto')",

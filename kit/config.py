@@ -20,6 +20,10 @@ from kit.errors import ConfigError
 
 SYSTEM_PROMPT = "Solve the problem step by step, then give the final answer as '#### <number>'."
 
+EMBEDDED = "embedded"
+EMBEDDED_PATH = Path(__file__).parent / "assets" / "tiny-qwen2.5"
+DEMO_RECIPE = Path(__file__).parent / "assets" / "demo.yaml"
+
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -48,6 +52,9 @@ class ModelConfig(Section):
     """Recompute activations in the backward pass: less memory, about 30 % more time."""
     revision: str | None = None
     """Branch, tag or commit of the hub repository; None: its default branch."""
+    backend: Literal["auto", "transformers", "unsloth"] = "auto"
+    """What loads and computes the model. auto: unsloth on a CUDA GPU where it is installed
+    (`pip install -r requirements-gpu.txt`), else transformers."""
 
 
 class LoraConfig(Section):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.benchmark import benchmark
-from kit.config import Config, load_config
+from kit.config import DEMO_RECIPE, Config, load_config
 from kit.hardware import peak_memory_mb, reset_peak_memory
 from kit.models import Base, load_base
 from kit.results import Result
@@ -17,7 +17,6 @@ from kit.targets import Target
 from kit.trainer import train_together
 
 ARMS = ("clip", "noclip", "pspo")
-RECIPE = Path(__file__).parent / "assets" / "demo.yaml"
 TEST_PROBLEMS = 300
 
 
@@ -52,7 +51,7 @@ def _is_finished(folder: Path) -> bool:
 def arm_config(arm: str, output: Path) -> Config:
     """The demo's recipe with one trust region; nothing else differs between arms."""
     return load_config(
-        RECIPE, [f"objective.trust_region={{name: {arm}}}", f"output={output / arm}"]
+        DEMO_RECIPE, [f"objective.trust_region={{name: {arm}}}", f"output={output / arm}"]
     )
 
 

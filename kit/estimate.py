@@ -20,7 +20,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from tabulate import tabulate
 
-from kit.config import Config
+from kit.config import EMBEDDED, EMBEDDED_PATH, Config
 from kit.errors import ConfigError, ModelError
 from kit.memory import GIB, Memory, Phase, Shape, Wave
 
@@ -52,7 +52,6 @@ _QWEN = {
     "3B": (2048, 36, 16, 2, 11_008, 151_936, True),
     "7B": (3584, 28, 28, 4, 18_944, 152_064, False),
 }
-EMBEDDED_PATH = Path(__file__).parent / "assets" / "tiny-qwen2.5"
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -241,7 +240,7 @@ def find_shape(model: str, revision: str | None = None) -> tuple[Shape, str]:
             hidden, layers, heads, kv_heads, hidden // heads, width, vocab, tied, qkv_bias=True
         )
         return shape, "from the kit's own table"
-    elif model == "embedded":
+    elif model == EMBEDDED:
         file, source = EMBEDDED_PATH / "config.json", "of the embedded model"
     elif _is_local(model):
         file = Path(model) / "config.json"
@@ -292,7 +291,7 @@ def read_shape(values: Any, model: str) -> Shape:
 
 
 def _is_local(model: str) -> bool:
-    return model == "embedded" or Path(model).is_dir()
+    return model == EMBEDDED or Path(model).is_dir()
 
 
 def _cached(model: str, revision: str | None) -> Path | None:

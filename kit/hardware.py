@@ -1,11 +1,13 @@
-"""Choose device, compute type and attention in one place, with the reason; read memory."""
+"""Choose device, compute type, attention and backend in one place, with the reason; read memory."""
 
 from __future__ import annotations
 
 import resource
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
@@ -24,6 +26,12 @@ class Hardware:
     dtype: torch.dtype
     attention: str
     reason: str
+    backend: Literal["transformers", "unsloth"] = "transformers"
+
+    def without_unsloth(self, because: str) -> Hardware:
+        """The same with the transformers backend, for a reason found while loading."""
+        reason = f"{self.reason}, but {because}; backend transformers instead"
+        return replace(self, backend="transformers", reason=reason)
 
     @property
     def scales_loss(self) -> bool:
@@ -32,7 +40,7 @@ class Hardware:
 
 
 def choose_hardware(config: ModelConfig, device: torch.device | None = None) -> Hardware:
-    """Pick device, dtype and attention for this machine and configuration.
+    """Pick device, dtype, attention and backend for this machine and configuration.
 
     `device` is the process's own under a distributed launcher; None: the first GPU, else the CPU.
     Raises ModelError when the configuration asks for what this machine cannot do.
@@ -53,7 +61,37 @@ def choose_hardware(config: ModelConfig, device: torch.device | None = None) -> 
     if attention == "flash_attention_2" and device.type != "cuda":
         raise ModelError("model.attention=flash_attention_2 needs a CUDA GPU; use sdpa")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return Hardware(device, dtype, attention, f"{name}: {why}; attention {attention}")
+    backend, because = _choose_backend(config, device)
+    reason = f"{name}: {why}; attention {attention}; backend {backend}: {because}"
+    return Hardware(device, dtype, attention, reason, backend)
+
+
+def _choose_backend(
+    config: ModelConfig, device: torch.device
+) -> tuple[Literal["transformers", "unsloth"], str]:
+    """The backend and why; a model that Unsloth cannot load is found out when it is loaded."""
+    if config.backend == "transformers":
+        return "transformers", "it was asked for"
+    obstacle = _obstacle_to_unsloth(config, device)
+    if obstacle is None:
+        why = "it was asked for" if config.backend == "unsloth" else "it is installed"
+        return "unsloth", why
+    if config.backend == "unsloth":
+        raise ModelError(f"model.backend=unsloth: {obstacle}; or set model.backend=transformers")
+    return "transformers", f"for unsloth, {obstacle}"
+
+
+def _obstacle_to_unsloth(config: ModelConfig, device: torch.device) -> str | None:
+    """What is missing, and what to do about it."""
+    if device.type != "cuda":
+        return "a CUDA GPU is needed and there is none here"
+    if find_spec("unsloth") is None:
+        return "install it with `pip install -r requirements-gpu.txt`"
+    if config.quantization == "int8":
+        return "model.quantization must be nf4 or none, not int8"
+    if config.attention != "auto":
+        return f"model.attention must be auto (it has kernels of its own), not {config.attention}"
+    return None
 
 
 def free_memory(device: torch.device) -> int:

@@ -16,7 +16,8 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from kit.adapters import read_adapter_config
-from kit.config import LoraConfig, ModelConfig
+from kit.backends import Unsloth, check_unpatched, load_unsloth
+from kit.config import EMBEDDED, EMBEDDED_PATH, LoraConfig, ModelConfig
 from kit.errors import AdapterError, ModelError
 from kit.hardware import Hardware, choose_hardware, free_memory
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = "embedded"
-EMBEDDED_PATH = Path(__file__).parent / "assets" / "tiny-qwen2.5"
 TRAINED = "default"  # PEFT saves the adapter of this name at the top of the folder
 REFERENCE = "reference"
 
@@ -51,6 +50,7 @@ class Base:
     stop_ids: frozenset[int]
     end_id: int  # ends an assistant's turn; what supervised completions are closed with
     hardware: Hardware
+    unsloth: Unsloth | None = None  # None: the transformers backend
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of a chat prompt, up to where the assistant's answer begins."""
@@ -67,6 +67,8 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
     """
     hardware = choose_hardware(config, device)
     source = str(EMBEDDED_PATH) if config.id == EMBEDDED else config.id
+    quantization = _quantization(config, hardware)
+    unsloth = None
     try:
         settings = AutoConfig.from_pretrained(source, revision=config.revision)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
@@ -75,15 +77,25 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
             raise ModelError(
                 f"{config.id} is already quantized; give the id of its full-precision weights"
             )
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=config.revision,
-            dtype=hardware.dtype,
-            attn_implementation=hardware.attention,
-            quantization_config=_quantization(config, hardware),
-            device_map={"": hardware.device},
-            low_cpu_mem_usage=True,
-        )
+        if hardware.backend == "unsloth":
+            try:
+                model, unsloth = load_unsloth(config, source, settings, quantization, hardware)
+            except ModelError as error:
+                if config.backend == "unsloth":
+                    raise
+                log.warning("using transformers instead of unsloth: %s", error)
+                hardware = hardware.without_unsloth(str(error))
+        if unsloth is None:
+            model = AutoModelForCausalLM.from_pretrained(
+                source,
+                revision=config.revision,
+                dtype=hardware.dtype,
+                attn_implementation=hardware.attention,
+                quantization_config=quantization,
+                device_map={"": hardware.device},
+                low_cpu_mem_usage=True,
+            )
+            check_unpatched(model)
     except ModelError:
         raise
     except (OSError, HFValidationError, ValueError) as error:
@@ -105,6 +117,7 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
         stop_ids=_stop_ids(model, tokenizer) | {end_id},
         end_id=end_id,
         hardware=hardware,
+        unsloth=unsloth,
     )
 
 
@@ -126,12 +139,15 @@ def add_lora(
     """
     torch.manual_seed(seed)  # LoRA's A matrices are drawn from the global generator
     if adapter is None:
-        model = _fresh_lora(base, config, name, model)
+        model = _fresh_lora(base, config, seed, name, model)
     else:
         _check_same_lora(read_adapter_config(adapter), config, adapter)
         has_reference = model is not None and REFERENCE in model.peft_config
         wanted = {name: adapter} if has_reference else {name: adapter, REFERENCE: adapter}
+        is_first = model is None
         model = load_adapters(base, wanted, model)
+        if base.unsloth is not None and is_first:
+            base.unsloth.patch_lora(model)
     model.set_adapter(name)
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
@@ -275,7 +291,9 @@ def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
-def _fresh_lora(base: Base, config: LoraConfig, name: str, model: PeftModel | None) -> PeftModel:
+def _fresh_lora(
+    base: Base, config: LoraConfig, seed: int, name: str, model: PeftModel | None
+) -> PeftModel:
     settings = PeftLoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT computes with any number
@@ -285,7 +303,9 @@ def _fresh_lora(base: Base, config: LoraConfig, name: str, model: PeftModel | No
         task_type="CAUSAL_LM",
     )
     try:
-        if model is None:
+        if model is None and base.unsloth is not None and name == TRAINED:
+            model = base.unsloth.fresh_lora(base.model, config, seed)
+        elif model is None:
             model = cast(PeftModel, get_peft_model(base.model, settings, adapter_name=name))
         else:
             model.add_adapter(name, settings)

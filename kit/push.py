@@ -13,8 +13,8 @@ from huggingface_hub.utils import validate_repo_id
 from kit.adapters import ADAPTER_FILES, CARD, adapter_folder
 from kit.bases import BaseSource, base_of
 from kit.card import run_card
+from kit.config import EMBEDDED
 from kit.errors import AdapterError
-from kit.models import EMBEDDED
 from kit.runs import RunFolder
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kit.config import RolloutConfig
+from kit.errors import ModelError
 from kit.hardware import free_memory
 from kit.models import dequantized
 from kit.policy import NextLogits, Policy
@@ -97,16 +100,12 @@ def sample(
         return []
     if any(not request.prompt for request in requests):
         raise ValueError("every prompt needs at least one token")
-    # neighbours share prompts and have similar lengths, so that prefill is shared and unpadded
-    order = sorted(
-        range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt, i)
-    )
+    order = _in_order(policy, requests)
     results: dict[int, Completion] = {}
-    hardware = policy.base.hardware
-    with policy.sampling(), dequantized(policy.causal, sampling.dequantize, hardware):
+    with _ready(policy, sampling):
         rows = sampling.max_rows or _rows_that_fit(policy, requests, sampling)
         while order:
-            wave = order[:rows]
+            wave = _wave(policy, requests, order[:rows])
             try:
                 completions = _decode(policy, [requests[i] for i in wave], sampling)
             except torch.OutOfMemoryError:
@@ -130,10 +129,50 @@ def stream(
     A completion of the last list has stopped or reached the cap; in those before, `truncated` means
     "not at its end yet". Closing the iterator stops the decoding. While it is suspended the model
     stays in evaluation mode and gradients are off, in the thread that runs it.
+
+    Raises ModelError for rows of different adapters with the unsloth backend, whose kernels compute
+    all rows of a batch with the same adapter.
     """
-    with policy.sampling(), dequantized(policy.causal, sampling.dequantize, policy.base.hardware):
+    if policy.base.unsloth is not None and len({request.adapter for request in requests}) > 1:
+        raise ModelError(
+            "rows of different adapters cannot be decoded together by the unsloth backend; "
+            "load the base with model.backend=transformers"
+        )
+    with _ready(policy, sampling):
         for drawn in _draw(policy, requests, sampling):
             yield drawn.completions(policy)
+
+
+def _in_order(policy: Policy, requests: Sequence[Request]) -> list[int]:
+    """Indices of requests: neighbours share prompts and have similar lengths, so that prefill is
+    shared and unpadded. Unsloth's kernels also want one adapter after the other."""
+
+    def key(i: int) -> tuple[str, int, tuple[int, ...], int]:
+        adapter = "" if policy.base.unsloth is None else requests[i].adapter
+        return adapter, len(requests[i].prompt), requests[i].prompt, i
+
+    return sorted(range(len(requests)), key=key)
+
+
+def _wave(policy: Policy, requests: Sequence[Request], order: list[int]) -> list[int]:
+    """As many of these as can be decoded together."""
+    if policy.base.unsloth is None:
+        return order
+    first = requests[order[0]].adapter
+    return list(takewhile(lambda i: requests[i].adapter == first, order))
+
+
+@contextmanager
+def _ready(policy: Policy, sampling: Sampling) -> Iterator[None]:
+    """Evaluation mode, with what makes decoding fast on the backend at hand."""
+    base, whole = policy.base, policy.model if policy.model is not None else policy.causal
+    with policy.sampling():
+        if base.unsloth is not None:
+            with base.unsloth.inference(whole):
+                yield
+        else:
+            with dequantized(policy.causal, sampling.dequantize, base.hardware):
+                yield
 
 
 @torch.no_grad()

@@ -217,6 +217,7 @@ def sides(desk, *labels):
 @pytest.mark.smoke
 def test_a_comparison_from_start_to_export_and_vote(desk):
     assert desk.labels[0] == "base" and len(desk.labels) == 3
+    assert "backend transformers: it was asked for" in desk.engine().base.hardware.reason
     asked = setup(sides=sides(desk), max_new_tokens=24)
     *_, done = desk.run(asked, "session")
     assert done.is_over and set(done.scores[0]) == {LEFT, RIGHT}

@@ -24,12 +24,12 @@ def test_arms_differ_in_the_trust_region_alone(tmp_path):
 def test_the_demo_end_to_end(tmp_path, monkeypatch, capsys):
     recipe = tmp_path / "small.yaml"
     recipe.write_text(
-        f"extends: {module.RECIPE}\n"
+        f"extends: {module.DEMO_RECIPE}\n"
         "data: {validation_size: 8, options: {size: 400}}\n"
         "rollout: {prompts_per_step: 4, group_size: 4, max_new_tokens: 60}\n"
         "train: {steps: 1, validate_every: 1, checkpoint_every: 1, preflight_problems: 4}\n"
     )
-    monkeypatch.setattr(module, "RECIPE", recipe)
+    monkeypatch.setattr(module, "DEMO_RECIPE", recipe)
     monkeypatch.setattr(module, "TEST_PROBLEMS", 24)
     output = tmp_path / "demo"
     summary = demo(output)

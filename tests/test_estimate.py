@@ -15,9 +15,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from kit import preflight, rollout
 from kit.batching import make_batch
-from kit.config import LoraConfig, ModelConfig, build_config, load_config
+from kit.config import EMBEDDED, EMBEDDED_PATH, LoraConfig, ModelConfig, build_config, load_config
 from kit.errors import ConfigError, ModelError
-from kit.estimate import EMBEDDED_PATH, estimate, find_gpu, find_shape, read_shape
+from kit.estimate import estimate, find_gpu, find_shape, read_shape
 from kit.memory import (
     GIB,
     PREFLIGHT_SAMPLES,
@@ -88,10 +88,7 @@ def test_a_config_json_gives_the_weights_of_the_model(family, options, tmp_path)
 
 
 def test_the_embedded_model_is_where_the_trainer_finds_it():
-    from kit import models
-
-    assert models.EMBEDDED_PATH == EMBEDDED_PATH
-    assert find_shape(models.EMBEDDED)[0] == find_shape(str(EMBEDDED_PATH))[0]
+    assert find_shape(EMBEDDED)[0] == find_shape(str(EMBEDDED_PATH))[0]
 
 
 VALID = json.loads((EMBEDDED_PATH / "config.json").read_text())

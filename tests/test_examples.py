@@ -21,10 +21,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kit.config import SYSTEM_PROMPT, ModelConfig, load_config
+from kit.config import DEMO_RECIPE, EMBEDDED_PATH, SYSTEM_PROMPT, ModelConfig, load_config
 from kit.data import load_problems
-from kit.demo import RECIPE
-from kit.models import EMBEDDED_PATH, Base, load_adapters, load_base
+from kit.models import Base, load_adapters, load_base
 from kit.trainer import train
 
 pytestmark = pytest.mark.smoke
@@ -56,7 +55,7 @@ def folder(float_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elsewhere") / "examples"
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("__pycache__"))
     config = load_config(
-        RECIPE,
+        DEMO_RECIPE,
         [
             *("method=sft", "model.quantization=none", "lora.rank=4", "lora.alpha=8"),
             *("data.options={size: 600, seed: 0}", "data.validation_size=0"),

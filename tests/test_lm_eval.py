@@ -13,10 +13,8 @@ import pytest
 import torch
 
 from kit.cli import main
-from kit.config import DataConfig, load_config
+from kit.config import DEMO_RECIPE, EMBEDDED_PATH, DataConfig, load_config
 from kit.data import load_problems
-from kit.demo import RECIPE
-from kit.models import EMBEDDED_PATH
 from kit.trainer import train
 from kit.verifiers import NumberVerifier
 
@@ -116,7 +114,7 @@ def test_lm_eval_generates_the_same_texts_and_counts_the_same_answers(
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # float32 on both sides
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)  # here too
-    categories = load_config(RECIPE).data.categories
+    categories = load_config(DEMO_RECIPE).data.categories
     options = {"size": 600}  # of 100 templates the embedded model knows these
     data = {"name": "gsm_symbolic", "options": options, "categories": categories}
     train(

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from kit import merge as module
 from kit.agreement import Agreement, compare
 from kit.bases import BaseSource
+from kit.config import EMBEDDED_PATH
 from kit.errors import AdapterError
 from kit.merge import Merged, Update, commands, merge, read_updates
-from kit.models import EMBEDDED_PATH
 
 IDS = torch.arange(3, 19)[None]
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

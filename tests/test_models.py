@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from kit.checkpoint import save_adapter
-from kit.config import LoraConfig, ModelConfig
+from kit.config import EMBEDDED_PATH, LoraConfig, ModelConfig
 from kit.errors import AdapterError, ModelError
 from kit.hardware import choose_hardware, peak_memory_mb, reset_peak_memory
-from kit.models import EMBEDDED_PATH, add_lora, dequantized, load_adapters, load_base
+from kit.models import add_lora, dequantized, load_adapters, load_base
 from kit.policy import BASE, Policy
 
 CPU = torch.device("cpu")

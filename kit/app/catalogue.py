@@ -14,11 +14,10 @@ import yaml
 from kit.adapters import CONFIG, WEIGHTS
 from kit.app.options import AppOptions
 from kit.app.roots import MAX_BYTES, check_within, confined_source, given_source, read_settings
-from kit.config import SYSTEM_PROMPT, Config, ModelConfig, build_config
+from kit.config import EMBEDDED, SYSTEM_PROMPT, Config, ModelConfig, build_config
 from kit.errors import AdapterError, ConfigError, KitError, RunError
 from kit.runs import RunFolder
 
-EMBEDDED = "embedded"  # the base when nothing says otherwise
 BASE_LABEL = "base"
 MAX_DEPTH = 6  # folders below a root that are searched
 MAX_NESTING = 20  # of a configuration; the kit's own have 3

@@ -41,7 +41,7 @@ class Desk:
     def __init__(self, options: AppOptions, catalogue: Catalogue) -> None:
         self.options, self.catalogue = options, catalogue
         self.judge = Judge()
-        self.problems = Problems(options, catalogue.choices)
+        self.problems = Problems(options, catalogue)
         self._choices = {choice.label: choice for choice in catalogue.choices}
         self._running: dict[str, Background[Comparison]] = {}
         self._lock = threading.Lock()
@@ -150,9 +150,9 @@ class Desk:
         from kit.app.engine import Engine
         from kit.models import load_base
 
-        return Engine(
-            load_base(self.catalogue.model, torch.device("cpu") if self.options.cpu else None)
-        )
+        # both sides are one batch, which Unsloth's kernels cannot compute
+        model = self.catalogue.model.model_copy(update={"backend": "transformers"})
+        return Engine(load_base(model, torch.device("cpu") if self.options.cpu else None))
 
 
 def to_pair(comparison: Comparison, sample: int) -> ComparedPair:

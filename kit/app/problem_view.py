@@ -12,11 +12,12 @@ from kit.app.desk import Desk
 from kit.app.inert import inert_markdown
 from kit.errors import KitError
 
-EXAMPLE = (  # the first test problem of gsm_symbolic: what the embedded model has learned
-    "Emily can peel 6 shrimps a minute and saute 40 shrimps in 7 minutes. How long will it take "
-    "her to peel and saute 480 shrimps? Give the result as your final answer. Do not include units."
+EXAMPLE = (  # a problem that the embedded model has not seen, of a kind that it has learned
+    "A lasagna has 36 servings. If Elijah can eat 6 servings a day while James can eat 2 times as "
+    "much, how many days will the lasagna last? Give the result as your final answer. Do not "
+    "include units."
 )
-EXAMPLE_ANSWER = "164"
+EXAMPLE_ANSWER = "2"
 
 
 class ProblemView:

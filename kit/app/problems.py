@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from kit.app.catalogue import Choice
+from kit.app.catalogue import Catalogue
 from kit.app.options import AppOptions
-from kit.config import DataConfig
+from kit.config import DEMO_RECIPE, EMBEDDED, DataConfig, load_config
 from kit.data import load_problems
 from kit.runs import RunFolder
 from kit.sources import KNOWN
@@ -21,8 +21,10 @@ TITLE = 90  # characters of a problem in the list
 class Problems:
     """Loads each data set once, when it is first asked for."""
 
-    def __init__(self, options: AppOptions, choices: Sequence[Choice]) -> None:
-        runs = [RunFolder(choice.run).load_config().data for choice in choices if choice.run]
+    def __init__(self, options: AppOptions, catalogue: Catalogue) -> None:
+        runs = [RunFolder(c.run).load_config().data for c in catalogue.choices if c.run]
+        if catalogue.model.id == EMBEDDED:
+            runs.append(load_config(DEMO_RECIPE).data)  # the problems it has learned
         names = dict.fromkeys([*(config.name for config in runs), "gsm_symbolic", *KNOWN])
         self.configs: dict[str, DataConfig] = {
             name: data_config(name, *runs, data_dir=options.data_dir) for name in names

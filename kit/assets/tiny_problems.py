@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import reasoning_gym
 
-from kit.config import SYSTEM_PROMPT, load_config
-from kit.demo import RECIPE, TEST_SEED
+from kit.config import DEMO_RECIPE, SYSTEM_PROMPT, load_config
+from kit.demo import TEST_SEED
 
 # The demo's: short, correct, readable solutions and numbers mostly below 100.
-TEMPLATES = tuple(int(name.split()[1]) for name in load_config(RECIPE).data.categories or ())
+TEMPLATES = tuple(int(name.split()[1]) for name in load_config(DEMO_RECIPE).data.categories or ())
 # With numbers below 2,000.
 WIDE_TEMPLATES = (1, 10, 12, 16, 20, 30, 34, 39, 41, 43, 45, 50, 54, 57, 58, 62, 69, 72, 78, 95)
 ALL_TEMPLATES = tuple(range(100))

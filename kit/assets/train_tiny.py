@@ -33,9 +33,8 @@ from kit.assets.tiny_problems import (
     styled,
     training_problems,
 )
-from kit.config import SYSTEM_PROMPT, ModelConfig, load_config
+from kit.config import DEMO_RECIPE, SYSTEM_PROMPT, ModelConfig, load_config
 from kit.data import load_problems
-from kit.demo import RECIPE
 from kit.evaluate import evaluate
 from kit.models import load_base
 from kit.policy import BASE, Policy
@@ -229,7 +228,7 @@ def export(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, out: Path) -> Non
 def measure(folder: Path, count: int) -> None:
     """Print accuracy on held-out problems in NF4, greedy and at temperature 1, and some answers."""
     policy = Policy(load_base(ModelConfig(id=str(folder)), torch.device("cpu")))
-    data = load_config(RECIPE).data
+    data = load_config(DEMO_RECIPE).data
     held_out = {"options": {**data.options, "seed": TEST_SEED_OFFSET}, "limit": count}
     problem_set = load_problems(data.model_copy(update=held_out))
     for temperature in (0.0, 1.0):
