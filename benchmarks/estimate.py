@@ -137,7 +137,7 @@ def _sampling(policy: Policy, memory: Memory) -> Iterator[tuple[str, int, int]]:
 
         parts = memory._prompts(wave).parts
         said = parts["activations"] + parts["key-value cache"]
-        yield "reading prompts, peak", _peak(lambda: read(0, prompt), frozen), said
+        yield "reading the prompts, peak", _peak(lambda: read(0, prompt), frozen), said
         read(prompt, memory.row)
         held = _bytes(t for layer in cache.layers for t in (layer.keys, layer.values))
         yield "key-value cache", held, rows * memory.row * memory.shape.cache_per_token(memory.c)

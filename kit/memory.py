@@ -15,6 +15,7 @@ from kit.errors import ConfigError
 GIB = 2**30
 CONTEXT = 0.6 * GIB  # CUDA context, kernels and cuBLAS workspaces: an allowance
 FRAGMENTATION = 0.1  # of everything that comes and goes: an allowance
+PREFILL_TOKENS = 8192  # of prompts, padding included, that the sampler reads in one forward pass
 PREFLIGHT_SAMPLES = 4  # per problem, as in kit.preflight
 
 NF4_BLOCK = 64  # weights that share a scale
@@ -256,15 +257,16 @@ class Memory:
         return [*found, self._update()]
 
     def _prompts(self, wave: Wave) -> Phase:
-        """One forward over every distinct prompt of the rows."""
+        """The last forward over distinct prompts of the rows."""
         prompt = self.config.data.max_prompt_tokens
         tokens = math.ceil(self.rows(wave) / wave.samples) * prompt
+        at_once = min(tokens, max(PREFILL_TOKENS // prompt, 1) * prompt)
         return self._phase(
             f"prompts ({wave.name})",
             {
                 "dequantized copy": self.copy,
                 "key-value cache": tokens * self.shape.cache_per_token(self.c),
-                "activations": tokens * self._forward_per_token(prompt) + self._unpacked(),
+                "activations": at_once * self._forward_per_token(prompt) + self._unpacked(),
             },
         )
 

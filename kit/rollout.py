@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from kit.config import RolloutConfig
 from kit.errors import ModelError
 from kit.hardware import free_memory
+from kit.memory import PREFILL_TOKENS
 from kit.models import dequantized
 from kit.policy import NextLogits, Policy
 
@@ -265,7 +266,11 @@ class _DecodingState:
 def _prefill(
     next_logits: NextLogits, requests: Sequence[Request], pad_id: int, device: torch.device
 ) -> _DecodingState:
-    """Compute each distinct (adapter, prompt) once, left-padded, and share it among its rows."""
+    """Compute each distinct (adapter, prompt) once, left-padded, and share it among its rows.
+
+    A forward pass reads up to PREFILL_TOKENS: its activations would else be the most memory that
+    anything here takes.
+    """
     index: dict[tuple[str, tuple[int, ...]], int] = {}
     owner = [index.setdefault((r.adapter, r.prompt), len(index)) for r in requests]
     names = [adapter for adapter, _ in index]
@@ -274,18 +279,40 @@ def _prefill(
     ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()  # (U, width)
-    cache = DynamicCache()
-    logits = next_logits(
-        names,
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-    )
+    share = max(1, PREFILL_TOKENS // width)
+    caches, logits = [], []
+    for start in range(0, len(prompts), share):
+        some = slice(start, start + share)
+        caches.append(DynamicCache())
+        logits.append(
+            next_logits(
+                names[some],
+                input_ids=ids[some],
+                attention_mask=mask[some],
+                position_ids=(mask[some].cumsum(1) - 1).clamp(min=0),
+                past_key_values=caches[-1],
+                use_cache=True,
+            )
+        )
     rows = torch.tensor(owner, device=device)
+    cache = _joined(caches)
     cache.batch_select_indices(rows)
-    return _DecodingState(cache, mask[rows], logits[rows], [names[i] for i in owner])
+    return _DecodingState(cache, mask[rows], torch.cat(logits)[rows], [names[i] for i in owner])
+
+
+def _joined(caches: list[DynamicCache]) -> DynamicCache:
+    """One cache with the rows of all; these are emptied, so that only one layer exists twice."""
+    if len(caches) == 1:
+        return caches[0]
+    joined = DynamicCache()
+    for number in range(len(caches[0].layers)):
+        parts = [cache.layers.pop(0) for cache in caches]
+        joined.update(
+            torch.cat([part.keys for part in parts]),
+            torch.cat([part.values for part in parts]),
+            number,
+        )
+    return joined
 
 
 def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

@@ -195,8 +195,8 @@ def test_phases_of_a_recipe():
     prompts, decoding, update = found.phases
     assert prompts.parts["dequantized copy"] == 2 * 357_826_560
     assert prompts.parts["key-value cache"] == 128 * 512 * 12_288
-    # one token of one layer: 12 x (4864 + 896), and 3 bytes of mask for 512 positions
-    assert prompts.parts["activations"] == 128 * 512 * (12 * 5760 + 3 * 512)
+    # 8192 tokens at once; one token of one layer: 12 x (4864 + 896), and 3 bytes of mask for 512 positions
+    assert prompts.parts["activations"] == 8192 * (12 * 5760 + 3 * 512)
     # the cache, half a layer of it twice, and the keys or values of one layer for 14 heads
     assert decoding.parts["key-value cache"] == 128 * 1024 * (12_288 + 256 + 2 * 896 * 2)
     assert decoding.parts["logits"] == 128 * 24 * 151_936
@@ -393,11 +393,14 @@ CHECKPOINTING = "model.gradient_checkpointing=true"
         ),
         # 4096 is not enough, 1024 not needed
         ("2", [], ["train.micro_batch_tokens=2048"]),
-        # once the update fits, prompts are the peak: smaller micro-batches would not help
+        # once the update fits, decoding is the peak: smaller micro-batches would not help
         (
             "T4",
-            ["model.id=Qwen/Qwen2.5-7B", "model.gradient_checkpointing=false"],
-            [CHECKPOINTING, "rollout.max_rows=22"],
+            [
+                *("model.id=Qwen/Qwen2.5-7B", "model.gradient_checkpointing=false"),
+                "rollout.max_rows=128",
+            ],
+            [CHECKPOINTING, "rollout.max_rows=64"],
         ),
         (
             "8",

@@ -46,6 +46,29 @@ def test_a_row_is_the_same_alone_and_in_a_padded_batch_with_shared_prefill(polic
     assert len({len(c.tokens) for c in together}) > 3
 
 
+def test_prompts_that_are_read_in_several_passes_say_the_same(policy, monkeypatch):
+    requests = requests_for(policy.base, adapters=(TRAINED, BASE))
+    whole = sample(policy, requests, Sampling(40))
+    reader = type(policy.causal).forward
+    read: list[torch.Size] = []
+
+    def forward(self, input_ids, **inputs):
+        if input_ids.shape[1] > 1:
+            read.append(input_ids.shape)
+        return reader(self, input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(type(policy.causal), "forward", forward)
+    longest = max(len(request.prompt) for request in requests)
+    prompts = len({(request.prompt, request.adapter) for request in requests})
+    monkeypatch.setattr("kit.rollout.PREFILL_TOKENS", 2 * longest + 1)
+    assert_same(whole, sample(policy, requests, Sampling(40)))
+    assert read == [(2, longest)] * (prompts // 2) and prompts % 2 == 0
+    read.clear()
+    monkeypatch.setattr("kit.rollout.PREFILL_TOKENS", 1)  # one prompt at least
+    assert_same(whole, sample(policy, requests, Sampling(40)))
+    assert read == [(1, longest)] * prompts
+
+
 def test_order_and_number_of_rows_at_once_change_nothing(policy):
     requests = requests_for(policy.base)
     whole = sample(policy, requests, Sampling(40))
