@@ -34,10 +34,28 @@ DECISIVE = (
     *("bias", "lora_bias", "use_qalora", "alora_invocation_tokens"),
 )
 
+# starts of an adapter that leave the base as it is; the others (PiSSA, OLoRA, …) subtract from it
+HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
+
 
 def read_adapter_config(source: str) -> dict[str, Any]:
     """adapter_config.json of a folder or hub id; AdapterError when it or safe weights lack."""
     return _read(source)[0]
+
+
+def check_leaves_base(source: str, settings: dict[str, Any]) -> None:
+    """AdapterError when an adapter with these settings changes the base, which others share."""
+    changes = {
+        "bias": settings.get("bias", "none") != "none",
+        "layer_replication": bool(settings.get("layer_replication")),
+        "init_lora_weights": settings.get("init_lora_weights") not in HARMLESS_STARTS,
+    }
+    named = [f"{key}={settings[key]!r}" for key, is_set in changes.items() if is_set]
+    if named:
+        raise AdapterError(
+            f"the adapter {source} changes the base model itself ({', '.join(named)}), which "
+            "others share; convert it to a plain LoRA adapter"
+        )
 
 
 def adapter_sha256(source: str) -> str:

@@ -15,7 +15,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from kit.adapters import read_adapter_config
+from kit.adapters import check_leaves_base, read_adapter_config
 from kit.backends import Unsloth, check_unpatched, load_unsloth
 from kit.config import EMBEDDED, EMBEDDED_PATH, LoraConfig, ModelConfig
 from kit.errors import AdapterError, ModelError
@@ -111,7 +111,8 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
     end_id = _prepare_tokenizer(tokenizer, config.id)
     return Base(
         id=config.id,
-        revision=config.revision or getattr(settings, "_commit_hash", None),
+        # the commit that a branch or tag stands for now
+        revision=getattr(settings, "_commit_hash", None) or config.revision,
         model=model,
         tokenizer=tokenizer,
         stop_ids=_stop_ids(model, tokenizer) | {end_id},
@@ -183,7 +184,8 @@ def load_adapters(base: Base, adapters: dict[str, str], onto: PeftModel | None =
 
 
 def check_adapter(base: Base, source: str) -> None:
-    """Raise AdapterError unless `source` holds a safetensors LoRA adapter of this base."""
+    """Raise AdapterError unless `source` holds a safetensors LoRA adapter of this base, which it
+    leaves as it is."""
     settings = read_adapter_config(source)
     trained_on = settings.get("base_model_name_or_path")
     if trained_on not in (base.id, str(Path(base.id))):
@@ -191,6 +193,7 @@ def check_adapter(base: Base, source: str) -> None:
             f"adapter {source} was trained on {trained_on} but the loaded base is {base.id}; "
             f"load it with model.id={trained_on}"
         )
+    check_leaves_base(source, settings)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import torch
@@ -306,7 +307,7 @@ def _joined(caches: list[DynamicCache]) -> DynamicCache:
         return caches[0]
     joined = DynamicCache()
     for number in range(len(caches[0].layers)):
-        parts = [cache.layers.pop(0) for cache in caches]
+        parts: list[Any] = [cache.layers.pop(0) for cache in caches]
         joined.update(
             torch.cat([part.keys for part in parts]),
             torch.cat([part.values for part in parts]),

@@ -301,7 +301,7 @@ def test_heat_map_marks_and_names_them() -> None:
     assert ["kit-part" in names for names in classes] == [False, False, True, False]
     assert [text for _, text in page.of_class("kit-flag")] == ["first difference"]
     assert "Outlined: the first difference, token 2." in shown
-    assert "silenced, clip leaves no gradient (2 tokens)" in shown
+    assert "silenced tokens: 2. Clip leaves no gradient." in shown
     assert "Orange, bar above: likelier under left. Blue, bar below: likelier under right." in shown
     assert "clipped at ±3 (20 times as likely)" in shown  # e^3 = 20.09
     plain = heat_map(TOKENS, "left", "right")

@@ -195,7 +195,8 @@ def test_phases_of_a_recipe():
     prompts, decoding, update = found.phases
     assert prompts.parts["dequantized copy"] == 2 * 357_826_560
     assert prompts.parts["key-value cache"] == 128 * 512 * 12_288
-    # 8192 tokens at once; one token of one layer: 12 x (4864 + 896), and 3 bytes of mask for 512 positions
+    # 8192 tokens at once; one token of one layer: 12 x (4864 + 896), and 3 bytes of mask for
+    # 512 positions
     assert prompts.parts["activations"] == 8192 * (12 * 5760 + 3 * 512)
     # the cache, half a layer of it twice, and the keys or values of one layer for 14 heads
     assert decoding.parts["key-value cache"] == 128 * 1024 * (12_288 + 256 + 2 * 896 * 2)

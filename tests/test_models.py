@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from kit.checkpoint import save_adapter
 from kit.config import EMBEDDED_PATH, LoraConfig, ModelConfig
@@ -115,6 +115,20 @@ def test_a_model_that_cannot_be_reached():
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(ModelError, match="cannot load the base model"):
         load(id=str(tmp_path))
+
+
+def test_a_branch_is_noted_as_the_commit_it_stood_for(monkeypatch):
+    read = AutoConfig.from_pretrained
+
+    def from_hub(source, **options):
+        found = read(source, **options)
+        settings = found[0] if isinstance(found, tuple) else found
+        settings._commit_hash = "a" * 40
+        return found
+
+    assert load(revision="main").revision == "main"  # a folder has no commit
+    monkeypatch.setattr(AutoConfig, "from_pretrained", from_hub)
+    assert load(revision="main").revision == load().revision == "a" * 40
 
 
 def test_an_already_quantized_checkpoint_is_refused(tmp_path):
@@ -311,6 +325,7 @@ def test_adapters_that_cannot_be_used(policy, base, tmp_path):
 
     weights = load_file(tmp_path / "good" / "adapter_model.safetensors")
     for name, changes, message in (
+        ("pissa", {"init_lora_weights": "pissa"}, "changes the base model itself"),
         (
             "foreign",
             {"base_model_name_or_path": "Qwen/Qwen2.5-1.5B"},

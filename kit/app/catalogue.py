@@ -215,7 +215,7 @@ def _describe(label: str, source: str, run: RunFolder | None) -> _Found:
         region = config.objective.trust_region.name if config.method == "grpo" else None
         where = str(run.path)
     # the adapter's own word on its base is what it is checked against when it is loaded
-    own = {"id": base_id, "revision": model.revision or revision, "adapter": None}
+    own = {"id": base_id, "revision": revision or model.revision, "adapter": None}
     weights = Path(source) / WEIGHTS
     changed = os.path.getmtime(weights) if os.path.isfile(weights) else 0.0  # a hub id has none
     choice = Choice(label, source, base_id, prompt, data, where, region)

@@ -166,7 +166,7 @@ def _legend(minuend: str, subtrahend: str, outlined: int | None, silenced: int) 
     if outlined is not None:
         lines.append(f"Outlined: the first difference, token {outlined + 1}.")
     if silenced:
-        lines.append(f"Dashed underline: silenced, clip leaves no gradient ({silenced} tokens).")
+        lines.append(f"Dashed underline, silenced tokens: {silenced}. Clip leaves no gradient.")
     lines.append("Point at a token or tap it for its probabilities.")
     return (
         f'<figcaption class="kit-key"><p>{colour}</p><p class="kit-scale">{steps}</p>'

@@ -15,16 +15,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from kit.adapters import CONFIG, WEIGHTS, read_adapter_config
+from kit.adapters import CONFIG, WEIGHTS, check_leaves_base, read_adapter_config
 from kit.app.options import AppOptions
 from kit.errors import AdapterError, KitError
 
 MAX_PATH = 1024  # bytes of a path typed into the page
 MAX_NAME = 255  # bytes of one of its parts, as file systems have it
 MAX_BYTES = 1 << 20  # of an adapter's or a run's configuration; usual are 1-3 KB
-
-# starts of an adapter that leave the base as it is; the others (PiSSA, OLoRA, …) subtract from it
-_HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
 
 # forms that a shell, a browser or another system takes for a place of its own
 _FOREIGN = re.compile(r"~|\\|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://")
@@ -97,7 +94,7 @@ def read_settings(source: str) -> dict[str, Any]:
         )
     if not isinstance(settings.get("revision"), str | None):
         raise AdapterError(f"the adapter {source} names no revision by {settings['revision']!r}")
-    _check_leaves_base(source, settings)
+    check_leaves_base(source, settings)
     return settings
 
 
@@ -112,21 +109,6 @@ def _allowed_source(text: str, options: AppOptions) -> str:
             raise OutsideRoots(f"{error}; adapters of the hub need --allow-hub") from None
         return _download(text)
     return confined_source(_adapter_of(path), options.roots)
-
-
-def _check_leaves_base(source: str, settings: dict[str, Any]) -> None:
-    """All sides share one base in memory, so none may change it."""
-    changes = {
-        "bias": settings.get("bias", "none") != "none",
-        "layer_replication": bool(settings.get("layer_replication")),
-        "init_lora_weights": settings.get("init_lora_weights") not in _HARMLESS_STARTS,
-    }
-    named = [f"{key}={settings[key]!r}" for key, is_set in changes.items() if is_set]
-    if named:
-        raise AdapterError(
-            f"the adapter {source} changes the base model itself ({', '.join(named)}), which the "
-            "other side would feel; convert it to a plain LoRA adapter"
-        )
 
 
 def _is_path(text: str) -> bool:
