@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 
 from kit.errors import AdapterError
@@ -117,6 +122,11 @@ def _find(source: str) -> dict[str, Path]:
     for name in (CONFIG, WEIGHTS):
         try:
             paths[name] = _adapter_file(source, name)
+        except LocalEntryNotFoundError as error:
+            raise AdapterError(
+                f"the adapter {source} is in no folder and not in the hub's cache, and the hub "
+                "cannot be reached: connect to the network, or give a folder"
+            ) from error
         except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
             raise AdapterError(
                 f"no adapter at {source}: {name} was not found. Give a folder or hub id with "
@@ -135,7 +145,9 @@ def _adapter_file(source: str, name: str) -> Path:
 
 
 def _is_folder(source: str) -> bool:
-    return Path(source).exists() or source.startswith((".", "/", "~"))
+    """Whether a name is a folder's; hub ids of adapters are owner/name."""
+    is_path = source.startswith((".", "/", "~")) or source.count("/") != 1
+    return is_path or Path(source).exists()
 
 
 def _check_weights(source: str, path: Path, settings: dict[str, Any]) -> None:

@@ -309,7 +309,8 @@ def test_adapters_that_cannot_be_used(policy, base, tmp_path):
             load_adapters(base, {"x": str(path)})
 
     refused(tmp_path / "nowhere", "no adapter at .*nowhere")
-    refused("nobody/nothing", "no adapter at nobody/nothing")
+    refused("nobody/nothing", "nobody/nothing is in no folder and not in the hub's cache")
+    refused("nobody", "no adapter at nobody: adapter_config.json was not found")
 
     settings = json.loads((tmp_path / "good" / "adapter_config.json").read_text())
 

@@ -250,7 +250,7 @@ def test_a_run_stands_for_its_adapter(plain, tmp_path):
     shutil.copytree(plain, run / "adapter", ignore=lambda *_: ["run"])
     assert adapter_folder(str(run)) == run / "adapter"
     assert adapter_folder(str(plain)) == plain
-    with pytest.raises(AdapterError, match="no adapter at nobody/nothing"):
+    with pytest.raises(AdapterError, match="nobody/nothing is in no folder"):
         adapter_folder("nobody/nothing")
 
 
