@@ -22,7 +22,7 @@ from kit.policy import Policy
 from kit.preflight import TRUNCATED_WARNING, preflight
 from kit.rewards import build_reward
 from kit.rollout import Request, Sampled, Sampling
-from kit.runs import RunFolder, append_json, environment
+from kit.runs import RunFolder, append_json, environment, this_process
 from kit.sft import SFT
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class Arm:
         self.describe(
             status="running",
             **environment(),
+            process=this_process(),
             base={"id": self.base.id, "revision": self.base.revision},
             hardware=self.base.hardware.reason,
             seed=self.config.train.seed,

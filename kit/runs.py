@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from filelock import FileLock, Timeout
 
@@ -46,8 +47,8 @@ class RunFolder:
 
     @property
     def status(self) -> str:
-        """running, finished, interrupted or failed; "unknown" where nothing says so."""
-        return self.read_description().get("status", "unknown")
+        """running, finished, interrupted, killed or failed; "unknown" where nothing says so."""
+        return status_of(self.read_description())
 
     @property
     def has_results(self) -> bool:
@@ -164,6 +165,24 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def this_process() -> dict[str, Any]:
+    """What tells later whether the process that wrote a run.json is still there."""
+    return {"host": platform.node(), "pid": os.getpid()}
+
+
+def status_of(record: dict[str, Any]) -> str:
+    """The status in a run.json; "killed" where it says "running" but the process is gone.
+
+    Only the machine that the process ran on can tell.
+    """
+    status, process = record.get("status"), record.get("process")
+    if status == "running" and isinstance(process, dict) and process.get("host") == platform.node():
+        pid = process.get("pid")
+        if isinstance(pid, int) and not psutil.pid_exists(pid):
+            return "killed"
+    return status if isinstance(status, str) else "unknown"
 
 
 def environment() -> dict[str, Any]:

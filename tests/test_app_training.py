@@ -6,7 +6,10 @@ import html
 import json
 import math
 import os
+import platform
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -182,6 +185,23 @@ def test_a_run_that_has_only_begun_says_what_is_missing(tmp_path):
     assert run.missing == ("run.json", "metrics.jsonl")
     assert (run.status, run.step, run.faults) == ("unknown", 0, ())
     assert run.config is not None and run.config.train.steps == 9
+
+
+def test_a_run_whose_process_is_gone_was_killed(tmp_path):
+    write_run(tmp_path / "run")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    here = {"host": platform.node(), "pid": os.getpid()}
+    for process, status in (
+        (here, "running"),
+        (here | {"pid": ended.pid}, "killed"),
+        ({"host": "elsewhere", "pid": ended.pid}, "running"),  # cannot be known from here
+        ({"host": platform.node(), "pid": "7"}, "running"),
+        ("?", "running"),
+    ):
+        record = {"status": "running", "process": process}
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+        assert read_run(tmp_path / "run").status == status
 
 
 def test_a_line_cut_off_at_the_end_is_normal(tmp_path):

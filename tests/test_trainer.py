@@ -323,6 +323,7 @@ def test_killed_and_resumed_is_bit_for_bit_the_uninterrupted_run(base, make_conf
     action.write_text(f"{int(signal.SIGKILL)} 4")  # in the fourth step, after two checkpoints
     assert command_line(killed, KIT_TEST_ACTION=str(action)).returncode == -signal.SIGKILL
     assert latest_checkpoint(RunFolder(killed.output).checkpoints).name == "step-000002"
+    assert RunFolder(killed.output).status == "killed"
     assert command_line(killed, "--resume").returncode == 0
     a, b = RunFolder(whole.output), RunFolder(killed.output)
     assert figures(a) == figures(b) and len(figures(a)) == 4 + 3

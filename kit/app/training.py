@@ -21,7 +21,7 @@ from kit.app.inert import printable
 from kit.app.verdicts import FORMAT_MISSED, RIGHT, TRUNCATED, WRONG
 from kit.config import Config, build_config, differences
 from kit.errors import ConfigError, RunError
-from kit.runs import read_metrics
+from kit.runs import read_metrics, status_of
 
 log = logging.getLogger(__name__)
 
@@ -150,10 +150,9 @@ def read_run(path: Path) -> Run:
     config, description, metrics, samples = (
         part.value if part else None for part in parts.values()
     )
-    status = (description or {}).get("status")
     return Run(
         config=config,
-        status=status if isinstance(status, str) else "unknown",
+        status=status_of(description or {}),
         metrics=metrics or (),
         samples=samples or (),
         changed=_changed(path, FILES),
