@@ -178,10 +178,10 @@ def status_of(record: dict[str, Any]) -> str:
     Only the machine that the process ran on can tell.
     """
     status, process = record.get("status"), record.get("process")
-    if status == "running" and isinstance(process, dict) and process.get("host") == platform.node():
-        pid = process.get("pid")
-        if isinstance(pid, int) and not psutil.pid_exists(pid):
-            return "killed"
+    if not isinstance(process, dict) or process.get("host") != platform.node():
+        process = None
+    if status == "running" and process and process.get("pid") not in psutil.pids():
+        return "killed"
     return status if isinstance(status, str) else "unknown"
 
 

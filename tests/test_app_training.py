@@ -196,7 +196,7 @@ def test_a_run_whose_process_is_gone_was_killed(tmp_path):
         (here, "running"),
         (here | {"pid": ended.pid}, "killed"),
         ({"host": "elsewhere", "pid": ended.pid}, "running"),  # cannot be known from here
-        ({"host": platform.node(), "pid": "7"}, "running"),
+        ({"host": platform.node(), "pid": 2**70}, "killed"),
         ("?", "running"),
     ):
         record = {"status": "running", "process": process}
