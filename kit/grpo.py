@@ -275,6 +275,7 @@ class GRPO:
                     "answer": rollout.problems[i]["answer"],
                     "completion": rollout.completions[i].text,
                     "reward": scores.total[i],
+                    "parts": {name: values[i] for name, values in scores.parts.items()},
                     "advantage": advantages[i].item(),
                     "strict": scores.verdicts[i].strict,
                     "lenient": scores.verdicts[i].lenient,

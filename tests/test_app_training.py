@@ -323,14 +323,15 @@ def test_only_counts_are_steps(step):
 
 def test_samples_are_those_of_the_step(tmp_path):
     right = {"step": 2, "question": "2+3?", "answer": "5", "completion": "#### 5", "strict": True}
-    form = {"step": 2, "completion": "5", "strict": False, "lenient": True, "reward": 0.05}
+    parts = {"correct": 0.0, "format": 0.05, "bad": "?"}  # those that gave nothing are left out
+    form = {"step": 2, "completion": "5", "lenient": True, "reward": 0.05, "parts": parts}
     cut = {"step": 4, "truncated": True, "advantage": -1.25, "reward": math.nan}
     run = read_run(write_run(tmp_path / "run", samples=[right, form, cut, {"step": "x"}]))
     assert sample_steps(run) == [2, 4]
     first, second = samples_at(run, 2)
     assert (first.question, first.answer, first.completion) == ("2+3?", "5", "#### 5")
     assert (first.verdict, first.facts) == ("right", "")
-    assert (second.question, second.facts) == ("not recorded", "reward 0.05")
+    assert (second.question, second.facts) == ("not recorded", "reward 0.05, format 0.05")
     assert second.verdict == "right, not as #### answer"
     (third,) = samples_at(run, 4)
     assert (third.verdict, third.facts) == ("cut off", "advantage -1.25")
@@ -502,6 +503,7 @@ def test_names_and_settings_are_shown_as_text(tab, tmp_path):
 
 def test_samples_are_shown_as_text_and_questions_once(tab, tmp_path):
     record = {"step": 1, "question": f"Q {HOSTILE}", "answer": "**5**", "completion": "[a](b)"}
+    record["parts"] = {f"[a](b) {HOSTILE}": 1.0}
     run = write_run(tmp_path / "run", samples=[record] * 20)
     shown = tab.samples(str(run), 1)
     assert "<" not in shown and "](" not in shown and "**5**" not in shown

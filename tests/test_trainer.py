@@ -81,6 +81,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(base, make_config):
     assert [record["step"] for record in read_metrics(run.metrics)] == [0, 1, 2, 2]
     samples = [json.loads(line) for line in run.samples.read_text().splitlines()]
     assert {"question", "completion", "reward", "advantage", "strict"} <= samples[0].keys()
+    assert all(sum(s["parts"].values()) == pytest.approx(s["reward"]) for s in samples)
     assert latest_checkpoint(run.checkpoints).name == "step-000002"
     assert (run.adapter / "adapter_model.safetensors").is_file()
 

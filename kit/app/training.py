@@ -293,6 +293,10 @@ def _sample(record: dict[str, Any]) -> Sample:
         verdict = TRUNCATED if record.get("truncated") is True else WRONG
     known = {key: number(record.get(key)) for key in ("reward", "advantage")}
     facts = [f"{key} {value:.3g}" for key, value in known.items() if value is not None]
+    parts = record.get("parts")
+    for name, value in parts.items() if isinstance(parts, dict) else ():
+        if weighed := number(value):
+            facts.append(f"{name} {weighed:.3g}")
     question, answer, completion = (
         str(record.get(key, "not recorded")) for key in ("question", "answer", "completion")
     )

@@ -264,6 +264,6 @@ def _problem(question: str, answer: str, samples: Sequence[training.Sample]) -> 
     """A question once, and the completions that follow each other on it."""
     parts = [f"**Question** · expected answer: {inert_markdown(answer)}", inert_markdown(question)]
     for sample in samples:
-        facts = " · ".join(filter(None, [f"**{sample.verdict}**", sample.facts]))
+        facts = " · ".join(filter(None, [f"**{sample.verdict}**", inert_markdown(sample.facts)]))
         parts += [facts, inert_markdown(sample.completion)]
     return "\n\n".join(parts)
