@@ -39,3 +39,7 @@ class TrainingError(KitError, RuntimeError):
 
 class ResultsError(KitError, ValueError):
     """A result file is missing, unreadable, of another schema or of other settings."""
+
+
+class InstallError(KitError, RuntimeError):
+    """Packages cannot be installed, do not work together, or need a restart of the session."""

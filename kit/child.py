@@ -1,0 +1,125 @@
+"""A command of the kit in a process of its own, which stops when the one that started it is gone.
+
+Its GPU memory is free again when it ends. It reads nothing, but its standard input is a pipe: when
+the starting process dies, however that happens, the pipe closes, and the command stops as after a
+SIGTERM: a training finishes its step and saves. Its output goes to a file, which outlives both.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kit.errors import RunError
+from kit.place import CHECKOUT
+
+EVERY = 3.0  # seconds between two looks
+LAST_LINES = 15  # of the output that an error quotes
+_BAR = re.compile(r"\d+%\|")  # a progress bar of tqdm
+
+
+class Output:
+    """What is appended to a log file: finished lines, and the progress bar as it stands."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = path.stat().st_size if path.exists() else 0
+        self.lines: list[str] = []  # all since the beginning
+        self.progress = ""
+        self._rest = ""  # of a line that is not finished
+        # a character may be cut in two where the file ends
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def read(self) -> list[str]:
+        """The lines that are new, without progress bars."""
+        with self.path.open("rb") as file:
+            file.seek(self.position)
+            new = file.read()
+        self.position += len(new)
+        *lines, self._rest = (self._rest + self._decoder.decode(new)).split("\n")
+        for line in [*lines, self._rest]:  # a bar is drawn again after a carriage return
+            bars = [part for part in line.split("\r") if _BAR.search(part)]
+            self.progress = bars[-1].strip() if bars else self.progress
+        ends = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in lines]
+        found = [line for line in ends if line and not _BAR.search(line)]
+        self.lines += found
+        return found
+
+
+def run(
+    arguments: Sequence[str], log: Path, watch: Callable[[Output], None], every: float = EVERY
+) -> None:
+    """Run `kit ARGUMENTS`, appending its output to `log`, and call `watch` every few seconds.
+
+    An interrupt is passed on to the command, once each time; what it does about it is waited for
+    before KeyboardInterrupt is raised. Raises RunError with the last lines when the command fails.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    output, interrupted, status = Output(log), False, None
+    # a session of its own: Jupyter interrupts the whole group, which would be a second interrupt
+    with (
+        log.open("ab") as file,
+        subprocess.Popen(
+            [sys.executable, "-m", "kit.child", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+            start_new_session=True,
+        ) as child,
+    ):
+        while status is None:
+            try:
+                status = _wait(child, every)
+                watch(output)
+            except KeyboardInterrupt:
+                interrupted = True
+                child.send_signal(signal.SIGINT)
+    if interrupted:
+        raise KeyboardInterrupt
+    if status:
+        killed = f" (killed by signal {-status})" if status < 0 else ""
+        last = "\n".join(output.lines[-LAST_LINES:])
+        raise RunError(
+            f"kit {arguments[0]} ended with status {status}{killed}. Its last lines:\n{last}\n"
+            f"All of its output is in {log}"
+        )
+
+
+def environment() -> dict[str, str]:
+    """Of a process that finds this kit, installed or not, and whose output is written at once."""
+    paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+
+
+def main() -> int:
+    """Run the command line in this process; end when standard input is closed."""
+    # the starting process may have ignored interrupts, and handed that down
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    from kit.cli import main as kit
+
+    return kit(sys.argv[1:])
+
+
+def _follow_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)  # returns when the other end is closed
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _wait(child: subprocess.Popen[bytes], seconds: float) -> int | None:
+    try:
+        return child.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

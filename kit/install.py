@@ -1,0 +1,195 @@
+"""Install what the kit needs around the torch that is there, and say whether all of it works.
+
+Imports nothing that has to be installed first. The kit itself is not installed: a notebook uses the
+checkout it was started with.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+from kit.attached import find_wheels
+from kit.child import LAST_LINES, environment
+from kit.errors import InstallError
+from kit.place import CHECKOUT, Place
+
+REQUIREMENTS = CHECKOUT / "requirements.txt"
+CONSTRAINTS = CHECKOUT / "constraints.txt"
+SHOWN = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "gradio")
+# what breaks first when versions do not fit together, and what the kit would compute with
+TRIAL = """
+import accelerate, bitsandbytes, datasets, peft, transformers
+from kit.config import ModelConfig
+from kit.hardware import choose_hardware
+print(choose_hardware(ModelConfig(id="embedded")).reason)
+"""
+RESTART = {
+    "colab": "Runtime > Restart session",
+    "kaggle": "Run > Restart & clear cell outputs",
+    "local": "restart the kernel",
+}
+
+
+def install(place: Place) -> None:
+    """Install what is missing or out of range, then print versions and a verdict.
+
+    Raises InstallError when that fails, when torch is no longer the one there was, when the kit's
+    libraries do not work together, or when the session has to be restarted.
+    """
+    before, missing = versions(), unmet()
+    if missing:
+        print(f"Installing {', '.join(missing)} …", flush=True)
+        _install(place, before.get("torch"), missing)
+    after, wrong = versions(), unmet()
+    print(table(after))
+    if wrong:
+        raise InstallError(f"not as required after installing: {', '.join(wrong)}")
+    if before.get("torch") not in (None, after["torch"]):
+        raise InstallError(
+            f"torch was {before['torch']} and is now {after['torch']}, which may not fit the GPU's "
+            "driver; start with a fresh session"
+        )
+    stale = imported_before(before, after, sys.modules)
+    if stale:
+        raise InstallError(
+            f"restart once ({RESTART[place.name]}), then run all cells again: the notebook has "
+            f"already imported what is replaced now: {', '.join(stale)}"
+        )
+    torch = "was left as it was" if "torch" in before else "was installed"
+    done = f"{len(missing)} packages were" if missing else "nothing had to be"
+    reason = _try_out()
+    print(f"\nVerdict: ready. torch {torch}, {done} installed, no restart is needed.\n{reason}")
+
+
+def unmet() -> list[str]:
+    """The lines of requirements.txt that what is installed does not satisfy."""
+    from packaging.requirements import Requirement  # ipykernel, of every notebook, needs it
+
+    there, lacking = versions(), []
+    for requirement in map(Requirement, _lines(REQUIREMENTS)):
+        version = there.get(_canonical(requirement.name))
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            lacking.append(str(requirement))
+    return lacking
+
+
+def versions() -> dict[str, str]:
+    """Of everything that is installed, read from disk anew."""
+    return {
+        _canonical(found.metadata["Name"]): found.version
+        for found in reversed(list(metadata.distributions()))  # of two, the first is imported
+    }
+
+
+def imported_before(
+    before: Mapping[str, str], after: Mapping[str, str], modules: Collection[str]
+) -> list[str]:
+    """Packages of another version than the one that is in memory, in words.
+
+    A private module alone, such as setuptools' hook in every process, is no use of its package.
+    """
+    names = metadata.packages_distributions()
+    imported = {
+        _canonical(name)
+        for module in list(modules)
+        if not module.startswith("_")
+        for name in names.get(module, ())
+    }
+    return [
+        f"{name} {before[name]} -> {after.get(name, 'none')}"
+        for name in sorted(imported & before.keys())
+        if before[name] != after.get(name)
+    ]
+
+
+def table(there: Mapping[str, str]) -> str:
+    """What is installed, beside the tested versions and the range that is accepted."""
+    from packaging.requirements import Requirement
+
+    ranges = {_canonical(r.name): str(r.specifier) for r in map(Requirement, _lines(REQUIREMENTS))}
+    tested = {
+        _canonical(r.name): str(r.specifier).removeprefix("==")
+        for r in map(Requirement, _lines(CONSTRAINTS))
+        if r.marker is None or r.marker.evaluate()
+    }
+    rows = [("", "here", "tested with", "accepted")]
+    rows += [(name, there.get(name, "missing"), tested[name], ranges[name]) for name in SHOWN]
+    return "\n".join(f"{a:14}{b:18}{c:14}{d}" for a, b, c, d in rows)
+
+
+def save_wheels(folder: str | Path) -> None:
+    """Make wheels of what is missing here, to be attached where there is no internet."""
+    with _pins(versions().get("torch")) as pins:
+        plan = _run("pip", "install", "--dry-run", "--report=-", *_sources(pins))
+    names = [
+        f"{entry['metadata']['name']}=={entry['metadata']['version']}"
+        for entry in json.loads(plan)["install"]
+    ]
+    if names:
+        _run("pip", "wheel", "--no-deps", "--wheel-dir", str(folder), *names)
+    print(f"{len(names)} wheels -> {folder}")
+
+
+def _install(place: Place, torch: str | None, missing: list[str]) -> None:
+    offline: list[str] = []
+    if not place.online:
+        wheels = find_wheels()
+        if wheels is None:
+            raise InstallError(
+                f"missing are {', '.join(missing)}, and there is no internet here. Turn it on "
+                "(Session options > Internet), or attach a data set of wheels: the text above this "
+                "cell says how to make one"
+            )
+        offline = ["--no-index", "--find-links", str(wheels)]
+    with _pins(torch) as pins:
+        if shutil.which("uv"):  # ten times as fast; Colab and Kaggle have it
+            _run("uv", "pip", "install", "--python", sys.executable, *_sources(pins), *offline)
+        else:
+            _run("pip", "install", *_sources(pins), *offline)
+
+
+@contextmanager
+def _pins(torch: str | None) -> Iterator[Path]:
+    """A constraints file that keeps this version of torch."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "constraints.txt"
+        path.write_text(f"torch=={torch}\n" if torch else "", encoding="utf-8")
+        yield path
+
+
+def _sources(pins: Path) -> list[str]:
+    return ["--quiet", "--constraint", str(pins), "--requirement", str(REQUIREMENTS)]
+
+
+def _try_out() -> str:
+    """The hardware and why, from a process that imports everything the kit computes with."""
+    return _run("python", "-c", TRIAL).strip().splitlines()[-1]
+
+
+def _run(program: str, *arguments: str) -> str:
+    """What a program prints; InstallError with its last lines when it fails."""
+    python = {"python": [sys.executable], "pip": [sys.executable, "-m", "pip"]}
+    command = [*python.get(program, [program]), *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment())
+    if ended.returncode:
+        last = "\n".join((ended.stdout + ended.stderr).splitlines()[-LAST_LINES:])
+        raise InstallError(f"{program} {arguments[0]} failed:\n{last}")
+    return ended.stdout
+
+
+def _lines(path: Path) -> list[str]:
+    """Requirements without comments and empty lines."""
+    lines = (line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def _canonical(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")

@@ -1,0 +1,232 @@
+"""What the cells of the notebook do: plan, estimate, train, evaluate, pack and push.
+
+Training and evaluation run in a process of their own, so that the notebook's holds no GPU memory.
+How things are shown is in kit.notebook_view.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from kit import child
+from kit.attached import locate
+from kit.config import Config, load_config
+from kit.errors import AdapterError, ConfigError
+from kit.estimate import DEFAULT_GPU, find_gpu
+from kit.estimate import estimate as estimate_arm
+from kit.notebook_view import LiveCurves, offer_download
+from kit.place import CHECKOUT, Place, keep_folder
+from kit.runs import RunFolder
+
+CONFIGS = CHECKOUT / "configs"
+SEED = 0
+LOG = "notebook.log"
+SECRET = "HF_TOKEN"  # its name among Kaggle's secrets
+NOT_PACKED = {"checkpoints", ".lock"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Arms that are trained together and compared, and the folder this is kept in."""
+
+    place: Place
+    folder: Path
+    recipes: tuple[Path, ...]
+    overrides: tuple[str, ...]  # key=value, of all arms
+    data: str  # trained on, and in its test split evaluated on
+    problems: int  # of the evaluation
+    data_dir: Path | None  # where the data set is attached
+
+    @property
+    def configs(self) -> dict[str, Config]:
+        """By arm."""
+        return {path.stem: load_config(path, list(self.overrides)) for path in self.recipes}
+
+    @property
+    def runs(self) -> dict[str, RunFolder]:
+        """By arm."""
+        folders = {path.stem: self.folder / path.stem / f"seed-{SEED}" for path in self.recipes}
+        return {arm: RunFolder(folder) for arm, folder in folders.items()}
+
+    @property
+    def command(self) -> list[str]:
+        """What trains and evaluates all of it, and goes on with what is not finished."""
+        tokens = next(iter(self.configs.values())).rollout.max_new_tokens
+        attached = ["--data-dir", str(self.data_dir)] if self.data_dir else []
+        return [
+            *("compare", *map(str, self.recipes), *self.overrides),
+            *(f"evaluate.limit={self.problems}", f"evaluate.max_new_tokens={tokens}"),
+            *("--seeds", str(SEED), "--data", self.data, *attached, "--output", str(self.folder)),
+        ]
+
+    def __str__(self) -> str:
+        runs = {arm: run.status for arm, run in self.runs.items() if run.has_results}
+        there = [f"There already: {arm}, {status}." for arm, status in runs.items()]
+        command = shlex.join(["kit", *self.command])
+        return "\n".join([f"Kept in {self.folder}", *there, f"The command: {command}"])
+
+
+def make_plan(
+    place: Place,
+    *,
+    arms: Sequence[str],
+    model: str,
+    data: str,
+    steps: int,
+    max_new_tokens: int,
+    problems: int,
+    overrides: Sequence[str] = (),
+    keep: str = "",
+    run: str = "notebook",
+) -> Plan:
+    """The notebook's settings, checked; mounts Drive on Colab and finds what Kaggle has attached.
+
+    Raises ConfigError for an unknown recipe and for a setting that is not allowed, DataError for
+    what neither is attached nor can be downloaded.
+    """
+    recipes = tuple(CONFIGS / f"{arm}.yaml" for arm in arms)
+    unknown = [path.stem for path in recipes if not path.is_file()]
+    if unknown:
+        known = sorted(path.stem for path in CONFIGS.glob("[!_]*.yaml"))
+        raise ConfigError(f"no recipe {', '.join(unknown)} in configs/; known: {', '.join(known)}")
+    keep_in = keep_folder(place, keep)
+    sources = locate(place, model, data, keep_in / "data")
+    attached = [f"data.data_dir={sources.data_dir}"] if sources.data_dir else []
+    pairs = (
+        *(f"model.id={sources.model}", f"data.name={data}", f"train.steps={steps}"),
+        *(f"rollout.max_new_tokens={max_new_tokens}", *attached, *overrides),
+    )
+    for path in recipes:
+        load_config(path, list(pairs))
+    return Plan(place, keep_in / run, recipes, pairs, data, problems, sources.data_dir)
+
+
+def describe_cost(plan: Plan, gpu: str = "") -> str:
+    """`kit estimate` of one arm, and what the whole notebook takes; `gpu` "": the one here."""
+    gpu = gpu or _gpu_here(plan.place)
+    one_arm = estimate_arm(next(iter(plan.configs.values())), gpu)
+    span = hours(plan, gpu)
+    if span is None:
+        return str(one_arm)
+    arms, answers = len(plan.recipes), (1 + len(plan.recipes)) * plan.problems
+    return (
+        f"{one_arm}\n\nThe whole notebook on {one_arm.gpu.name}: {arms} arms, as if one were "
+        f"trained after the other, and {answers:,} answers\nto test problems: {span[0]:.2f} to "
+        f"{span[1]:.2f} hours. Computed, not measured."
+    )
+
+
+def hours(plan: Plan, gpu: str) -> tuple[float, float] | None:
+    """Least and most for training and evaluation; None where the GPU's speed is not known.
+
+    Greedy answers to test problems take as long as a validation of as many problems.
+    """
+    least = most = 0.0
+    for config in plan.configs.values():
+        times = estimate_arm(config, gpu).seconds
+        if not times:
+            return None
+        least, most = least + times["whole run"][0], most + times["whole run"][1]
+    data = config.data.model_copy(update={"validation_size": plan.problems})
+    train = config.train.model_copy(update={"validate_every": 1})
+    tested = estimate_arm(config.model_copy(update={"data": data, "train": train}), gpu)
+    targets = 1 + len(plan.recipes)  # the base too
+    least += targets * tested.seconds["validation"][0]
+    most += targets * tested.seconds["validation"][1]
+    return least / 3600, most / 3600
+
+
+def train(plan: Plan) -> None:
+    """Train all arms, then evaluate them and their base, and show the curves as they grow.
+
+    What is finished is not done again, what was interrupted goes on from its newest checkpoint.
+    An interrupt is passed on: the step is finished and saved first. Raises RunError with the last
+    lines of the log when training fails.
+    """
+    for run in plan.runs.values():
+        if run.status == "failed":  # `kit compare` would leave it as it is
+            run.describe(status="interrupted")
+    curves = LiveCurves(plan.folder)
+    try:
+        child.run(plan.command, plan.folder / LOG, curves.show)
+    except KeyboardInterrupt:
+        print(f"Stopped; kept in {plan.folder}. To go on, run this cell again, or all of them.")
+        raise
+    finally:
+        curves.end()
+
+
+def pack(plan: Plan) -> Path:
+    """Write the report, and a zip of everything but checkpoints, and offer it for download."""
+    from kit.report import report
+
+    with redirect_stdout(io.StringIO()):  # its tables were shown already
+        report([plan.folder])
+    path = plan.folder.with_name(f"{plan.folder.name}.zip")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for file in sorted(plan.folder.rglob("*")):
+            name = file.relative_to(plan.folder.parent)
+            if file.is_file() and not NOT_PACKED.intersection(name.parts):
+                packed.write(file, name)
+    print(f"{path} ({path.stat().st_size / 2**20:.1f} MB): adapters, metrics, answers, report.html")
+    offer_download(path, plan.place)
+    return path
+
+
+def push(plan: Plan, hub: str = "") -> None:
+    """Put the adapters into private repositories <hub>-<arm>; "" only says what would go there.
+
+    Raises AdapterError without a token and when the hub refuses.
+    """
+    from kit.push import plan_push
+    from kit.push import push as upload
+
+    for arm, run in plan.runs.items():
+        repo = f"{hub or 'OWNER/NAME'}-{arm}"
+        try:
+            ready = plan_push(str(run.path), repo)
+        except AdapterError as error:
+            if hub:
+                raise
+            print(f"{arm} could not be pushed: {error}")
+            continue
+        print(ready)
+        if hub:
+            with _token(plan.place):
+                print(upload(ready))
+    if not hub:
+        print("Nothing was uploaded: HUB is empty.")
+
+
+@contextmanager
+def _token(place: Place) -> Iterator[None]:
+    """The hub token where huggingface_hub looks for it; Colab's secrets it reads by itself."""
+    from huggingface_hub import get_token
+
+    if place.name != "kaggle" or get_token() is not None:
+        yield
+        return
+    from kaggle_secrets import UserSecretsClient
+
+    os.environ[SECRET] = UserSecretsClient().get_secret(SECRET)
+    try:
+        yield
+    finally:
+        del os.environ[SECRET]
+
+
+def _gpu_here(place: Place) -> str:
+    """As `kit estimate` takes it: by name, or by its memory where the name is not known."""
+    if place.card is None:
+        return DEFAULT_GPU
+    try:
+        return find_gpu(place.card.name).name
+    except ConfigError:
+        return f"{place.card.memory:.1f}"

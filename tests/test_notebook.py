@@ -1,0 +1,841 @@
+"""The notebook and what its cells call: faked places, a killed session, drift, a full execution."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+import zipfile
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+
+import kit.push
+import kit.report
+from kit import attached, child, cli, install, notebook, notebook_view, place
+from kit.app.stored import Attempt
+from kit.attached import find_data, find_model, find_wheels, locate
+from kit.compare import check_arms, load_arms
+from kit.config import DataConfig, ModelConfig, load_config
+from kit.data import load_problems
+from kit.errors import AdapterError, ConfigError, DataError, InstallError, ResultsError, RunError
+from kit.estimate import estimate
+from kit.hardware import DTYPES, choose_hardware
+from kit.place import Card, Place, keep_folder, read_card, where_am_i
+from kit.runs import read_metrics
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "notebooks" / "gr_pspo_colab_kaggle.ipynb"
+NOTEBOOK = nbformat.read(FILE, as_version=4)
+CELLS = {cell.id: cell for cell in NOTEBOOK.cells}
+PROSE = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown")
+
+HERE = Place("local", None, online=True)
+T4 = Card("Tesla T4", 15.0, 7.5)
+KAGGLE = Place("kaggle", T4, online=True)
+OFFLINE = Place("kaggle", T4, online=False)
+
+
+def settings() -> dict[str, object]:
+    """The constants of the settings block, as a user would see them without KIT_SMOKE."""
+    block = CELLS["settings"].source.partition("if os.environ")[0]
+    assigned = [s for s in ast.parse(block).body if isinstance(s, ast.Assign)]
+    return {ast.unparse(s.targets[0]): ast.literal_eval(s.value) for s in assigned}
+
+
+def make_plan(tmp_path: Path, where: Place = HERE, **changed: object) -> notebook.Plan:
+    """The notebook's own plan, kept in tmp_path."""
+    s = settings()
+    values: dict = {
+        "arms": s["ARMS"],
+        "model": s["MODEL"],
+        "data": s["DATA"],
+        "steps": s["STEPS"],
+        "max_new_tokens": s["MAX_NEW_TOKENS"],
+        "problems": s["TEST_PROBLEMS"],
+        "overrides": s["OVERRIDES"],
+        "keep": str(tmp_path),
+    }
+    return notebook.make_plan(where, **values | changed)
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def test_the_notebook_is_valid_and_stripped():
+    nbformat.validate(NOTEBOOK)
+    assert (NOTEBOOK.nbformat, NOTEBOOK.nbformat_minor) == (4, 5)
+    code = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
+    assert [cell.id for cell in code if cell.outputs or cell.execution_count is not None] == []
+    assert all(not cell.metadata for cell in NOTEBOOK.cells)
+    assert NOTEBOOK.metadata.kernelspec.name == "python3"
+    assert NOTEBOOK.metadata.accelerator == "GPU"
+    assert NOTEBOOK.metadata.colab.gpuType == "T4"
+
+
+def test_the_notebook_holds_no_logic():
+    """After the first cell, which has to find the kit, every cell is an import or one call."""
+    for cell in NOTEBOOK.cells:
+        if cell.cell_type == "code" and cell.id != "settings":
+            body = ast.parse(cell.source).body
+            calls = [s for s in body if not isinstance(s, ast.Import | ast.ImportFrom)]
+            assert all(isinstance(s, ast.Expr | ast.Assign) for s in calls), cell.id
+            assert len(calls) <= 2, cell.id
+
+
+def test_settings_are_those_of_the_recipes(tmp_path):
+    plan = make_plan(tmp_path)
+    s = settings()
+    assert [path.stem for path in plan.recipes] == s["ARMS"]
+    for path, config in zip(plan.recipes, plan.configs.values(), strict=True):
+        assert config == load_config(path)
+    check_arms(load_arms(plan.recipes, plan.overrides))
+    regions = [config.objective.trust_region.name for config in plan.configs.values()]
+    assert regions == ["clip", "pspo"]
+
+
+def test_prose_says_what_the_estimate_says(tmp_path):
+    plan, s = make_plan(tmp_path), settings()
+    assert s["GPU"] == "T4"
+    least, most = notebook.hours(plan, "T4")
+    assert most <= 3.0  # one session
+    assert f"{least:.2f} to {most:.2f} hours" in CELLS["estimate-text"].source
+    arm = estimate(plan.configs["t4-pspo"], "T4")
+    gib = f"{arm.peak / 2**30:.2f} of {arm.gpu.memory / 2**30:.2f} GiB for one arm"
+    assert gib in CELLS["estimate-text"].source
+    assert f"{s['STEPS']} steps and {3 * s['TEST_PROBLEMS']} answers" in " ".join(PROSE.split())
+    assert f"three validations of {s['TEST_PROBLEMS']} problems" in " ".join(PROSE.split())
+    assert f"{least:.1f} to {most:.1f} hours" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_prose_names_what_there_is(tmp_path):
+    config = make_plan(tmp_path).configs["t4-clip"]
+    assert f"(every {config.train.checkpoint_every} steps)" in PROSE
+    for link in re.findall(r"\]\((\.\./[^)]+)\)", PROSE):
+        assert (FILE.parent / link).is_file(), link
+    for command in re.findall(r"`kit (estimate [^`]+)`", PROSE):
+        options = cli._parse(command.split())
+        assert all((ROOT / target).is_file() for target in options.targets)
+    names = set(re.findall(r"`([A-Z]{3,})\b", PROSE))
+    assert names == {"SOURCE", "KEEP", "SHARE", "HUB"}
+    assert names <= settings().keys()
+
+
+# --- where am I ----------------------------------------------------------------------------------
+
+
+def test_kaggle_is_known_although_its_image_is_colabs(monkeypatch):
+    monkeypatch.setattr(place, "read_card", lambda: T4)
+    monkeypatch.setattr(place, "_reaches_hub", lambda: False)
+    environ = {"COLAB_RELEASE_TAG": "release", "KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
+    assert where_am_i(environ) == OFFLINE
+    assert str(where_am_i(environ)).endswith(
+        "Tesla T4 with 15.0 GiB, computing in float16; no internet"
+    )
+
+
+def test_colab_is_known_by_its_release_or_its_module(monkeypatch):
+    monkeypatch.setattr(place, "read_card", lambda: None)
+    assert where_am_i({"COLAB_RELEASE_TAG": "release"}).name == "colab"
+    assert where_am_i({}).name == "local"
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    colab = where_am_i({})
+    assert colab.name == "colab"
+    assert "Change runtime type" in str(colab)
+
+
+@pytest.mark.parametrize(
+    ("prints", "status", "found"),
+    [
+        ("Tesla T4, 15360, 7.5\nTesla T4, 15360, 7.5", 0, T4),
+        ("NVIDIA-SMI has failed because it could not communicate", 9, None),
+        ("", 0, None),
+    ],
+)
+def test_the_driver_names_the_first_gpu(tmp_path, monkeypatch, prints, status, found):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat <<'X'\n{prints}\nX\nexit {status}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert read_card() == found
+
+
+def test_no_driver_no_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert read_card() is None
+
+
+@pytest.mark.parametrize("capability", [(6, 0), (7, 5), (8, 0), (9, 0)])
+def test_a_card_computes_in_what_the_kit_chooses(monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "card")
+    config = ModelConfig(id="embedded", backend="transformers")
+    chosen = choose_hardware(config, torch.device("cuda")).dtype
+    major, minor = capability
+    assert DTYPES[Card("card", 16, float(f"{major}.{minor}")).dtype] == chosen
+
+
+def test_runs_are_kept_where_they_outlive_the_session(tmp_path, monkeypatch):
+    assert keep_folder(HERE) == ROOT / "runs"
+    assert keep_folder(KAGGLE) == Path("/kaggle/working/runs")
+    assert keep_folder(KAGGLE, str(tmp_path)) == tmp_path
+    mounted = []
+    colab = types.ModuleType("google.colab")
+    colab.drive = types.SimpleNamespace(mount=mounted.append)
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    there = Place("colab", T4, online=True)
+    assert keep_folder(there) == Path("/content/drive/MyDrive/gr-pspo")
+    assert mounted == ["/content/drive"]
+    keep_folder(there, str(tmp_path))
+    assert mounted == ["/content/drive"]  # a folder was named: Drive is left alone
+
+
+# --- installing ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """A world with two requirements; `there` is what is installed, `ran` what install ran."""
+    requirements, constraints = tmp_path / "requirements.txt", tmp_path / "constraints.txt"
+    requirements.write_text("torch>=2.6,<2.15\npeft>=0.19  # a comment\n\n")
+    constraints.write_text("torch==2.13.0\npeft==0.21.2\n")
+    world = types.SimpleNamespace(
+        there={"torch": "2.9.0+cu126"}, after={"peft": "0.21.2"}, ran=[], pinned=None
+    )
+
+    def run(program, *arguments):
+        world.ran.append((program, *arguments))
+        if "--constraint" in arguments:
+            world.pinned = Path(arguments[arguments.index("--constraint") + 1]).read_text()
+            world.there |= world.after
+        return "T4: this GPU has no bfloat16\n"
+
+    monkeypatch.setattr(install, "REQUIREMENTS", requirements)
+    monkeypatch.setattr(install, "CONSTRAINTS", constraints)
+    monkeypatch.setattr(install, "SHOWN", ("torch", "peft"))
+    monkeypatch.setattr(install, "versions", lambda: dict(world.there))
+    monkeypatch.setattr(install, "_run", run)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    return world
+
+
+def test_the_torch_that_is_there_is_pinned(packages, capsys):
+    install.install(HERE)
+    assert packages.pinned == "torch==2.9.0+cu126\n"
+    said = capsys.readouterr().out
+    assert "Installing peft>=0.19" in said
+    assert "torch was left as it was, 1 packages were installed, no restart is needed" in said
+    assert said.rstrip().endswith("T4: this GPU has no bfloat16")
+    assert re.search(r"peft +0\.21\.2 +0\.21\.2 +>=0\.19", said)
+
+
+def test_uv_is_used_where_it_is(packages, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/uv" if name == "uv" else None)
+    install.install(HERE)
+    assert packages.ran[0][:5] == ("uv", "pip", "install", "--python", sys.executable)
+
+
+def test_nothing_is_installed_where_nothing_is_missing(packages, capsys):
+    packages.there["peft"] = "0.20.0"
+    install.install(OFFLINE)
+    assert [program for program, *_ in packages.ran] == ["python"]
+    assert "nothing had to be installed" in capsys.readouterr().out
+
+
+def test_a_version_out_of_range_is_replaced(packages):
+    packages.there["peft"] = "0.18.1"
+    assert install.unmet() == ["peft>=0.19"]
+    packages.there["torch"] = "2.15.0"
+    assert [text.partition("<")[0] for text in install.unmet()] == ["torch", "peft>=0.19"]
+
+
+def test_a_replaced_torch_is_an_error(packages):
+    packages.after["torch"] = "2.13.0"
+    with pytest.raises(InstallError, match=r"torch was 2\.9\.0\+cu126 and is now 2\.13\.0"):
+        install.install(HERE)
+
+
+def test_what_is_still_missing_is_an_error(packages):
+    packages.after.clear()
+    with pytest.raises(InstallError, match=r"not as required after installing: peft>=0.19"):
+        install.install(HERE)
+
+
+def test_a_restart_is_asked_for_only_when_memory_holds_another_version(packages, monkeypatch):
+    monkeypatch.setattr(
+        install.metadata,
+        "packages_distributions",
+        lambda: {"peft": ["peft"], "_hook": ["peft"], "np": ["NumPy"]},
+    )
+    before, after = {"peft": "0.18", "numpy": "1.26"}, {"peft": "0.21", "numpy": "1.26"}
+    assert install.imported_before(before, after, {"os", "np", "_hook"}) == []
+    assert install.imported_before(before, after, {"peft"}) == ["peft 0.18 -> 0.21"]
+    assert install.imported_before({}, after, {"peft"}) == []  # it was not installed
+    packages.there["peft"] = "0.18.1"
+    with pytest.raises(
+        InstallError, match=r"restart once \(Run > Restart.*peft 0\.18\.1 -> 0\.21\.2"
+    ):
+        install.install(KAGGLE)
+
+
+def test_without_internet_wheels_are_taken_from_what_is_attached(packages, tmp_path, monkeypatch):
+    monkeypatch.setattr(install, "find_wheels", lambda: None)
+    with pytest.raises(InstallError, match=r"missing are peft>=0\.19.*no internet.*wheels"):
+        install.install(OFFLINE)
+    assert packages.ran == []
+    monkeypatch.setattr(install, "find_wheels", lambda: tmp_path)
+    install.install(OFFLINE)
+    assert packages.ran[0][-3:] == ("--no-index", "--find-links", str(tmp_path))
+
+
+def test_wheels_are_made_of_what_would_be_installed(packages, monkeypatch, capsys):
+    plan = {"install": [{"metadata": {"name": "peft", "version": "0.21.2"}}]}
+    ran = []
+
+    def run(*arguments):
+        ran.append(arguments)
+        return json.dumps(plan)
+
+    monkeypatch.setattr(install, "_run", run)
+    install.save_wheels("wheels")
+    assert ran[0][:3] == ("pip", "install", "--dry-run")
+    assert ran[1] == ("pip", "wheel", "--no-deps", "--wheel-dir", "wheels", "peft==0.21.2")
+    assert capsys.readouterr().out == "1 wheels -> wheels\n"
+
+
+def test_a_failing_program_is_quoted():
+    with pytest.raises(InstallError, match=r"python -c failed:\n.*no such thing"):
+        install._run("python", "-c", "raise SystemExit('no such thing')")
+
+
+def test_this_environment_meets_the_requirements():
+    assert install.unmet() == []
+    assert "missing" not in install.table(install.versions())
+
+
+def test_what_runs_before_installing_needs_only_the_standard_library():
+    """Kaggle's and Colab's images may lack any of the kit's requirements."""
+    code = (
+        "import sys; before = set(sys.modules); import kit.install;"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
+        "print(*sorted(new - set(sys.stdlib_module_names)))"
+    )
+    command = [sys.executable, "-S", "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert ended.stdout.split() == ["kit"]
+
+
+# --- what is attached ----------------------------------------------------------------------------
+
+
+def attach_model(root: Path, folder: str) -> Path:
+    path = root / folder
+    path.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (path / name).write_text("{}")
+    return path
+
+
+def attach_data(root: Path, folder: str) -> Path:
+    path = root / folder
+    path.mkdir(parents=True)
+    for split in ("train", "test"):
+        row = {"question": f"What is 3 + 4, {split}?", "answer": "3 + 4 = 7\n#### 7"}
+        (path / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "qwen2.5/transformers/0.5b-instruct/1",
+        "models/qwen-lm/qwen2.5/transformers/0.5b-instruct/1",
+        "datasets/me/qwen2-5-0-5b-instruct",
+    ],
+)
+def test_a_model_is_found_as_kaggle_writes_it(tmp_path, folder):
+    attach_model(tmp_path, "qwen2.5/transformers/1.5b-instruct/1")
+    attach_model(tmp_path, "qwen2.5-math/transformers/0.5b-instruct/1")
+    attach_model(tmp_path, "qwen2.5/transformers/0.5b/1")
+    path = attach_model(tmp_path, folder)
+    assert find_model("Qwen/Qwen2.5-0.5B-Instruct", tmp_path) == path
+
+
+def test_another_variant_is_not_the_model(tmp_path):
+    attach_model(tmp_path, "qwen2.5/transformers/0.5b-instruct/1")
+    attach_model(tmp_path, "qwen2.5-coder/transformers/0.5b/1")
+    assert find_model("Qwen/Qwen2.5-0.5B", tmp_path) is None
+    incomplete = attach_model(tmp_path, "qwen2.5/transformers/0.5b/1")
+    (incomplete / "model.safetensors").unlink()
+    assert find_model("Qwen/Qwen2.5-0.5B", tmp_path) is None
+
+
+def test_without_internet_everything_that_is_missing_is_named(tmp_path):
+    with pytest.raises(DataError) as caught:
+        locate(OFFLINE, "Qwen/Qwen2.5-0.5B-Instruct", "gsm8k", tmp_path / "data", tmp_path)
+    assert "the model Qwen/Qwen2.5-0.5B-Instruct" in str(caught.value)
+    assert "the data set gsm8k" in str(caught.value)
+    attach_model(tmp_path, "qwen2.5/transformers/0.5b-instruct/1")
+    with pytest.raises(DataError) as caught:
+        locate(OFFLINE, "Qwen/Qwen2.5-0.5B-Instruct", "gsm8k", tmp_path / "data", tmp_path)
+    assert "the model" not in str(caught.value)
+
+
+def test_what_is_attached_is_trained_on(tmp_path):
+    root, links = tmp_path / "input", tmp_path / "data"
+    model = attach_model(root, "qwen2.5/transformers/0.5b-instruct/1")
+    (root / "unrelated").mkdir()
+    attach_data(root, "someone/grade-school-gsm8k/main")
+    for _ in range(2):  # run all again
+        found = locate(OFFLINE, "Qwen/Qwen2.5-0.5B-Instruct", "gsm8k", links, root)
+        assert found == attached.Sources(str(model), links)
+    problems = load_problems(DataConfig(name="gsm8k", data_dir=str(links)), "test")
+    assert problems.problems["question"] == ["What is 3 + 4, test?"]
+    assert find_data("svamp", root) is None
+
+
+@pytest.mark.parametrize("data", ["gsm_symbolic", "reasoning_gym:chain_sum", "mine.jsonl"])
+def test_what_comes_from_no_hub_has_not_to_be_attached(tmp_path, data):
+    found = locate(OFFLINE, "embedded", data, tmp_path / "data", tmp_path)
+    assert found == attached.Sources("embedded", None)
+
+
+def test_elsewhere_nothing_is_searched(tmp_path):
+    attach_model(tmp_path, "qwen2.5/transformers/0.5b-instruct/1")
+    found = locate(HERE, "Qwen/Qwen2.5-0.5B-Instruct", "gsm8k", tmp_path / "data", tmp_path)
+    assert found == attached.Sources("Qwen/Qwen2.5-0.5B-Instruct", None)
+
+
+def test_wheels_are_found(tmp_path):
+    assert find_wheels(tmp_path / "nothing") is None
+    (tmp_path / "a" / "wheels").mkdir(parents=True)
+    (tmp_path / "a" / "wheels" / "peft-0.21.2-py3-none-any.whl").touch()
+    assert find_wheels(tmp_path) == tmp_path / "a" / "wheels"
+
+
+# --- plan and estimate ---------------------------------------------------------------------------
+
+
+def test_the_command_is_one_the_command_line_takes(tmp_path):
+    plan = make_plan(tmp_path, run="mine")
+    options = cli._parse(plan.command)
+    assert options.command is cli._compare
+    assert options.output == tmp_path / "mine"
+    assert (options.seeds, options.data, options.data_dir) == ("0", "gsm8k", None)
+    pairs = [text for text in options.targets if "=" in text]
+    assert pairs[-2:] == ["evaluate.limit=300", "evaluate.max_new_tokens=320"]
+    assert plan.runs["t4-clip"].path == tmp_path / "mine" / "t4-clip" / "seed-0"
+
+
+def test_the_plan_says_what_is_there_already(tmp_path):
+    plan = make_plan(tmp_path)
+    assert "There already" not in str(plan)
+    run = plan.runs["t4-pspo"]
+    run.path.mkdir(parents=True)
+    (run.path / "config.yaml").write_text("{}")
+    run.metrics.write_text("")
+    run.describe(status="interrupted")
+    assert "There already: t4-pspo, interrupted." in str(plan)
+
+
+def test_attached_data_are_named_to_training_and_evaluation(tmp_path, monkeypatch):
+    links = tmp_path / "data"
+    monkeypatch.setattr(
+        notebook, "locate", lambda *arguments: attached.Sources("/kaggle/input/model", links)
+    )
+    plan = make_plan(tmp_path, OFFLINE)
+    config = plan.configs["t4-clip"]
+    assert (config.model.id, config.data.data_dir) == ("/kaggle/input/model", str(links))
+    assert cli._parse(plan.command).data_dir == str(links)
+
+
+def test_wrong_settings_are_refused_before_anything_starts(tmp_path):
+    with pytest.raises(ConfigError, match=r"no recipe t4-clap in configs/; known: .*t4-clip"):
+        make_plan(tmp_path, arms=["t4-clap"])
+    with pytest.raises(ConfigError, match="did you mean 'rank'"):
+        make_plan(tmp_path, overrides=["lora.rnak=8"])
+    with pytest.raises(ConfigError, match=r"train\.steps = 0 is not allowed"):
+        make_plan(tmp_path, steps=0)
+
+
+def test_hours_are_those_of_all_arms_and_of_the_answers(tmp_path):
+    plan = make_plan(tmp_path, problems=128)  # as many as a validation has
+    arm = estimate(plan.configs["t4-clip"], "L4").seconds
+    # two arms, and answers of two arms and the base
+    expected = [2 * arm["whole run"][i] + 3 * arm["validation"][i] for i in (0, 1)]
+    assert notebook.hours(plan, "L4") == pytest.approx([s / 3600 for s in expected], rel=1e-12)
+    assert notebook.hours(plan, "24") is None
+    assert "Times: the speed of 24 GiB is not known" in notebook.describe_cost(plan, "24")
+
+
+def test_the_estimate_is_for_the_gpu_that_is_here(tmp_path):
+    shown = [
+        notebook.describe_cost(make_plan(tmp_path, Place("local", card, online=True)))
+        for card in (None, Card("NVIDIA L4", 22.5, 8.9), Card("Tesla P100-PCIE-16GB", 15.9, 6.0))
+    ]
+    assert [re.search(r"fits on (.+): ", text)[1] for text in shown] == ["T4", "L4", "15.9 GiB"]
+
+
+# --- the process that trains ---------------------------------------------------------------------
+
+
+def test_output_is_read_as_it_grows(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("of the session before\n")
+    output = child.Output(log)
+    with log.open("ab") as file:
+
+        def write(text: bytes) -> list[str]:
+            file.write(text)
+            file.flush()
+            return output.read()
+
+        assert write("seed 0: clip\nGrüß".encode()[:-1]) == ["seed 0: clip"]
+        assert write("Grüß".encode()[-1:] + b"e\n") == ["Grüße"]
+        assert write(b"\r  0%|      | 0/4 [00:00<?]\r 25%|##    | 1/4 [00:01]") == []
+        assert output.progress == "25%|##    | 1/4 [00:01]"
+        # what tqdm.write does: clear the bar, write a line, draw the bar again
+        assert write(b"\r             \rafter 1 step: 50% right\n\r 50%|###   | 2/4") == [
+            "after 1 step: 50% right"
+        ]
+        assert write(b"\r100%|######| 4/4 [00:04]\n\n") == []
+        assert output.progress == "100%|######| 4/4 [00:04]"
+    assert output.lines == ["seed 0: clip", "Grüße", "after 1 step: 50% right"]
+
+
+def test_a_failing_command_is_quoted(tmp_path):
+    log = tmp_path / "new" / "log"
+    with pytest.raises(RunError) as caught:
+        child.run(["train", "nothing.yaml"], log, lambda output: output.read())
+    assert "kit train ended with status 1" in str(caught.value)
+    assert "error: cannot read the configuration nothing.yaml" in str(caught.value)
+    assert str(log) in str(caught.value)
+
+
+def fake_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(child.sys, "executable", str(program))
+
+
+def test_an_interrupt_is_passed_on_once_and_waited_for(tmp_path, monkeypatch):
+    script = "trap 'echo interrupted; sleep 0.5; echo saved; exit 0' INT; echo ready\n"
+    fake_python(tmp_path, monkeypatch, script + "while :; do sleep 0.05; done")
+    seen: list[str] = []
+
+    def watch(output: child.Output) -> None:
+        new = output.read()
+        seen.extend(new)
+        if "ready" in new:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        child.run(["compare"], tmp_path / "log", watch, every=0.05)
+    assert seen == ["ready", "interrupted", "saved"]
+
+
+def test_a_killed_command_is_an_error(tmp_path, monkeypatch):
+    fake_python(tmp_path, monkeypatch, "echo working; kill -KILL $$")
+    with pytest.raises(RunError, match=r"status -9 \(killed by signal 9\).*\n.*working"):
+        child.run(["compare"], tmp_path / "log", lambda output: output.read(), every=0.05)
+
+
+def test_a_fault_while_watching_ends_the_command(tmp_path, monkeypatch):
+    fake_python(tmp_path, monkeypatch, "cat >/dev/null; echo ended")  # until its input is closed
+
+    def watch(output: child.Output) -> None:
+        raise ResultsError("no curve")
+
+    with pytest.raises(ResultsError):
+        child.run(["compare"], tmp_path / "log", watch, every=0.05)
+    assert (tmp_path / "log").read_text() == "ended\n"
+
+
+def test_a_failed_arm_is_tried_again(tmp_path, monkeypatch):
+    plan = make_plan(tmp_path)
+    for arm, status in (("t4-clip", "failed"), ("t4-pspo", "finished")):
+        plan.runs[arm].path.mkdir(parents=True)
+        plan.runs[arm].describe(status=status)
+    ran = []
+    monkeypatch.setattr(child, "run", lambda *arguments: ran.append(arguments))
+    notebook.train(plan)
+    assert ran[0][:2] == (plan.command, plan.folder / "notebook.log")
+    assert {arm: run.status for arm, run in plan.runs.items()} == {
+        "t4-clip": "interrupted",
+        "t4-pspo": "finished",
+    }
+
+
+# --- packing and pushing -------------------------------------------------------------------------
+
+
+def test_the_zip_has_everything_but_checkpoints(tmp_path, monkeypatch, capsys):
+    plan = make_plan(tmp_path, run="mine")
+    run = plan.runs["t4-clip"].path
+    kept = ["adapter/adapter_model.safetensors", "eval/gsm8k.json", "metrics.jsonl"]
+    for name in [*kept, "checkpoints/step-000010/state.pt", ".lock"]:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("x")
+
+    def report(paths: list[Path]) -> None:
+        print("tables")
+        (paths[0] / "report.html").write_text("x")
+
+    monkeypatch.setattr(kit.report, "report", report)
+    monkeypatch.setattr(notebook, "offer_download", lambda path, where: None)
+    path = notebook.pack(plan)
+    assert path == tmp_path / "mine.zip"
+    expected = {f"mine/t4-clip/seed-0/{name}" for name in kept} | {"mine/report.html"}
+    assert set(zipfile.ZipFile(path).namelist()) == expected
+    assert "tables" not in capsys.readouterr().out
+
+
+def test_colab_downloads_by_the_browser(tmp_path, monkeypatch):
+    offered = []
+    colab = types.ModuleType("google.colab")
+    colab.files = types.SimpleNamespace(download=offered.append)
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    notebook_view.offer_download(tmp_path / "mine.zip", Place("colab", T4, online=True))
+    assert offered == [str(tmp_path / "mine.zip")]
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What is planned and uploaded, with the token that was there at that moment."""
+    calls = types.SimpleNamespace(planned=[], uploaded=[])
+
+    def plan_push(adapter: str, repo: str) -> str:
+        calls.planned.append(repo)
+        return f"files of {repo}"
+
+    def upload(ready: str) -> str:
+        calls.uploaded.append((ready, os.environ.get("HF_TOKEN")))
+        return "commit"
+
+    secrets = types.ModuleType("kaggle_secrets")
+    secrets.UserSecretsClient = lambda: types.SimpleNamespace(
+        get_secret=lambda name: {"HF_TOKEN": "hf_secret"}[name]
+    )
+    monkeypatch.setitem(sys.modules, "kaggle_secrets", secrets)
+    monkeypatch.setattr(kit.push, "plan_push", plan_push)
+    monkeypatch.setattr(kit.push, "push", upload)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: os.environ.get("HF_TOKEN"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return calls
+
+
+def test_kaggles_secret_is_used_and_never_printed(tmp_path, hub, capsys):
+    notebook.push(make_plan(tmp_path, KAGGLE), "me/qwen")
+    assert hub.uploaded == [
+        ("files of me/qwen-t4-clip", "hf_secret"),
+        ("files of me/qwen-t4-pspo", "hf_secret"),
+    ]
+    assert "HF_TOKEN" not in os.environ
+    assert "hf_secret" not in "".join(capsys.readouterr())
+
+
+def test_a_token_that_is_there_is_left_alone(tmp_path, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    notebook.push(make_plan(tmp_path, KAGGLE), "me/qwen")
+    assert [token for _, token in hub.uploaded] == ["hf_mine", "hf_mine"]
+    assert os.environ["HF_TOKEN"] == "hf_mine"
+
+
+def test_without_a_repository_nothing_goes_up(tmp_path, hub, capsys):
+    notebook.push(make_plan(tmp_path, KAGGLE))
+    assert hub.planned == ["OWNER/NAME-t4-clip", "OWNER/NAME-t4-pspo"]
+    assert hub.uploaded == []
+    assert capsys.readouterr().out.endswith("Nothing was uploaded: HUB is empty.\n")
+
+
+def test_what_cannot_be_pushed_stops_only_a_push(tmp_path, hub, monkeypatch, capsys):
+    def refuse(adapter: str, repo: str) -> str:
+        raise AdapterError("its base is /kaggle/input/model, a folder of this machine")
+
+    monkeypatch.setattr(kit.push, "plan_push", refuse)
+    notebook.push(make_plan(tmp_path))
+    assert "t4-pspo could not be pushed: its base is /kaggle" in capsys.readouterr().out
+    with pytest.raises(AdapterError):
+        notebook.push(make_plan(tmp_path), "me/qwen")
+
+
+# --- what is shown -------------------------------------------------------------------------------
+
+
+def attempt(number: int, *, strict: bool, completion: str = "") -> Attempt:
+    return Attempt(
+        id=f"test/{number}",
+        temperature=0.0,
+        sample=0,
+        question=f"question {number}",
+        answer="7",
+        category="",
+        difficulty="",
+        completion=completion,
+        tokens=3,
+        truncated=False,
+        strict_answer="7" if strict else "8",
+        lenient_answer="7" if strict else "8",
+        strict=strict,
+        lenient=strict,
+    )
+
+
+def test_one_sided_answers_come_first_and_in_turn(tmp_path, monkeypatch):
+    # right: 0 both, 1 and 2 left alone, 3 right alone, 4 neither
+    left = [attempt(i, strict=i in (0, 1, 2)) for i in range(5)]
+    right = [attempt(i, strict=i in (0, 3)) for i in range(5)]
+    assert shown_questions(tmp_path, monkeypatch, left, right, count=4) == [1, 3, 2, 0]
+
+
+def shown_questions(tmp_path, monkeypatch, left, right, count) -> list[int]:
+    page = show(tmp_path, monkeypatch, left, right, count)
+    assert "3 of 5 problems are solved by one arm alone" in page
+    return [int(number) for number in re.findall(r"question (\d)", page)]
+
+
+def show(tmp_path, monkeypatch, left, right, count=5) -> str:
+    from kit.app.browse import Case, Pairing
+
+    cases = tuple(Case(a, b) for a, b in zip(left, right, strict=True))
+    monkeypatch.setattr(notebook_view, "_of_arm", lambda stored, arm: arm)
+    monkeypatch.setattr(notebook_view, "pair_up", lambda a, b: Pairing(a, b, cases, (), (), ()))
+    pages = []
+    monkeypatch.setattr("IPython.display.display", lambda html: pages.append(html.data))
+    notebook_view.show_answers(tmp_path, "clip", "pspo", count)
+    return pages[0]
+
+
+def test_texts_of_models_are_inert(tmp_path, monkeypatch):
+    hostile = '<script>alert(1)</script> costs $3 and $4 <img src=x onerror="x">'
+    page = show(
+        tmp_path,
+        monkeypatch,
+        [attempt(0, strict=False, completion=hostile)],
+        [attempt(0, strict=True)],
+    )
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "&lt;script&gt;" in page
+    assert "costs <span>$</span>3 and <span>$</span>4" in page
+
+
+def test_an_arm_without_answers_is_named(tmp_path):
+    with pytest.raises(ResultsError, match="t4-clip has no stored answers yet"):
+        notebook_view.show_answers(tmp_path, "t4-clip", "t4-pspo")
+
+
+def test_the_app_is_not_opened_where_it_cannot_be_seen(tmp_path, capsys):
+    notebook_view.open_app(tmp_path, KAGGLE)
+    assert "SHARE = True" in capsys.readouterr().out
+
+
+# --- the whole of it -----------------------------------------------------------------------------
+
+SESSION = """
+import sys
+from pathlib import Path
+from kit import child
+child.run(sys.argv[2:], Path(sys.argv[1]), lambda output: None)
+"""
+
+
+def execute() -> dict[str, nbformat.NotebookNode]:
+    """Run all cells; raises for an error in one of them."""
+    executed = nbformat.read(FILE, as_version=4)
+    resources = {"metadata": {"path": str(FILE.parent)}}
+    NotebookClient(executed, timeout=300, kernel_name="python3", resources=resources).execute()
+    return {cell.id: cell for cell in executed.cells}
+
+
+def text_of(cell: nbformat.NotebookNode) -> str:
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+
+
+def page_of(cell: nbformat.NotebookNode) -> str:
+    pages = [output.data for output in cell.outputs if output.output_type == "display_data"]
+    return "".join(data.get("text/html", "") for data in pages)
+
+
+def smoke_plan(keep: Path) -> notebook.Plan:
+    """The plan that the notebook makes under KIT_SMOKE."""
+    names: dict = {}
+    exec(CELLS["settings"].source.partition("# --- the kit")[0], names)
+    return make_plan(
+        keep,
+        arms=names["ARMS"],
+        model=names["MODEL"],
+        data=names["DATA"],
+        steps=names["STEPS"],
+        max_new_tokens=names["MAX_NEW_TOKENS"],
+        problems=names["TEST_PROBLEMS"],
+        overrides=names["OVERRIDES"],
+        run=names["RUN"],
+    )
+
+
+def die_after_first_checkpoint(plan: notebook.Plan) -> None:
+    """A session that is killed without warning while it trains."""
+    log = plan.folder / "notebook.log"
+    session = subprocess.Popen(
+        [sys.executable, "-c", SESSION, str(log), *plan.command], env=child.environment()
+    )
+    wait_until(
+        lambda: all(any(run.checkpoints.glob("step-*")) for run in plan.runs.values()),
+        unless=lambda: session.poll() is not None,
+    )
+    session.send_signal(signal.SIGKILL)
+    session.wait()
+    # nobody told the training; it finds out, finishes the step and saves
+    wait_until(lambda: {run.status for run in plan.runs.values()} == {"interrupted"})
+
+
+def wait_until(happened, unless=lambda: False, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert not unless(), "it cannot happen any more"
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
+@pytest.mark.smoke
+def test_all_cells_run_and_go_on_where_a_killed_session_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv("KIT_SMOKE", "1")
+    monkeypatch.setenv("KIT_KEEP", str(tmp_path))
+    plan = smoke_plan(tmp_path)
+    die_after_first_checkpoint(plan)
+    before = {arm: run.metrics.read_bytes() for arm, run in plan.runs.items()}
+    # four steps, and validations before the first and after the last
+    assert all(2 <= len(lines.splitlines()) < 6 for lines in before.values())
+
+    cells = execute()
+    log = (plan.folder / "notebook.log").read_text("utf-8")
+    assert log.count("resuming from") == 2
+    for arm, run in plan.runs.items():
+        assert run.status == "finished"
+        assert run.metrics.read_bytes().startswith(before[arm])  # nothing was done again
+        steps = [r["step"] for r in read_metrics(run.metrics) if "reward/mean" in r]
+        assert steps == [1, 2, 3, 4]
+    assert "Verdict: ready." in text_of(cells["install"])
+    assert "There already: embedded-clip, interrupted." in text_of(cells["plan"])
+    assert page_of(cells["train"]).count("data:image/png;base64,") == 6
+    assert "Accuracy and length on gsm_symbolic (12 problems)" in page_of(cells["results"])
+    assert "embedded-pspo" in page_of(cells["answers"])
+    assert "<iframe" in page_of(cells["app"])
+    names = zipfile.ZipFile(tmp_path / "smoke.zip").namelist()
+    assert "smoke/embedded-pspo/seed-0/adapter/adapter_model.safetensors" in names
+    assert "smoke/report/report.html" in names
+    assert text_of(cells["push"]).endswith("Nothing was uploaded: HUB is empty.\n")
