@@ -217,7 +217,7 @@ class Arm:
         }
         append_json(self.run.metrics, [record])
         tqdm.write(
-            f"{self.run.path.name}, after {step} steps: held-out accuracy {result.strict} strict, "
+            f"{self.run.label}, after {step} steps: held-out accuracy {result.strict} strict, "
             f"{result.lenient} lenient, {result.mean_tokens:.0f} tokens"
         )
 

@@ -22,7 +22,7 @@ SPLITS = ("train.jsonl", "test.jsonl")
 class Sources:
     """Where model and data set are taken from."""
 
-    model: str  # hub id or folder
+    model_dir: Path | None  # a copy of the model; None: it comes from where its id says
     data_dir: Path | None  # with <name>/<split>.jsonl; None: where the configuration says
 
 
@@ -33,7 +33,7 @@ def locate(place: Place, model: str, data: str, links: Path, root: Path = INPUT)
     neither is attached nor can be downloaded.
     """
     if place.name != "kaggle":
-        return Sources(model, None)
+        return Sources(None, None)
     from kit.config import EMBEDDED
     from kit.sources import KNOWN
 
@@ -50,7 +50,7 @@ def locate(place: Place, model: str, data: str, links: Path, root: Path = INPUT)
         )
     if found is not None:
         _link(links / data, found)
-    return Sources(str(folder or model), links if found else None)
+    return Sources(folder, links if found else None)
 
 
 def find_model(model: str, root: Path = INPUT) -> Path | None:

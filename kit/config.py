@@ -55,6 +55,16 @@ class ModelConfig(Section):
     backend: Literal["auto", "transformers", "unsloth"] = "auto"
     """What loads and computes the model. auto: unsloth on a CUDA GPU where it is installed
     (`pip install -r requirements-gpu.txt`), else transformers."""
+    path: str | None = None
+    """Folder with a copy of `id`, for where the hub is out of reach; adapters still name `id`.
+    Where there is no such folder, `id` is loaded."""
+
+    @property
+    def source(self) -> str:
+        """What it is loaded from: a folder or hub id."""
+        if self.id == EMBEDDED:
+            return str(EMBEDDED_PATH)
+        return self.path if self.path and Path(self.path).is_dir() else self.id
 
 
 class LoraConfig(Section):

@@ -194,7 +194,8 @@ def estimate(config: Config, gpu: str | None = None) -> Estimate:
     Raises ConfigError for an unknown GPU, ModelError when the shape of the model is not known.
     """
     device = find_gpu(gpu or DEFAULT_GPU)
-    shape, source = find_shape(config.model.id, config.model.revision)
+    model = config.model
+    shape, source = find_shape(model.source if model.path else model.id, model.revision)
     memory = Memory(shape, config, device.memory)
     dtype = config.model.dtype
     found = Estimate(

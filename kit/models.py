@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from kit.adapters import check_leaves_base, read_adapter_config
 from kit.backends import Unsloth, check_unpatched, load_unsloth
-from kit.config import EMBEDDED, EMBEDDED_PATH, LoraConfig, ModelConfig
+from kit.config import LoraConfig, ModelConfig
 from kit.errors import AdapterError, ModelError
 from kit.hardware import Hardware, choose_hardware, free_memory
 
@@ -66,7 +66,9 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
     Raises ModelError when the id or folder cannot be reached or the model is not supported.
     """
     hardware = choose_hardware(config, device)
-    source = str(EMBEDDED_PATH) if config.id == EMBEDDED else config.id
+    source = config.source
+    if config.path not in (None, source):
+        log.warning("no folder %s here: loading %s instead of that copy", config.path, config.id)
     quantization = _quantization(config, hardware)
     unsloth = None
     try:

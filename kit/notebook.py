@@ -99,8 +99,9 @@ def make_plan(
     keep_in = keep_folder(place, keep)
     sources = locate(place, model, data, keep_in / "data")
     attached = [f"data.data_dir={sources.data_dir}"] if sources.data_dir else []
+    attached += [f"model.path={sources.model_dir}"] if sources.model_dir else []
     pairs = (
-        *(f"model.id={sources.model}", f"data.name={data}", f"train.steps={steps}"),
+        *(f"model.id={model}", f"data.name={data}", f"train.steps={steps}"),
         *(f"rollout.max_new_tokens={max_new_tokens}", *attached, *overrides),
     )
     for path in recipes:

@@ -20,6 +20,7 @@ from kit.errors import RunError
 
 # settings that may change between the parts of one run without making it another experiment
 MAY_CHANGE = {
+    "model.path",
     "output",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -40,6 +41,12 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.nonfinite = self.path / "nonfinite.jsonl"
+
+    @property
+    def label(self) -> str:
+        """The folder's name; of a comparison's runs, which are called like their seed, arm too."""
+        name = self.path.name
+        return f"{self.path.parent.name}/{name}" if name.startswith("seed-") else name
 
     @property
     def exists(self) -> bool:

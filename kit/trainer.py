@@ -272,7 +272,7 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _progress(self) -> tqdm:
-        names = [arm.run.path.name for arm in self.arms]
+        names = [arm.run.label for arm in self.arms]
         return tqdm(
             total=self.config.train.steps,
             initial=self.first_step,

@@ -262,7 +262,7 @@ def test_a_comparison_trains_evaluates_and_is_not_done_twice(recipes, tmp_path, 
     ]
     assert seeds == [0, 3]
     files = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
-    capsys.readouterr()
+    assert "pspo/seed-3, after 1 steps: held-out accuracy" in capsys.readouterr().out
     assert main(command) == 0
     assert "seed 0: finished already" in capsys.readouterr().out
     assert files == {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 
 import bitsandbytes as bnb
 import pytest
@@ -129,6 +130,22 @@ def test_a_branch_is_noted_as_the_commit_it_stood_for(monkeypatch):
     assert load(revision="main").revision == "main"  # a folder has no commit
     monkeypatch.setattr(AutoConfig, "from_pretrained", from_hub)
     assert load(revision="main").revision == load().revision == "a" * 40
+
+
+def test_a_copy_in_a_folder_is_loaded_under_the_name_of_the_model(tmp_path, caplog):
+    copy = tmp_path / "copy"
+    shutil.copytree(EMBEDDED_PATH, copy)
+    named = "owner/tiny"
+    base = load(id=named, path=str(copy))
+    assert base.id == named and "no folder" not in caplog.text
+    model = add_lora(base, LoraConfig(rank=4, alpha=8), seed=0)
+    save_adapter(Policy(base, model), tmp_path / "adapter")
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == named
+    shutil.rmtree(copy)
+    with pytest.raises(ModelError, match="cannot load the base model 'owner/tiny'"):
+        load(id=named, path=str(copy))
+    assert f"no folder {copy} here: loading owner/tiny" in caplog.text
 
 
 def test_an_already_quantized_checkpoint_is_refused(tmp_path):

@@ -127,7 +127,7 @@ def test_prose_names_what_there_is(tmp_path):
         options = cli._parse(command.split())
         assert all((ROOT / target).is_file() for target in options.targets)
     names = set(re.findall(r"`([A-Z]{3,})\b", PROSE))
-    assert names == {"SOURCE", "KEEP", "SHARE", "HUB"}
+    assert names == {"SOURCE", "OVERRIDES", "KEEP", "SHARE", "HUB"}
     assert names <= settings().keys()
 
 
@@ -399,7 +399,7 @@ def test_what_is_attached_is_trained_on(tmp_path):
     attach_data(root, "someone/grade-school-gsm8k/main")
     for _ in range(2):  # run all again
         found = locate(OFFLINE, "Qwen/Qwen2.5-0.5B-Instruct", "gsm8k", links, root)
-        assert found == attached.Sources(str(model), links)
+        assert found == attached.Sources(model, links)
     problems = load_problems(DataConfig(name="gsm8k", data_dir=str(links)), "test")
     assert problems.problems["question"] == ["What is 3 + 4, test?"]
     assert find_data("svamp", root) is None
@@ -408,13 +408,13 @@ def test_what_is_attached_is_trained_on(tmp_path):
 @pytest.mark.parametrize("data", ["gsm_symbolic", "reasoning_gym:chain_sum", "mine.jsonl"])
 def test_what_comes_from_no_hub_has_not_to_be_attached(tmp_path, data):
     found = locate(OFFLINE, "embedded", data, tmp_path / "data", tmp_path)
-    assert found == attached.Sources("embedded", None)
+    assert found == attached.Sources(None, None)
 
 
 def test_elsewhere_nothing_is_searched(tmp_path):
     attach_model(tmp_path, "qwen2.5/transformers/0.5b-instruct/1")
     found = locate(HERE, "Qwen/Qwen2.5-0.5B-Instruct", "gsm8k", tmp_path / "data", tmp_path)
-    assert found == attached.Sources("Qwen/Qwen2.5-0.5B-Instruct", None)
+    assert found == attached.Sources(None, None)
 
 
 def test_wheels_are_found(tmp_path):
@@ -452,11 +452,12 @@ def test_the_plan_says_what_is_there_already(tmp_path):
 def test_attached_data_are_named_to_training_and_evaluation(tmp_path, monkeypatch):
     links = tmp_path / "data"
     monkeypatch.setattr(
-        notebook, "locate", lambda *arguments: attached.Sources("/kaggle/input/model", links)
+        notebook, "locate", lambda *arguments: attached.Sources(tmp_path / "model", links)
     )
     plan = make_plan(tmp_path, OFFLINE)
     config = plan.configs["t4-clip"]
-    assert (config.model.id, config.data.data_dir) == ("/kaggle/input/model", str(links))
+    assert (config.model.id, config.data.data_dir) == ("Qwen/Qwen2.5-0.5B-Instruct", str(links))
+    assert config.model.path == str(tmp_path / "model")
     assert cli._parse(plan.command).data_dir == str(links)
 
 
