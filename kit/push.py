@@ -110,12 +110,12 @@ def _check_base(base: BaseSource) -> list[str]:
         return ["its base ships with the kit, so others need the kit to load it"]
     if not base.is_on_hub:
         raise AdapterError(
-            f"its base is {base.id}, a folder of this machine; write the hub id of the same model "
-            "into base_model_name_or_path of adapter_config.json"
+            f"the adapter's base is {base.id}, a folder of this machine; write the hub id of the "
+            "same model into base_model_name_or_path of adapter_config.json"
         )
     if base.revision is None:
         raise AdapterError(
-            f"it does not say which revision of {base.id} it was trained on; write the commit into "
-            "revision of adapter_config.json"
+            f"the adapter names no revision of its base {base.id}; write the commit it was trained "
+            "on into revision of adapter_config.json"
         )
     return [] if base.is_pinned else [f"revision {base.revision} of its base may move on"]
