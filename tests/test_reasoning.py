@@ -329,16 +329,14 @@ HOSTILE["any letter"] = "".join(
 
 
 @pytest.mark.parametrize("name", list(HOSTILE), ids=repr)
-def test_hostile_text_takes_less_than_50_ms(name: str) -> None:
-    # the best of five: what else the machine does is not measured
+def test_hostile_text_costs_little(name: str) -> None:
+    """100 kB take up to 35 ms on an idle core; work that grows with the square takes seconds."""
     times = []
-    for _ in range(5):
+    for _ in range(3):  # what else the machine does is not to be measured
         start = time.thread_time()
         measure(HOSTILE[name], QUESTION, "5")
         times.append(time.thread_time() - start)
-        if times[-1] < 0.05:
-            return
-    pytest.fail(f"took {min(times) * 1000:.0f} ms")
+    assert min(times) < 0.2
 
 
 def test_needs_no_model_library() -> None:
