@@ -227,10 +227,12 @@ class Trainer:
     def _set_gradient_checkpointing(self, on: bool) -> None:
         if not self.config.model.gradient_checkpointing:
             return
+        has_its_own = self.base.unsloth is not None
         if on:
-            self.base.model.gradient_checkpointing_enable({"use_reentrant": False})
+            if not has_its_own:
+                self.base.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.base.model.train()  # transformers checkpoints in training mode only
-        else:
+        elif not has_its_own:
             self.base.model.gradient_checkpointing_disable()
 
     # --- stopping and progress -------------------------------------------------------------------

@@ -24,7 +24,13 @@ import yaml
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModelForCausalLM, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedModel,
+    set_seed,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM, Qwen2RotaryEmbedding
@@ -383,7 +389,7 @@ def test_what_the_bridge_does_is_needed(fast, monkeypatch, missing, found):
 
 
 @pytest.mark.smoke
-def test_two_steps_and_then_on_with_the_other_backend(fast, make_config, tmp_path):
+def test_two_steps_and_then_on_with_the_other_backend(fast, make_config, tmp_path, monkeypatch):
     """The same adapter, metrics and files from both; each goes on where the other stopped."""
 
     def run(name, backend, **model):
@@ -401,8 +407,17 @@ def test_two_steps_and_then_on_with_the_other_backend(fast, make_config, tmp_pat
     called = names_of(fast.calls)
     assert called.count("get_peft_model") == 1 and called.count("for_inference") == 2  # two steps
 
+    enable, enabled = PreTrainedModel.gradient_checkpointing_enable, []
+
+    def enabling(model, *arguments):
+        enabled.append(model)
+        enable(model, *arguments)
+
+    monkeypatch.setattr(PreTrainedModel, "gradient_checkpointing_enable", enabling)
     on = run("on", "unsloth", adapter=str(one.adapter), gradient_checkpointing=True)
+    assert enabled == []  # Unsloth has its own
     back = run("back", "transformers", adapter=str(other.adapter), gradient_checkpointing=True)
+    assert len(enabled) == 1
     assert_same_run(on, back)
     assert all(not torch.equal(weights(on)[key], old) for key, old in weights(one).items())
 
