@@ -66,6 +66,7 @@ def compare(
     base = load_base(first.model)
     for seed in seeds:
         if not study.train(seed, base):
+            study.describe(status="interrupted")
             print(f"stopped; the same command continues {output}")
             return output
     results = benchmark(study.targets(), sets, settings, base=base, command=command)

@@ -217,21 +217,25 @@ def test_several_samples_are_summed_up(page):
 
 def test_stop_ends_the_answers_and_frees_the_page(page):
     fill(page, **{"Temperature": 2, "New tokens at most": 900, "Samples of each side": 64})
-    page.click("#kit-run")
-    page.wait_for_function(  # at the first word: a quick machine is soon done
-        """() => {
-            const stop = document.querySelector('#kit-stop');
-            const text = document.querySelector('#kit-first .kit-text');
-            if (!text?.innerText.trim() || stop.disabled) return false;
-            stop.click();
-            return true;
-        }""",
-        polling=20,
-        timeout=LONG,
-    )
-    finished(page)
-    assert page.is_disabled("#kit-stop")
-    assert not page.is_visible("#kit-analysis")  # what was cut short is not analysed
+    for _ in range(5):  # a browser that gets less of the processor than the model is too late
+        page.click("#kit-run")
+        page.wait_for_function(  # at the first word
+            """() => {
+                const stop = document.querySelector('#kit-stop');
+                const text = document.querySelector('#kit-first .kit-text');
+                if (!text?.innerText.trim() || stop.disabled) return false;
+                stop.click();
+                return true;
+            }""",
+            polling=20,
+            timeout=LONG,
+        )
+        finished(page)
+        assert page.is_disabled("#kit-stop")
+        if not page.is_visible("#kit-analysis"):  # what was cut short is not analysed
+            break
+    else:
+        pytest.fail("the answers came to their ends each time")
     fill(page)
     run(page)
 

@@ -278,7 +278,7 @@ def test_a_stopped_comparison_goes_on(recipes, base, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("kit.trainer.Trainer._must_stop", stop)
         compare(recipes[:2], output=tmp_path / "out", settings=settings)
-    assert json.loads((tmp_path / "out/compare.json").read_text())["status"] == "running"
+    assert json.loads((tmp_path / "out/compare.json").read_text())["status"] == "interrupted"
     assert not list((tmp_path / "out").rglob("eval"))
     compare(recipes[:2], output=tmp_path / "out", settings=settings)
     assert json.loads((tmp_path / "out/compare.json").read_text())["status"] == "finished"

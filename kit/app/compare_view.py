@@ -185,7 +185,8 @@ class CompareView:
             self._follow_prompt, {self.left}, [self.system_prompt], queue=False, **hidden
         )
 
-    def _lock(self) -> list[Any]:
+    def _lock(self, request: gr.Request) -> list[Any]:
+        self.desk.expect(str(request.session_hash))
         return [gr.update(interactive=False) for _ in self.controls] + [gr.update(interactive=True)]
 
     def _unlock(self) -> list[Any]:
@@ -223,7 +224,10 @@ class CompareView:
                 if not comparison.is_over:
                     yield self._written(shown)
                     time.sleep(EVERY)
-            if shown is not None:
+            if shown is None:
+                badge = '<span class="kit-badge">stopped before it began</span>'
+                yield dict.fromkeys(self.statuses, badge)
+            else:
                 done = (*history, to_pair(shown.comparison, 0))[-HISTORY:]
                 yield self._show(replace(shown, history=done), values) | self._listed()
         except KitError as error:

@@ -44,6 +44,7 @@ class Desk:
         self.problems = Problems(options, catalogue)
         self._choices = {choice.label: choice for choice in catalogue.choices}
         self._running: dict[str, Background[Comparison]] = {}
+        self._stopped: set[str] = set()  # sessions that were stopped before their turn came
         self._lock = threading.Lock()
         self._engine: Future[Engine] | None = None
 
@@ -97,9 +98,15 @@ class Desk:
         return added
 
     def run(self, setup: Setup, session: str) -> Iterator[Comparison]:
-        """Answers as they are written; the last item is over, also when `stop` ended it early."""
+        """Answers as they are written; the last item is over, also when `stop` ended it early.
+
+        There is none when it was stopped before its turn came.
+        """
         job = Background(lambda: compare(self.engine(), self.judge, setup))
         with self._lock:
+            if session in self._stopped:
+                self._stopped.discard(session)
+                return
             self._running[session] = job
         last = None
         try:
@@ -112,13 +119,18 @@ class Desk:
                 if self._running.get(session) is job:
                     del self._running[session]
 
-    def stop(self, session: str) -> bool:
-        """End this session's answers where they are; whether any were being written."""
+    def expect(self, session: str) -> None:
+        """This session has asked for answers: from now on `stop` is about these."""
         with self._lock:
-            job = self._running.get(session)
-        if job is not None:
-            job.stop()
-        return job is not None
+            self._stopped.discard(session)
+
+    def stop(self, session: str) -> None:
+        """End this session's answers where they are, or before they begin."""
+        with self._lock:
+            if session in self._running:
+                self._running[session].stop()
+            else:
+                self._stopped.add(session)
 
     def scored(self, comparison: Comparison, sample: int) -> Comparison:
         """The comparison with the scores of that sample too."""
