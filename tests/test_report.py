@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import platform
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,7 @@ def write_run(
         "git": {"commit": "0123456789abcdef", "dirty": True},
         "started": "2026-01-02T03:04:05+0000",
         "seed": seed,
+        "process": {"host": platform.node(), "pid": 2**30},  # no process of this machine
     }
     (folder / "run.json").write_text(json.dumps(description))
     if metrics:
@@ -677,7 +679,7 @@ def test_hostile_names_are_shown_and_do_nothing(made):
 def test_half_written_runs_are_reported_as_far_as_they_go(made):
     record = json.loads((made / "report.json").read_text())
     remarks = "\n".join(record["remarks"])
-    assert "training is not finished (status: running, step 2 of 4)" in remarks
+    assert "training is not finished (status: killed, step 2 of 4)" in remarks
     assert "metrics.jsonl: the last line is cut off and left out" in remarks
     assert "training is not finished (status: not started, step 0 of 4)" in remarks
     assert "late: no finished evaluation" in remarks

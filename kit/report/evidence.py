@@ -10,6 +10,7 @@ import pandas as pd
 
 from kit.config import Config
 from kit.results import Result
+from kit.runs import status_of
 
 BASE = "base"  # the name under which the bare base stands in tables
 
@@ -48,7 +49,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        return self.description.get("status", "not started")
+        return status_of(self.description) if self.description else "not started"
 
     @property
     def steps(self) -> int:
