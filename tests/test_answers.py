@@ -199,13 +199,10 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("extract", [extract_strict, extract_lenient, extract_lenient_text])
 def test_hostile_text_costs_little(extract, name: str) -> None:
-    """Far below the limit on an idle core; the best of three, for a busy one."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        extract(HOSTILE[name])
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.05
+    """Far below the limit of 0.05 s; of the processor's time, for other work on it takes none."""
+    start = time.thread_time()
+    extract(HOSTILE[name])
+    assert time.thread_time() - start < 0.05
 
 
 def row(answer: str, id: str = "0") -> dict[str, str]:
@@ -331,7 +328,7 @@ def test_no_worker_outlives_its_parent(end: str) -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     pid = int(run.stdout)
-    for _ in range(100):
+    for _ in range(400):
         try:
             os.kill(pid, 0)
         except ProcessLookupError:

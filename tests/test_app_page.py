@@ -37,6 +37,7 @@ pytestmark = [
 QUESTION = "Tom has 3 apples and buys 5 more. How many apples does he have?"
 TABS = ("Compare", "Browse", "Training", "Report")
 LONG = 60_000  # ms; a busy machine is no failure
+TRIES = 5  # a browser that gets less of the processor than the model may come too late
 
 
 # --- a folder of runs, the app on it, a page of it ------------------------------------------------
@@ -111,12 +112,13 @@ def browser():
 def page(browser, app):
     """A page of the app; errors in it and requests to anywhere else fail the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(LONG)
     page = context.new_page()
     wrong = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("request", lambda r: r.url.startswith((app, "data:", "blob:")) or wrong.append(r.url))
     page.goto(app)
-    page.wait_for_selector("#kit-run", timeout=LONG)
+    page.wait_for_selector("#kit-run")
     yield page
     context.close()
     assert not wrong
@@ -126,15 +128,22 @@ def fill(page, question=QUESTION, gold="8", **settings):
     page.fill("#kit-question textarea", question)
     page.fill("#kit-gold textarea, #kit-gold input", gold)
     if settings:
-        page.click("#kit-settings > button")
+        if not page.get_by_label("Seed").first.is_visible():
+            page.click("#kit-settings > button")
         for label, value in settings.items():
             page.get_by_role("spinbutton", name=f"number input for {label}").fill(str(value))
             page.keyboard.press("Tab")
 
 
 def run(page):
-    page.click("#kit-run")
+    start(page)
     finished(page)
+
+
+def start(page):
+    """Run, with what an earlier run left on the page marked as old."""
+    page.evaluate("document.querySelectorAll('.kit-badge').forEach(b => { b.dataset.old = 1 })")
+    page.click("#kit-run")
 
 
 def finished(page):
@@ -144,9 +153,8 @@ def finished(page):
             const badges = [...document.querySelectorAll(
                 '#kit-first .kit-badge, #kit-second .kit-badge')];
             return badges.length == 2 && !document.querySelector('#kit-run').disabled
-                && badges.every(badge => !/waiting|writing/.test(badge.innerText));
+                && badges.every(b => !b.dataset.old && !/waiting|writing/.test(b.innerText));
         }""",
-        timeout=LONG,
     )
 
 
@@ -159,15 +167,26 @@ def text_of(page, column):
 
 def test_both_sides_stream_at_once_and_verdicts_are_right(page):
     fill(page, **{"Temperature": 2, "New tokens at most": 200})  # long answers
-    seen = []
-    page.click("#kit-run")
-    while not page.is_enabled("#kit-run") or not seen:
-        seen.append((text_of(page, "first"), text_of(page, "second")))
-        page.wait_for_timeout(30)
-    finished(page)
-    final = text_of(page, "first"), text_of(page, "second")
-    growing = [pair for pair in seen if all(pair) and pair != final]
-    assert growing, "no picture showed both sides half-way"
+    page.evaluate(
+        """() => {
+            window.seen = [];
+            const badge = column => document.querySelector(`#kit-${column} .kit-badge`);
+            const text = column => document.querySelector(`#kit-${column} .kit-text`).innerText;
+            new MutationObserver(() => {
+                if (['first', 'second'].every(c => /writing/.test(badge(c)?.innerText)))
+                    window.seen.push([text('first'), text('second')]);
+            }).observe(document.body, {childList: true, characterData: true, subtree: true});
+        }"""
+    )
+    for _ in range(TRIES):
+        page.evaluate("window.seen = []")
+        run(page)
+        final = text_of(page, "first"), text_of(page, "second")
+        growing = [pair for pair in page.evaluate("window.seen") if all(pair) and pair != final]
+        if growing:
+            break
+    else:
+        pytest.fail("no picture showed both sides half-way")
     assert all(
         len(side) <= len(end) for pair in growing for side, end in zip(pair, final, strict=True)
     )
@@ -182,21 +201,19 @@ def test_both_sides_stream_at_once_and_verdicts_are_right(page):
 def test_where_they_part_is_shown(page):
     fill(page)
     run(page)
-    page.wait_for_selector("#kit-heat-left .kit-heat", timeout=LONG)
+    page.wait_for_selector("#kit-heat-left .kit-heat")
     shown = page.inner_text("#kit-first .kit-text").split("\n")[0]
     assert shown and shown in page.inner_text("#kit-heat-left")
     assert "base" not in page.inner_text("#kit-heat-right")
     page.get_by_label("each side").check()
-    page.wait_for_function(
-        "document.querySelector('#kit-heat-right').innerText.includes('base')", timeout=LONG
-    )
-    assert page.locator("#kit-ratios svg").first.is_visible()
+    page.wait_for_function("document.querySelector('#kit-heat-right').innerText.includes('base')")
+    page.locator("#kit-ratios svg").first.wait_for()
 
 
 def test_enter_runs_and_the_exact_prompt_is_shown(page):
     fill(page)
     page.press("#kit-question textarea", "Enter")
-    page.wait_for_selector("#kit-heat-left .kit-heat", timeout=LONG)
+    page.wait_for_selector("#kit-heat-left .kit-heat")
     page.get_by_role("button", name="The prompt exactly").click()
     page.wait_for_function(
         "q => [...document.querySelectorAll('textarea')].some(a => a.value.includes(q) "
@@ -208,16 +225,16 @@ def test_enter_runs_and_the_exact_prompt_is_shown(page):
 def test_several_samples_are_summed_up(page):
     fill(page, **{"Temperature": 1, "Samples of each side": 3})
     run(page)
-    page.wait_for_selector("#kit-samples table", timeout=LONG)
+    page.wait_for_selector("#kit-samples table")
     summary = page.inner_text("#kit-samples")
     assert "of 3" in summary and "pass@2" in summary and "majority" in summary
-    assert page.locator("#kit-sample").is_visible()
+    page.wait_for_selector("#kit-sample")
 
 
 def test_stop_ends_the_answers_and_frees_the_page(page):
     fill(page, **{"Temperature": 2, "New tokens at most": 900, "Samples of each side": 64})
-    for _ in range(5):  # a browser that gets less of the processor than the model is too late
-        page.click("#kit-run")
+    for _ in range(TRIES):
+        start(page)
         page.wait_for_function(  # at the first word
             """() => {
                 const stop = document.querySelector('#kit-stop');
@@ -227,15 +244,14 @@ def test_stop_ends_the_answers_and_frees_the_page(page):
                 return true;
             }""",
             polling=20,
-            timeout=LONG,
         )
         finished(page)
-        assert page.is_disabled("#kit-stop")
+        page.wait_for_selector("#kit-stop[disabled]")
         if not page.is_visible("#kit-analysis"):  # what was cut short is not analysed
             break
     else:
         pytest.fail("the answers came to their ends each time")
-    fill(page)
+    fill(page, **{"New tokens at most": 24, "Samples of each side": 1})
     run(page)
 
 
@@ -243,21 +259,22 @@ def test_a_blind_vote_names_nobody_before_and_lands_in_the_file(page, runs):
     page.get_by_label("Blind").check()
     fill(page)
     run(page)
-    page.wait_for_selector("#kit-vote", state="visible", timeout=LONG)
+    page.wait_for_selector("#kit-vote", state="visible")
     columns = page.inner_text("#kit-first") + page.inner_text("#kit-second")
     assert "Answer A" in columns and "Answer B" in columns
     assert not any(name in columns for name in ("clip", "pspo", "KL to base"))
     assert not page.is_visible("#kit-analysis") and not page.is_visible("#kit-export")
     first = page.inner_text("#kit-first .kit-text")
     page.click("#kit-vote-left")
-    page.wait_for_selector("#kit-votes", state="visible", timeout=LONG)
+    page.wait_for_selector("#kit-votes", state="visible")
     votes, corrupt = read_votes(runs / "votes.jsonl")
     assert len(votes) == 1 and corrupt == 0
     preferred = getattr(votes[0], votes[0].vote)
     assert votes[0].blind and first.split("\n")[0] in preferred.completion
     revealed = page.inner_text("#kit-votes")
     assert f"A was {preferred.name}" in revealed and "So far" in revealed
-    assert preferred.name in page.inner_text("#kit-first") and page.is_visible("#kit-analysis")
+    assert preferred.name in page.inner_text("#kit-first")
+    page.wait_for_selector("#kit-analysis")
 
 
 def test_a_problem_of_a_data_set_is_picked_and_its_comparison_exported(page):
@@ -265,16 +282,16 @@ def test_a_problem_of_a_data_set_is_picked_and_its_comparison_exported(page):
     page.get_by_label("Containing").fill("books")
     page.get_by_role("button", name="A random one").click()
     page.wait_for_function(
-        "document.querySelector('#kit-question textarea').value.includes('books')", timeout=LONG
+        "document.querySelector('#kit-question textarea').value.includes('books')"
     )
     question = page.input_value("#kit-question textarea")
     gold = page.input_value("#kit-gold textarea, #kit-gold input")
     assert gold.isdigit()
     run(page)
-    page.wait_for_selector("#kit-export", state="visible", timeout=LONG)
+    page.wait_for_selector("#kit-export", state="visible")
     files = {}
     for name in ("as Markdown", "as JSON", "LLM Comparator"):
-        with page.expect_download(timeout=LONG) as download:
+        with page.expect_download() as download:
             page.locator("#kit-export").get_by_text(name).click()
         files[name] = Path(download.value.path()).read_text(encoding="utf-8")
     assert question in files["as Markdown"] and "clip" in files["as Markdown"]
@@ -309,19 +326,18 @@ def test_hostile_text_does_nothing(page):
 def test_what_cannot_be_run_is_said_in_place(page, question, message):
     fill(page, question=question)
     page.click("#kit-run")
-    page.wait_for_selector(".kit-notice", timeout=LONG)
+    page.wait_for_selector(".kit-notice")
     assert message in page.inner_text(".kit-notice")
     page.wait_for_selector("#kit-run:not([disabled])")
 
 
 @pytest.mark.parametrize("path", ["../../etc", "/etc/passwd", "someone/adapter"])
 def test_paths_out_of_the_folders_are_refused(page, path):
-    box = page.get_by_role("combobox", name="Left") if False else page.get_by_label("Left").first
-    box.fill(path)
+    page.get_by_label("Left").first.fill(path)
     page.keyboard.press("Enter")
     fill(page)
     page.click("#kit-run")
-    page.wait_for_selector(".kit-notice", timeout=LONG)
+    page.wait_for_selector(".kit-notice")
     notice = page.inner_text(".kit-notice")
     assert path in notice and ("--adapters-root" in notice or "--allow-hub" in notice)
 
@@ -335,12 +351,12 @@ def open_tab(page, name):
 
 def test_browse_filters_and_hands_a_problem_to_compare(page, runs):
     open_tab(page, "Browse")
-    page.wait_for_selector("text=Run this one live", timeout=LONG)
-    page.wait_for_function("document.body.innerText.includes('of 6')", timeout=LONG)
+    page.wait_for_selector("text=Run this one live")
+    page.wait_for_function("document.body.innerText.includes('of 6')")
     page.get_by_label("Search questions").fill("zzz nowhere")
-    page.wait_for_function("!document.body.innerText.includes('1 to 6 of 6')", timeout=LONG)
+    page.wait_for_function("!document.body.innerText.includes('1 to 6 of 6')")
     page.get_by_label("Search questions").fill("")
-    page.wait_for_function("document.body.innerText.includes('of 6')", timeout=LONG)
+    page.wait_for_function("document.body.innerText.includes('of 6')")
     rows = (runs / "clip" / "eval" / "gsm_symbolic.jsonl").read_text().splitlines()
     questions = [json.loads(row)["question"] for row in rows]
     page.get_by_role("button", name="Run this one live").click()
@@ -353,22 +369,22 @@ def test_browse_filters_and_hands_a_problem_to_compare(page, runs):
 def test_training_draws_curves_and_names_the_difference(page):
     open_tab(page, "Training")
     page.wait_for_function(
-        "document.querySelectorAll('.vega-embed canvas, .vega-embed svg').length > 5", timeout=LONG
+        "document.querySelectorAll('.vega-embed canvas, .vega-embed svg').length > 5"
     )
     page.get_by_role("button", name="Settings of two runs").click()
-    page.wait_for_selector("text=objective.trust_region >> visible=true", timeout=LONG)
+    page.wait_for_selector("text=objective.trust_region >> visible=true")
 
 
 def test_report_says_what_to_run(page):
     open_tab(page, "Report")
-    page.wait_for_function("document.body.innerText.includes('kit report')", timeout=LONG)
+    page.wait_for_function("document.body.innerText.includes('kit report')")
 
 
 def test_a_phone_needs_no_sideways_scrolling(page):
     page.set_viewport_size({"width": 390, "height": 844})
     fill(page)
     run(page)
-    page.wait_for_selector("#kit-heat-left .kit-heat", timeout=LONG)
+    page.wait_for_selector("#kit-heat-left .kit-heat")
     for tab in TABS:
         if page.get_by_role("tab", name=tab).is_visible():
             open_tab(page, tab)
@@ -388,12 +404,13 @@ def _overflowing(page, tab):
 def test_no_serious_violation_of_accessibility(browser, app, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(LONG)
     page = context.new_page()
     page.goto(f"{app}/?__theme={scheme}")
-    page.wait_for_selector("#kit-run", timeout=LONG)
+    page.wait_for_selector("#kit-run")
     fill(page, Temperature=1)
     run(page)
-    page.wait_for_selector("#kit-heat-left .kit-heat", timeout=LONG)
+    page.wait_for_selector("#kit-heat-left .kit-heat")
     # colours are all that the dark page has of its own
     options = {"runOnly": ["color-contrast"]} if scheme == "dark" else {}
     found = {}
@@ -457,13 +474,12 @@ def test_a_client_who_leaves_frees_the_model(browser, app):
     from gradio_client import Client
 
     page = browser.new_page()
+    page.set_default_timeout(LONG)
     page.goto(app)
-    page.wait_for_selector("#kit-run", timeout=LONG)
+    page.wait_for_selector("#kit-run")
     fill(page, **{"Temperature": 2, "New tokens at most": 800, "Samples of each side": 8})
     page.click("#kit-run")
-    page.wait_for_function(
-        "document.querySelector('#kit-first .kit-text')?.innerText.length > 5", timeout=LONG
-    )
+    page.wait_for_function("document.querySelector('#kit-first .kit-text')?.innerText.length > 5")
     page.close()
     began = time.monotonic()
     answer = Client(app, verbose=False).predict(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,17 +27,23 @@ def test_help_is_quick_and_loads_no_torch():
     )
     times = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = _seconds_of_children()
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
         )
-        times.append(time.perf_counter() - started)
+        times.append(_seconds_of_children() - before)
         assert done.returncode == 0, done.stderr
         assert all(
             command in done.stdout
             for command in ("train", "evaluate", "compare", "report", "judge", "votes", "demo")
         )
     assert min(times) < 1
+
+
+def _seconds_of_children() -> float:
+    """Of the processor's time: other work on the machine takes none of it."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 @pytest.mark.parametrize(
