@@ -87,11 +87,7 @@ def adapter_folder(source: str) -> Path:
     """
     run = RunFolder(source)
     if run.exists:
-        if not run.adapter.is_dir():
-            raise AdapterError(
-                f"{run.path} has no adapter yet (status: {run.status}); go on with: "
-                f"kit train {run.path} --resume"
-            )
+        check_has_adapter(run)
         source = str(run.adapter)
     _, weights = _read(source)
     if _is_folder(source):
@@ -100,6 +96,15 @@ def adapter_folder(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=list(ADAPTER_FILES)))
     except OSError as error:
         raise AdapterError(f"cannot download the adapter {source}: {error}") from error
+
+
+def check_has_adapter(run: RunFolder) -> None:
+    """AdapterError for a run that was stopped before it had one."""
+    if not run.adapter.is_dir():
+        raise AdapterError(
+            f"{run.path} has no adapter yet (status: {run.status}); go on with: "
+            f"kit train {run.path} --resume"
+        )
 
 
 def _read(source: str) -> tuple[dict[str, Any], Path]:

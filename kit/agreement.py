@@ -17,13 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from kit.bases import BaseSource
 from kit.fresh import chat_ids
-from kit.models import PLAIN_TEMPLATE
+from kit.models import NF4, PLAIN_TEMPLATE
 from kit.probe import QUESTIONS
 
 NEW_TOKENS = 48
-NF4 = BitsAndBytesConfig(
-    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +43,7 @@ def agreements(base: BaseSource, adapter: Path, merged: Path, dtype: str) -> lis
     """Compare the folder `merged` with the adapter on the 16-bit and on the 4-bit base."""
     tokenizer = _tokenizer(base, adapter)
     prompts = [chat_ids(tokenizer, question) for question in QUESTIONS]
-    model = _load(base.source, base.revision, dtype, adapter, NF4)
+    model = _load(base.source, base.revision, dtype, adapter, BitsAndBytesConfig(**NF4))
     texts = [_continued(model, prompt) for prompt in prompts]
     others = {"the adapter on the 4-bit base": _logits(model, prompts, texts)}
     del model  # before the next one is loaded

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from kit.batching import pad_right
 from kit.config import LoraConfig, ModelConfig
-from kit.errors import ModelError
+from kit.errors import ModelError, first_line
 from kit.hardware import Hardware
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def load_unsloth(
             keep_cache(model)
             deviation = _deviation(model)
         except LOAD_ERRORS as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+            reason = first_line(error)
             raise ModelError(
                 f"unsloth cannot run {config.id!r}: {reason}; set model.backend=transformers"
             ) from error

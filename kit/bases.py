@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
 from kit.adapters import CONFIG, read_adapter_config
-from kit.config import EMBEDDED, EMBEDDED_PATH
-from kit.errors import AdapterError, ModelError
+from kit.config import ModelConfig
+from kit.errors import AdapterError, ModelError, first_line
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -26,7 +26,7 @@ class BaseSource:
     @property
     def source(self) -> str:
         """What `from_pretrained` takes."""
-        return str(EMBEDDED_PATH) if self.id == EMBEDDED else self.id
+        return ModelConfig(id=self.id).source
 
     @property
     def is_on_hub(self) -> bool:
@@ -51,7 +51,7 @@ class BaseSource:
         except EntryNotFoundError:  # offline: not among the files downloaded before
             return None
         except (OSError, HFValidationError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise ModelError(
                 f"cannot get {name} of the base model {self.id}: {reason} Check the id and (for "
                 "gated models) your hub login"

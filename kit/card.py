@@ -12,10 +12,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kit.adapters import CARD, adapter_sha256
-from kit.agreement import NF4
 from kit.bases import BaseSource, base_of
 from kit.config import EMBEDDED, Config
 from kit.errors import ModelError, ResultsError
+from kit.models import NF4
 from kit.probe import read_probe
 from kit.results import Result, read_result
 from kit.runs import RunFolder, write_atomically
@@ -194,7 +194,7 @@ def _prompt_section(prompt: str) -> str:
 
 def _load_section(folder: Path, base: BaseSource, repo: str | None, prompt: str) -> str:
     probe = read_probe(folder)
-    settings = probe.settings if probe else {"quantization": NF4.to_dict(), "dtype": "auto"}
+    settings = probe.settings if probe else {"quantization": NF4, "dtype": "auto"}
     code = _load_example(base, repo or HERE, settings, prompt)
     where = "" if repo else f" `{HERE}` is the folder of this card."
     return f"## Load it\n\nIn the precision it was trained in.{where}\n\n{_fenced(code, 'python')}"

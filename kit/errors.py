@@ -43,3 +43,9 @@ class ResultsError(KitError, ValueError):
 
 class InstallError(KitError, RuntimeError):
     """Packages cannot be installed, do not work together, or need a restart of the session."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of its message that says something; how it is written where it has none."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), repr(error))

@@ -21,7 +21,7 @@ from huggingface_hub.errors import HFValidationError
 from tabulate import tabulate
 
 from kit.config import EMBEDDED, EMBEDDED_PATH, Config
-from kit.errors import ConfigError, ModelError
+from kit.errors import ConfigError, ModelError, first_line
 from kit.memory import GIB, Memory, Phase, Shape, Wave
 
 DEFAULT_GPU = "T4"  # the free one of Colab and Kaggle
@@ -307,7 +307,7 @@ def _download(model: str, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(model, "config.json", revision=revision))
     except OSError as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        reason = first_line(error)
         raise ModelError(
             f"cannot read config.json of {model!r}: {reason} Check the id, the network and (for "
             "gated models) your hub login, or give a folder with that file: model.id=folder. Known "

@@ -16,7 +16,7 @@ GIB = 2**30
 CONTEXT = 0.6 * GIB  # CUDA context, kernels and cuBLAS workspaces: an allowance
 FRAGMENTATION = 0.1  # of everything that comes and goes: an allowance
 PREFILL_TOKENS = 8192  # of prompts, padding included, that the sampler reads in one forward pass
-PREFLIGHT_SAMPLES = 4  # per problem, as in kit.preflight
+PREFLIGHT_SAMPLES = 4  # per problem: enough to see whether rewards within a group differ
 
 NF4_BLOCK = 64  # weights that share a scale
 SCALE_BLOCK = 256  # scales that share a scale of their own (double quantization)
@@ -191,9 +191,10 @@ def kept_per_token(shape: Shape, config: Config, c: int, row: int) -> int:
     return norms + inputs + low_rank + attention + 3 * c * shape.intermediate
 
 
-def rows_that_fit(shape: Shape, free: float, longest: int, c: int) -> int:
-    """Rows the sampler decodes at once; the same rule as kit.rollout's."""
-    per_row = 1.5 * shape.cache_per_token(c) * longest + 32 * shape.vocab
+def rows_that_fit(cache_per_token: int, vocab: int, longest: int, free: float) -> int:
+    """Rows the sampler decodes at once: their cache and logits take less than half of `free`."""
+    # growing the cache by a token copies a layer of it; logits exist in several forms at once
+    per_row = 1.5 * cache_per_token * longest + 32 * vocab
     return max(1, int(free / 2 / per_row))
 
 
@@ -231,7 +232,7 @@ class Memory:
     def rows(self, wave: Wave) -> int:
         """Completions of a wave that are decoded at once."""
         free = max(0, self.gpu - sum(self.resident.values()) - self.copy)
-        fit = rows_that_fit(self.shape, free, self.row, self.c)
+        fit = rows_that_fit(self.shape.cache_per_token(self.c), self.shape.vocab, self.row, free)
         return min(wave.rows, self.config.rollout.max_rows or fit)
 
     @property

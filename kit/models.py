@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from kit.adapters import check_leaves_base, read_adapter_config
 from kit.backends import Unsloth, check_unpatched, load_unsloth
 from kit.config import LoraConfig, ModelConfig
-from kit.errors import AdapterError, ModelError
+from kit.errors import AdapterError, ModelError, first_line
 from kit.hardware import Hardware, choose_hardware, free_memory
 
 if TYPE_CHECKING:
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NF4: dict[str, Any] = {  # 4-bit NormalFloat with double quantization, for BitsAndBytesConfig
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+}
 TRAINED = "default"  # PEFT saves the adapter of this name at the top of the folder
 REFERENCE = "reference"
 
@@ -101,7 +106,7 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
     except ModelError:
         raise
     except (OSError, HFValidationError, ValueError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        reason = first_line(error)
         raise ModelError(
             f"cannot load the base model {config.id!r}: {reason} "
             "Check the id, the network and (for gated models) your hub login, or give a folder."
@@ -179,7 +184,7 @@ def load_adapters(base: Base, adapters: dict[str, str], onto: PeftModel | None =
         except (OSError, RuntimeError, ValueError) as error:
             if onto is None and isinstance(model, PeftModel):
                 model.unload()
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise AdapterError(f"cannot load the adapter {source}: {reason}") from error
     model.eval()
     return model
@@ -232,12 +237,7 @@ def _dense_forward(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Ten
 
 def _quantization(config: ModelConfig, hardware: Hardware) -> BitsAndBytesConfig | None:
     if config.quantization == "nf4":
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=hardware.dtype,
-        )
+        return BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=hardware.dtype)
     if config.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return None

@@ -10,7 +10,6 @@ import base64
 import html
 import os
 import secrets
-import socket
 from itertools import zip_longest
 from pathlib import Path
 
@@ -131,12 +130,16 @@ def open_app(folder: Path, place: Place, *, share: bool = False) -> None:
         return
     gr.close_all(verbose=False)  # of an earlier run of this cell
     auth = ("kit", secrets.token_urlsafe(9)) if share else None
-    options = AppOptions(runs=folder, port=_free_port(), share=share, auth=auth)
+    options = AppOptions(runs=folder, share=share, auth=auth)
     page = build(Desk(options, find(options)))
     if auth is not None:
         print(f"user {auth[0]}, password {auth[1]}")
     page.launch(
-        **settings(options), inline=True, prevent_thread_lock=True, quiet=True, height=APP_HEIGHT
+        **(settings(options) | {"server_port": None}),  # any free one
+        inline=True,
+        prevent_thread_lock=True,
+        quiet=True,
+        height=APP_HEIGHT,
     )
     print(page.share_url or page.local_url)
 
@@ -227,9 +230,3 @@ def _of_arm(stored: tuple[Stored, ...], arm: str) -> Stored:
     if not found:
         raise ResultsError(f"{arm} has no stored answers yet; run the training cell to its end")
     return found[0]
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

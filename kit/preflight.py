@@ -10,6 +10,7 @@ import torch
 
 from kit.config import Config
 from kit.errors import TrainingError
+from kit.memory import PREFLIGHT_SAMPLES as SAMPLES
 from kit.objectives import has_signal
 from kit.policy import Policy
 from kit.rewards import Reward
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SAMPLES = 4  # per problem: enough to see whether rewards within a group differ
 SEED_STREAM = 1_000_003  # keeps these samples apart from those of training
 TRUNCATED_WARNING = 0.3
 

@@ -23,7 +23,7 @@ from transformers import DynamicCache
 from kit.config import RolloutConfig
 from kit.errors import ModelError
 from kit.hardware import free_memory
-from kit.memory import PREFILL_TOKENS
+from kit.memory import PREFILL_TOKENS, rows_that_fit
 from kit.models import dequantized
 from kit.policy import NextLogits, Policy
 
@@ -358,13 +358,11 @@ def _uniforms(seeds: Sequence[tuple[int, ...]], count: int) -> Tensor:
 
 
 def _rows_that_fit(policy: Policy, requests: Sequence[Request], sampling: Sampling) -> int:
-    """Rows whose cache and logits take less than half of the free memory."""
+    """Rows that can be decoded at once in the free memory."""
     config = policy.causal.config
     hardware = policy.base.hardware
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
     per_token = 2 * config.num_hidden_layers * heads * head_dim * hardware.dtype.itemsize
-    # growing the cache by a token copies a layer of it; logits exist in several forms at once
-    per_row = 1.5 * per_token * longest + 32 * config.vocab_size
-    return max(1, int(free_memory(hardware.device) / 2 / per_row))
+    return rows_that_fit(per_token, config.vocab_size, longest, free_memory(hardware.device))

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from kit.adapters import CONFIG, read_adapter_config
+from kit.adapters import check_has_adapter, read_adapter_config
+from kit.bases import base_of
 from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
 from kit.data import ProblemSet, load_problems, split_validation
-from kit.errors import AdapterError, ConfigError
+from kit.errors import ConfigError
 from kit.runs import RunFolder
 from kit.sources import TASK_PREFIX
 
@@ -150,21 +151,11 @@ def _trained_on(data: str, seed: int) -> frozenset[str]:
 def _resolve(name: str, system_prompt: str | None) -> Target:
     run = RunFolder(name)
     if not run.exists:
-        settings = read_adapter_config(name)
-        base_id = settings.get("base_model_name_or_path")
-        if not base_id:
-            raise AdapterError(
-                f"the adapter {name} names no base model; write its hub id or folder into "
-                f"base_model_name_or_path of {CONFIG}"
-            )
-        model = ModelConfig(id=base_id, revision=settings.get("revision"))
+        base = base_of(name)
+        model = ModelConfig(id=base.id, revision=base.revision)
         prompt = SYSTEM_PROMPT if system_prompt is None else system_prompt
         return Target(name, model, name, prompt, _outside_runs(name))
-    if not run.adapter.is_dir():
-        raise AdapterError(
-            f"{run.path} has no adapter yet (status: {run.status}); go on with: "
-            f"kit train {run.path} --resume"
-        )
+    check_has_adapter(run)
     config = run.load_config()
     if system_prompt not in (None, config.data.system_prompt):
         raise ConfigError(

@@ -227,13 +227,15 @@ class Trainer:
     def _set_gradient_checkpointing(self, on: bool) -> None:
         if not self.config.model.gradient_checkpointing:
             return
-        has_its_own = self.base.unsloth is not None
+        model = self.base.model
         if on:
-            if not has_its_own:
-                self.base.model.gradient_checkpointing_enable({"use_reentrant": False})
-            self.base.model.train()  # transformers checkpoints in training mode only
-        elif not has_its_own:
-            self.base.model.gradient_checkpointing_disable()
+            model.train()  # transformers checkpoints in training mode only
+        if self.base.unsloth is not None:
+            return  # which has a switch of its own
+        if on:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
 
     # --- stopping and progress -------------------------------------------------------------------
 

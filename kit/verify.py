@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from tabulate import tabulate
 from torch import Tensor
+from transformers import BitsAndBytesConfig
 
 from kit import fresh
 from kit.adapters import (
@@ -27,6 +28,7 @@ from kit.adapters import (
     read_adapter_config,
 )
 from kit.bases import BaseSource, base_of
+from kit.models import NF4
 from kit.probe import Probe, probe_settings, read_probe
 
 # largest difference allowed on other machines and versions, as a share of the largest logit
@@ -144,15 +146,10 @@ def _reason(stderr: str) -> str:
 
 def _default_settings() -> dict[str, Any]:
     """For an adapter without a probe: 4 bits, as the kit trains by default."""
-    from transformers import BitsAndBytesConfig
-
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
-    )
     return probe_settings(
         dtype="float32",
         attention="sdpa",
-        quantization=quantization.to_dict(),
+        quantization=BitsAndBytesConfig(**NF4).to_dict(),
         device="cuda" if torch.cuda.is_available() else "cpu",
         threads=torch.get_num_threads(),
     )

@@ -21,6 +21,7 @@ from kit.checkpoint import save_adapter
 from kit.config import Config, LoraConfig, ModelConfig, build_config
 from kit.models import Base, add_lora, load_base
 from kit.policy import Policy
+from tests.noise import add_noise
 
 
 @pytest.fixture(scope="session")
@@ -33,10 +34,7 @@ def base() -> Base:
 def policy(base: Base) -> Iterator[Policy]:
     """A policy whose adapter differs from the base: its B matrices are not zero."""
     model = add_lora(base, LoraConfig(rank=4, alpha=8), seed=0)
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    add_noise(model, 1)
     yield Policy(base, model)
     model.unload()
 
@@ -47,10 +45,7 @@ def adapters(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapters")
     for seed, name in enumerate(("first", "second")):
         model = add_lora(base, LoraConfig(rank=4, alpha=8), seed=seed)
-        generator = torch.Generator().manual_seed(seed)
-        for key, parameter in model.named_parameters():
-            if "lora_B" in key:
-                parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+        add_noise(model, seed)
         save_adapter(Policy(base, model), folder / name)
         model.unload()
     return folder

@@ -47,6 +47,7 @@ from kit.policy import BASE, Policy
 from kit.rollout import Request, Sampling, sample, stream
 from kit.runs import RunFolder, read_metrics
 from kit.trainer import train
+from tests.noise import add_noise
 
 CPU = torch.device("cpu")
 PROMPTS = ((5, 9, 200, 31, 7, 40), (8, 33, 21), (90, 4, 4, 17, 60))
@@ -291,10 +292,7 @@ def noisy_policy(base):
     """Two adapters that differ from the base and from each other."""
     model = add_lora(base, LoraConfig(rank=4, alpha=8), seed=0)
     model = add_lora(base, LoraConfig(rank=4, alpha=8), seed=1, name="arm1", model=model)
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    add_noise(model, 1)
     policy = Policy(base, model)
     policy.activate()
     return policy

@@ -20,6 +20,7 @@ from kit.merge import read_updates
 from kit.models import add_lora, load_base
 from kit.policy import Policy
 from kit.probe import read_probe
+from tests.noise import add_noise
 
 CPU = torch.device("cpu")
 
@@ -31,10 +32,7 @@ def parts(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("parts")
     for seed, (name, rank) in enumerate({"a": 4, "b": 4, "c": 2}.items()):
         model = add_lora(base, LoraConfig(rank=rank, alpha=8, targets=["q_proj", "up_proj"]), seed)
-        generator = torch.Generator().manual_seed(seed)
-        for key, parameter in model.named_parameters():
-            if "lora_B" in key:
-                parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+        add_noise(model, seed)
         save_adapter(Policy(base, model), folder / name)
         model.unload()
     return {name: folder / name for name in "abc"}

@@ -166,9 +166,9 @@ def test_cache_and_rows():
     # 2 (keys, values) x 24 layers x 2 heads x 64 x 2 bytes: the 12 KB that are published
     assert SMALL.cache_per_token(2) == 12_288
     # a row of 1024: 1.5 x 12,288 x 1024 + 32 x 151,936 = 23,736,320 bytes of half the free memory
-    assert rows_that_fit(SMALL, 20 * 23_736_320, 1024, 2) == 10
-    assert rows_that_fit(SMALL, 20 * 23_736_320 - 1, 1024, 2) == 9
-    assert rows_that_fit(SMALL, 0, 1024, 2) == 1
+    assert rows_that_fit(12_288, 151_936, 1024, 20 * 23_736_320) == 10
+    assert rows_that_fit(12_288, 151_936, 1024, 20 * 23_736_320 - 1) == 9
+    assert rows_that_fit(12_288, 151_936, 1024, 0) == 1
 
 
 def test_what_a_layer_keeps_of_a_token():
@@ -375,7 +375,8 @@ def test_rows_at_once_are_those_of_the_sampler(policy, monkeypatch):
     monkeypatch.setattr(rollout, "free_memory", lambda device: 123_456_789)
     requests = [Request((5,) * 17, (0,), "default")]
     rows = rollout._rows_that_fit(policy, requests, Sampling(max_new_tokens=31))
-    assert rows == rows_that_fit(find_shape("embedded")[0], 123_456_789, 48, 4) > 1
+    shape = find_shape("embedded")[0]
+    assert rows == rows_that_fit(shape.cache_per_token(4), shape.vocab, 48, 123_456_789) > 1
 
 
 # --- advice --------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from kit.adapters import CONFIG, WEIGHTS, check_leaves_base, read_adapter_config
 from kit.app.options import AppOptions
-from kit.errors import AdapterError, KitError
+from kit.errors import AdapterError, KitError, first_line
 
 MAX_PATH = 1024  # bytes of a path typed into the page
 MAX_NAME = 255  # bytes of one of its parts, as file systems have it
@@ -160,5 +160,5 @@ def _download(hub_id: str) -> str:
     try:
         return snapshot_download(hub_id, allow_patterns=[CONFIG, WEIGHTS])
     except (OSError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise AdapterError(f"cannot load the adapter {hub_id} from the hub: {reason}") from error
