@@ -25,7 +25,9 @@ base = AutoModelForCausalLM.from_pretrained(args.base, dtype="auto", device_map=
 model = PeftModel.from_pretrained(base, args.adapter)
 prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
-# Qwen2.5's own settings punish repetition, which a sum step by step must do
-output = model.generate(**inputs, max_new_tokens=512, do_sample=False, repetition_penalty=1.0)
+# Qwen2.5's own settings punish repetition, which a sum step by step must do; a base that was not
+# tuned for chat does not know the end of a turn
+settings = {"repetition_penalty": 1.0, "stop_strings": "<|im_end|>", "tokenizer": tokenizer}
+output = model.generate(**inputs, max_new_tokens=512, do_sample=False, **settings)
 reply = output[0, inputs.input_ids.shape[1] :]
 print(tokenizer.decode(reply, skip_special_tokens=True))

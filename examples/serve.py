@@ -31,14 +31,20 @@ args = parser.parse_args()
 if Path(args.out).exists():
     print(f"serving {args.out} as it is; delete it to merge again")
 else:
+    partial = f"{args.out}.partial"  # so that an interrupted merge is not served next time
+    tokenizer = AutoTokenizer.from_pretrained(args.base)
     # added up in float32 and rounded once, to what the base is stored in; 4-bit weights would
     # swallow most of an adapter
     base = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
     merged = PeftModel.from_pretrained(base, args.adapter).merge_and_unload()
     # Qwen2.5's own settings punish repetition, which a sum step by step must do
     merged.generation_config.repetition_penalty = 1.0
-    merged.to(AutoConfig.from_pretrained(args.base).dtype).save_pretrained(args.out)
-    AutoTokenizer.from_pretrained(args.base).save_pretrained(args.out)
+    # a base that was not tuned for chat names its end of text alone, and adapters end a turn
+    ends = tokenizer.get_vocab().keys() & {tokenizer.eos_token, "<|im_end|>", "<|endoftext|>"}
+    merged.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(sorted(ends))
+    merged.to(AutoConfig.from_pretrained(args.base).dtype).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    Path(partial).rename(args.out)
 
 serve = [sys.executable, "-m", "transformers.cli.transformers", "serve", args.out]
 os.execv(sys.executable, [*serve, "--port", args.port])

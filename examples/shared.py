@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SYSTEM = "Solve the problem step by step, then give the final answer as '#### <number>'."
-BF16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+BF16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def arguments(description: str) -> argparse.Namespace:
@@ -30,7 +30,11 @@ def load_policy(args: argparse.Namespace):
     base = AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype)
     # PEFT keeps the adapter's weights in float32
     model = PeftModel.from_pretrained(base, args.adapter, is_trainable=True)
-    return model, AutoTokenizer.from_pretrained(args.base)
+    tokenizer = AutoTokenizer.from_pretrained(args.base)
+    # a base that was not tuned for chat names its end of text alone, and adapters end a turn
+    ends = tokenizer.get_vocab().keys() & {tokenizer.eos_token, "<|im_end|>", "<|endoftext|>"}
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(sorted(ends))
+    return model, tokenizer
 
 
 def load_problems(path: str | None) -> Dataset:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from kit.bases import BaseSource
 from kit.fresh import chat_ids
@@ -41,10 +41,11 @@ class Agreement:
 
 def agreements(base: BaseSource, adapter: Path, merged: Path, dtype: str) -> list[Agreement]:
     """Compare the folder `merged` with the adapter on the 16-bit and on the 4-bit base."""
-    tokenizer = _tokenizer(base, adapter)
+    tokenizer = tokenizer_of(base, adapter)
     prompts = [chat_ids(tokenizer, question) for question in QUESTIONS]
     model = _load(base.source, base.revision, dtype, adapter, BitsAndBytesConfig(**NF4))
-    texts = [_continued(model, prompt) for prompt in prompts]
+    settings = GenerationConfig.from_pretrained(str(merged))
+    texts = [_continued(model, prompt, settings) for prompt in prompts]
     others = {"the adapter on the 4-bit base": _logits(model, prompts, texts)}
     del model  # before the next one is loaded
     model = _load(base.source, base.revision, dtype, adapter)
@@ -62,7 +63,8 @@ def compare(against: str, other: Tensor, merged: Tensor) -> Agreement:
     return Agreement(against, kl, same, len(other))
 
 
-def _tokenizer(base: BaseSource, adapter: Path) -> Any:
+def tokenizer_of(base: BaseSource, adapter: Path) -> Any:
+    """The adapter's own, or the base's, with a chat template."""
     own = (adapter / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(
         str(adapter) if own else base.source, revision=None if own else base.revision
@@ -91,13 +93,14 @@ def _load(
     return model.eval()
 
 
-def _continued(model: Any, prompt: list[int]) -> list[int]:
-    """A prompt with the model's greedy answer."""
+def _continued(model: Any, prompt: list[int], settings: GenerationConfig) -> list[int]:
+    """A prompt with the model's greedy answer, ended where `settings` say."""
     ids = torch.tensor([prompt], device=model.device)
     mask = torch.ones_like(ids)
-    return model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False
-    )[0].tolist()
+    greedy = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+    return model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **greedy)[
+        0
+    ].tolist()
 
 
 @torch.no_grad()

@@ -66,6 +66,8 @@ def blend(
     keep = density if method in SPARSE else None
     torch.manual_seed(seed)  # DARE drops values by the global generator
     try:
+        # PEFT gives the mixture alpha = rank and the first part's kind of scaling: it has to be 1
+        model.peft_config[names[0]].use_rslora = False
         model.add_weighted_adapter(
             names, list(weights), BLEND, combination_type=method, density=keep
         )

@@ -207,6 +207,8 @@ def _load_example(base: BaseSource, adapter: str, settings: dict[str, Any], prom
     quantization = settings["quantization"] or {}
     given = [f"{key}={quantization[key]!r}" for key in SHOWN if quantization.get(key)]
     bits = f"BitsAndBytesConfig({', '.join(given)})" if given else None
+    # of a base that was not tuned for chat the end of a turn is not among its own
+    ends = f", eos_token_id={found}" if (found := settings.get("stop_ids")) else ""
     system = [{"role": "system", "content": prompt}] if prompt else []
     messages = [*system, {"role": "user", "content": "What is 17 + 25?"}]
     lines = [
@@ -221,7 +223,8 @@ def _load_example(base: BaseSource, adapter: str, settings: dict[str, Any], prom
         f"messages = {messages!r}",
         "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, "
         "return_tensors='pt', return_dict=True)",
-        "print(tokenizer.decode(model.generate(**prompt.to(model.device), max_new_tokens=256)[0]))",
+        "print(tokenizer.decode(model.generate(**prompt.to(model.device), max_new_tokens=256, "
+        f"do_sample=False, repetition_penalty=1.0{ends})[0]))",
     ]
     return "\n".join(lines)
 

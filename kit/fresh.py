@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import torch  # noqa: E402
 
+COMPUTE = "bnb_4bit_compute_dtype"  # of 4-bit layers; int8 ones have none and leave it aside
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
@@ -73,14 +74,17 @@ def _load(request: dict[str, Any], settings: dict[str, Any], device: torch.devic
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+    # what a GPU computed in 16 bits is compared with the exact values where there is none
+    dtype = settings["dtype"] if device.type == settings["device"] else "float32"
     quantization = settings["quantization"]
+    if quantization:
+        quantization = BitsAndBytesConfig.from_dict(quantization | {COMPUTE: dtype})
     model: Any = AutoModelForCausalLM.from_pretrained(
         request["base"],
         revision=request["revision"],
-        # what a GPU computed in 16 bits is compared with the exact values where there is none
-        dtype=settings["dtype"] if device.type == settings["device"] else "float32",
+        dtype=dtype,
         attn_implementation=settings["attention"],
-        quantization_config=quantization and BitsAndBytesConfig.from_dict(quantization),
+        quantization_config=quantization,
         device_map={"": device},
     )
     model = PeftModel.from_pretrained(model, request["adapter"]).eval()

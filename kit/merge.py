@@ -29,17 +29,19 @@ from kit.adapters import (
     adapter_sha256,
     read_adapter_config,
 )
-from kit.agreement import Agreement, agreements
+from kit.agreement import Agreement, agreements, tokenizer_of
 from kit.bases import BaseSource, base_of
 from kit.checkpoint import WRITE_ERRORS, new_folder
 from kit.errors import AdapterError
 from kit.hardware import DTYPES
+from kit.models import stop_ids
 
 SHARD = 10**9  # bytes of a file of merged weights; making one takes this and some more memory
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 RECORD = "merge.json"
 PREFIX = "base_model.model."
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # all it takes for --max-lora-rank
 # settings whose meaning is covered here, or that mean nothing once an adapter is trained
 COVERED = frozenset(
     [
@@ -245,11 +247,27 @@ def _write_settings(base: BaseSource, adapter: Path, folder: Path, dtype: str) -
     key = "dtype" if "dtype" in config else "torch_dtype"
     text = json.dumps(config | {key: dtype}, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
-    for name in ("generation_config.json", *TOKENIZER_FILES):
+    text = json.dumps(_generation_settings(base, adapter, config), indent=2) + "\n"
+    (folder / "generation_config.json").write_text(text, encoding="utf-8")
+    for name in TOKENIZER_FILES:
         if (path := base.file(name)) is not None:
             shutil.copyfile(path, folder / name)
     if (adapter / CHAT_TEMPLATE).is_file():
         shutil.copyfile(adapter / CHAT_TEMPLATE, folder / CHAT_TEMPLATE)
+
+
+def _generation_settings(base: BaseSource, adapter: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The base's, with every token the adapter learned to end with, and no repetition penalty.
+
+    The kit samples without that penalty, which acts on greedy decoding too.
+    """
+    if base.file("generation_config.json") is not None:
+        settings = _read_json(base, "generation_config.json")
+    else:
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        settings = {name: config[name] for name in names if config.get(name) is not None}
+    ends = stop_ids(tokenizer_of(base, adapter), settings.get("eos_token_id"))
+    return settings | {"eos_token_id": sorted(ends), "repetition_penalty": 1.0}
 
 
 def commands(merged: Merged) -> str:
@@ -260,11 +278,13 @@ def commands(merged: Merged) -> str:
     base = shlex.quote(merged.base.source)
     if merged.base.revision:
         base += f" --revision {shlex.quote(merged.base.revision)}"
-    rank = read_adapter_config(str(merged.adapter))["r"]
+    settings = read_adapter_config(str(merged.adapter))
+    largest = max([settings["r"], *(settings.get("rank_pattern") or {}).values()])
+    rank = next((rank for rank in VLLM_RANKS if rank >= largest), largest)
     return f"""\
 vLLM            vllm serve {folder}
 vLLM, unmerged  vllm serve {base} --enable-lora --max-lora-rank {rank} \\
-                  --lora-modules {name}={shlex.quote(str(merged.adapter))}
+                  --generation-config vllm --lora-modules {name}={shlex.quote(str(merged.adapter))}
 TGI             docker run --gpus all --shm-size 1g -p 8080:80 -v {absolute}:/model \\
                   ghcr.io/huggingface/text-generation-inference --model-id /model
 llama.cpp       python llama.cpp/convert_hf_to_gguf.py {folder} --outfile {gguf}

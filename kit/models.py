@@ -115,15 +115,15 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
     model.eval()
     _check_supported(model, config.id)
     _use_exact_kernels(model)
-    end_id = _prepare_tokenizer(tokenizer, config.id)
+    _prepare_tokenizer(tokenizer, config.id)
     return Base(
         id=config.id,
         # the commit that a branch or tag stands for now
         revision=getattr(settings, "_commit_hash", None) or config.revision,
         model=model,
         tokenizer=tokenizer,
-        stop_ids=_stop_ids(model, tokenizer) | {end_id},
-        end_id=end_id,
+        stop_ids=stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None)),
+        end_id=end_of_turn(tokenizer),
         hardware=hardware,
         unsloth=unsloth,
     )
@@ -272,8 +272,8 @@ def _check_supported(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
-    """Give the tokenizer a pad token and a chat template if it has none; return the turn's end."""
+def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Give the tokenizer a pad token and a chat template if it has none."""
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {name} has no end-of-text token")
     if tokenizer.pad_token_id is None:
@@ -281,6 +281,13 @@ def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
         log.warning("%s has no chat template; using 'Question: … Answer: …'", name)
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that its chat template closes an assistant's turn with, or the end of text.
+
+    A model that was not tuned for chat names its end of text alone as where to stop.
+    """
     mark = "\u2603"
     turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
     after = str(tokenizer.apply_chat_template(turn, tokenize=False)).rpartition(mark)[2]
@@ -289,11 +296,11 @@ def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
     return ids[0] if ids and ids[0] in special else tokenizer.eos_token_id
 
 
-def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id of generation_config.eos_token_id, and the tokenizer's own."""
-    eos = model.generation_config.eos_token_id if model.generation_config else None
+def stop_ids(tokenizer: PreTrainedTokenizerBase, eos: int | list[int] | None) -> frozenset[int]:
+    """What ends a completion: the model's eos_token_id, the tokenizer's, and the turn's end."""
     ids = eos if isinstance(eos, list) else [eos]
-    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+    own = (tokenizer.eos_token_id, end_of_turn(tokenizer))
+    return frozenset(i for i in (*ids, *own) if i is not None)
 
 
 def _fresh_lora(

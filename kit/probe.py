@@ -64,6 +64,7 @@ def take_probe(policy: Policy) -> Probe:
         dtype=str(base.hardware.dtype).removeprefix("torch."),
         attention=base.hardware.attention,
         quantization=_quantization(base.model),
+        stop_ids=sorted(base.stop_ids),
         **surroundings(base.hardware.device),
     )
     return Probe(settings, ids, top, values, plain.gather(-1, top))

@@ -47,6 +47,8 @@ def plan_push(adapter: str, repo: str) -> Upload:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise AdapterError(f"{repo!r} is no hub id: {error}") from None
+    if "/" not in repo:
+        raise AdapterError(f"{repo!r} does not say whose it is; write OWNER/{repo}")
     if not Path(adapter).is_dir():
         raise AdapterError(f"{adapter} is not a run folder or adapter folder here")
     folder = adapter_folder(adapter)
@@ -100,6 +102,11 @@ def push(upload: Upload, *, private: bool = True, api: HfApi | None = None) -> s
         raise AdapterError(
             f"cannot reach the hub ({type(error).__name__}); check the network. Nothing, or an "
             f"empty repository, is at {upload.repo}"
+        ) from error
+    except ValueError as error:  # what the hub says of the card's metadata
+        raise AdapterError(
+            f"the hub refused {CARD}: {' '.join(str(error).split())}. Mend it and push again; an "
+            f"empty repository is at {upload.repo}"
         ) from error
     return str(commit.commit_url)
 

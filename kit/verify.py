@@ -61,7 +61,8 @@ def verify(adapter: str) -> list[Check]:
     """
     folder = adapter_folder(adapter)
     base, probe = base_of(str(folder)), read_probe(folder)
-    checks = [_files(folder), _hash(folder, probe), _revision(base)]
+    where = "" if Path(adapter).is_dir() else "; others on the hub were not downloaded"
+    checks = [_files(folder, where), _hash(folder, probe), _revision(base)]
     computed = _compute(folder, base, probe)
     if isinstance(computed, str):
         return [*checks, Check("loads with transformers and peft alone", False, computed)]
@@ -76,16 +77,19 @@ def table(checks: list[Check]) -> str:
     return tabulate(rows, headers=("", "check", "what was found"), maxcolwidths=[None, None, 72])
 
 
-def _files(folder: Path) -> Check:
+def _files(folder: Path, where: str = "") -> Check:
     names = {path.name for path in folder.iterdir()}
     faults = [f"{name} is pickled or foreign" for name in sorted(names - {*ADAPTER_FILES})]
     faults += [f"no {name}" for name in (CARD, "tokenizer_config.json") if name not in names]
-    if CHAT_TEMPLATE not in names and "chat_template" not in _tokenizer_settings(folder):
-        faults.append("no chat template")
+    try:
+        has_template = CHAT_TEMPLATE in names or "chat_template" in _tokenizer_settings(folder)
+        faults += [] if has_template else ["no chat template"]
+    except ValueError:
+        faults.append("tokenizer_config.json is not valid JSON")
     targets = read_adapter_config(str(folder)).get("target_modules")
     if not isinstance(targets, list):
         faults.append(f"target_modules is {targets!r}, not a list of names")
-    return Check("files", not faults, "; ".join(faults) or f"{len(names)} files, no pickles")
+    return Check("files", not faults, "; ".join(faults) or f"{len(names)} files, no pickles{where}")
 
 
 def _tokenizer_settings(folder: Path) -> dict[str, Any]:

@@ -69,6 +69,21 @@ def test_cat_is_exactly_the_weighted_sum(parts, tmp_path):
 
 
 @pytest.mark.smoke
+def test_parts_scaled_by_the_root_of_their_rank(parts, tmp_path):
+    """rsLoRA: alpha / sqrt(r) = 8 / 2, twice what alpha / r is; the mixture's own scaling is 1."""
+    for name in "ab":
+        shutil.copytree(parts[name], tmp_path / "in" / name)
+        path = tmp_path / "in" / name / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"use_rslora": True}))
+    roots = {name: tmp_path / "in" / name for name in "ab"}
+    found = deltas(mixed(roots, "ab", [0.75, -0.5], tmp_path / "mix"))
+    a, b = deltas(parts["a"]), deltas(parts["b"])
+    for name in found:
+        wanted = 2 * (0.75 * a[name] - 0.5 * b[name])
+        torch.testing.assert_close(found[name], wanted, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.smoke
 def test_cat_takes_different_ranks(parts, tmp_path):
     result = mixed(parts, "ac", [1.0, 1.0], tmp_path / "mix")
     a, c, found = deltas(parts["a"]), deltas(parts["c"]), deltas(result)

@@ -243,6 +243,7 @@ def test_the_example_runs(policy, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(run.adapter)
     exec(compile(code.replace("256", "4"), "example", "exec"), scope := {})
     said = capsys.readouterr().out
+    assert f"eos_token_id={sorted(policy.base.stop_ids)}" in code
     assert run.load_config().data.system_prompt in said and "What is 17 + 25?" in said
     ids = scope["prompt"]["input_ids"]
     with torch.no_grad():

@@ -11,14 +11,15 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from kit import merge as module
 from kit.agreement import Agreement, compare
 from kit.bases import BaseSource
-from kit.config import EMBEDDED_PATH
+from kit.config import EMBEDDED_PATH, ModelConfig
 from kit.errors import AdapterError
 from kit.merge import Merged, Update, commands, merge, read_updates
+from kit.models import load_base
 
 IDS = torch.arange(3, 19)[None]
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -169,16 +170,40 @@ def test_shards_of_any_size_hold_the_same_model(tmp_path, no_comparison, tied):
 
 def test_settings_are_the_bases_own_with_the_adapters_template(tmp_path, tiny, no_comparison):
     adapter = make_adapter(tmp_path / "adapter", tiny)
-    (adapter / "chat_template.jinja").write_text("{{ messages }}")
+    template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    (adapter / "chat_template.jinja").write_text(template)
     merge(str(adapter), tmp_path / "merged", "float16")
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config == json.loads((tiny / "config.json").read_text()) | {"dtype": "float16"}
-    assert (tmp_path / "merged" / "chat_template.jinja").read_text() == "{{ messages }}"
-    for name in ("generation_config.json", *TOKENIZER[:2]):
+    assert (tmp_path / "merged" / "chat_template.jinja").read_text() == template
+    for name in TOKENIZER[:2]:
         assert (tmp_path / "merged" / name).read_bytes() == (tiny / name).read_bytes()
     assert {t.dtype for t in stored(tmp_path / "merged").values()} == {torch.float16}
     record = json.loads((tmp_path / "merged" / "merge.json").read_text())
     assert record["dtype"] == "float16" and record["base"] == {"id": str(tiny), "revision": None}
+
+
+@pytest.mark.parametrize("own", [{"eos_token_id": 5, "repetition_penalty": 1.1, "top_k": 20}, None])
+def test_a_merged_model_ends_where_the_kit_does(tmp_path, tiny, lora, no_comparison, own):
+    """Also where the base names its end of text alone; 0 is <|endoftext|>, 2 is <|im_end|>."""
+    base = shutil.copytree(tiny, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"eos_token_id": 5}))
+    tokens = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(tokens | {"eos_token": "<|endoftext|>"}))
+    (base / "generation_config.json").unlink()
+    if own is not None:
+        (base / "generation_config.json").write_text(json.dumps(own))
+    adapter = shutil.copytree(lora, tmp_path / "adapter")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = str(base)
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    merge(str(adapter), tmp_path / "merged")
+    found = GenerationConfig.from_pretrained(str(tmp_path / "merged"))
+    assert found.eos_token_id == [0, 2, 5] and found.repetition_penalty == 1.0
+    assert found.top_k == (20 if own else None)
+    stops = load_base(ModelConfig(id=str(base), quantization="none"), torch.device("cpu")).stop_ids
+    assert stops == {0, 2, 5}
 
 
 # --- how near the result is ----------------------------------------------------------------------
@@ -328,9 +353,19 @@ def test_commands_survive_spaces_and_name_revision_and_rank(tmp_path, lora):
         Merged(Path("my models/a"), BaseSource("owner/base", "abc"), lora, agreements=[])
     )
     assert "vllm serve 'my models/a'\n" in shown
-    assert "vllm serve owner/base --revision abc --enable-lora --max-lora-rank 4" in shown
+    assert "vllm serve owner/base --revision abc --enable-lora --max-lora-rank 8" in shown
     assert "convert_hf_to_gguf.py 'my models/a' --outfile 'my models/a.gguf'" in shown
     assert f"-v '{Path.cwd()}/my models/a':/model" in shown or "my models/a:/model" in shown
+
+
+@pytest.mark.parametrize(("largest", "allowed"), [(48, 64), (200, 256), (600, 600)])
+def test_vllm_is_given_a_rank_that_it_takes(tmp_path, lora, largest, allowed):
+    adapter = shutil.copytree(lora, tmp_path / "adapter")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["rank_pattern"] = {"q_proj": largest}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    shown = commands(Merged(Path("merged"), BaseSource("owner/base"), adapter, agreements=[]))
+    assert f"--max-lora-rank {allowed} " in shown
 
 
 def test_a_gguf_of_the_merged_weights_computes_the_same(tmp_path, tiny, lora, no_comparison):

@@ -129,6 +129,11 @@ def test_names_that_are_no_hub_ids(run, repo):
         plan_push(str(run.path), repo)
 
 
+def test_a_repository_without_an_owner_is_never_created(run):
+    with pytest.raises(AdapterError, match="'mine' does not say whose it is; write OWNER/mine"):
+        plan_push(str(run.path), "mine")
+
+
 def test_things_that_are_not_here(run, tmp_path):
     with pytest.raises(AdapterError, match="is not a run folder or adapter folder here"):
         plan_push("owner/theirs", "me/mine")
@@ -159,6 +164,7 @@ def refused(status: int) -> HfHubHTTPError:
         (refused(500), r"the hub refused me/mine \(500\): try again later"),
         (httpx.ConnectError(f"down {TOKEN}"), r"cannot reach the hub \(ConnectError\)"),
         (ConnectionError(f"offline {TOKEN}"), r"cannot reach the hub \(ConnectionError\)"),
+        (ValueError("Invalid:\n- license"), "the hub refused README.md: Invalid: - license"),
     ],
 )
 def test_a_hub_that_fails_is_told_apart_without_the_token(token, error, message):

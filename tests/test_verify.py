@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,18 @@ def test_a_saved_adapter_passes_exactly_without_the_kit(saved, tmp_path, monkeyp
     assert computed.adapter.gather(-1, stored.top).equal(stored.adapter)  # to the last bit
     assert computed.base.gather(-1, stored.top).equal(stored.base)
     assert "allowed: 0 " in next(c.detail for c in checks if c.name == "logits of the adapter")
+
+
+@pytest.mark.smoke
+def test_without_its_gpu_an_adapter_is_computed_in_float32_throughout(saved):
+    """The 4-bit layers too: what was stored here, in float32, comes out to the last bit."""
+    stored = read_probe(saved)
+    quantization = stored.settings["quantization"] | {"bnb_4bit_compute_dtype": "float16"}
+    settings = {"device": "cuda", "dtype": "float16", "quantization": quantization}
+    computed = module._compute(
+        saved, base_of(str(saved)), replace(stored, settings=stored.settings | settings)
+    )
+    assert computed.adapter.gather(-1, stored.top).equal(stored.adapter)
 
 
 @pytest.mark.smoke
@@ -205,6 +218,8 @@ def test_files_that_are_missing_or_do_not_belong(plain):
         assert not check.passed and "no " in check.detail
         (plain / name).write_text(text)
     (plain / "chat_template.jinja").unlink()
+    (plain / "tokenizer_config.json").write_text('{"chat_template"')
+    assert module._files(plain).detail == "tokenizer_config.json is not valid JSON"
     (plain / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     assert module._files(plain).passed  # an older way to store it
     settings = json.loads((plain / "adapter_config.json").read_text())
