@@ -34,7 +34,7 @@ from kit.bases import BaseSource, base_of
 from kit.checkpoint import WRITE_ERRORS, new_folder
 from kit.errors import AdapterError
 from kit.hardware import DTYPES
-from kit.models import stop_ids
+from kit.models import check_torchao, stop_ids
 
 SHARD = 10**9  # bytes of a file of merged weights; making one takes this and some more memory
 INDEX = "model.safetensors.index.json"
@@ -88,6 +88,7 @@ def merge(adapter: str, output: Path, dtype: str = "bfloat16", shard_bytes: int 
         raise AdapterError(f"--dtype must be bfloat16 or float16, got {dtype!r}")
     if output.exists():
         raise AdapterError(f"{output} exists; choose another folder, or delete it first")
+    check_torchao()  # before gigabytes are written
     folder = adapter_folder(adapter)
     base = base_of(str(folder))
     updates = read_updates(folder)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, PeftModelForCausalLM, get_peft_model, import_utils
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from kit.adapters import check_leaves_base, read_adapter_config
+from kit.adapters import WEIGHTS, check_leaves_base, read_adapter_config
 from kit.backends import Unsloth, check_unpatched, load_unsloth
 from kit.config import LoraConfig, ModelConfig
 from kit.errors import AdapterError, ModelError, first_line
@@ -68,13 +68,16 @@ class Base:
 def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
     """Load a causal language model, frozen, in the precision the configuration names.
 
-    Raises ModelError when the id or folder cannot be reached or the model is not supported.
+    Raises ModelError when the id or folder cannot be reached, the model is not supported, or does
+    not fit into memory.
     """
     hardware = choose_hardware(config, device)
     source = config.source
     if config.path not in (None, source):
         log.warning("no folder %s here: loading %s instead of that copy", config.path, config.id)
     quantization = _quantization(config, hardware)
+    if quantization is None:
+        check_torchao()
     unsloth = None
     try:
         settings = AutoConfig.from_pretrained(source, revision=config.revision)
@@ -105,6 +108,11 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
             check_unpatched(model)
     except ModelError:
         raise
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"not enough GPU memory to load {config.id!r}; end what else uses the GPU, take a "
+            "smaller model, or model.quantization=nf4 (`kit estimate` says what fits)"
+        ) from error
     except (OSError, HFValidationError, ValueError) as error:
         reason = first_line(error)
         raise ModelError(
@@ -127,6 +135,19 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
         hardware=hardware,
         unsloth=unsloth,
     )
+
+
+def check_torchao() -> None:
+    """ModelError for a torchao that PEFT refuses to put LoRA beside, though nothing here uses it.
+
+    Only layers that are not quantized make PEFT look.
+    """
+    try:
+        import_utils.is_torchao_available()
+    except ImportError as error:
+        raise ModelError(
+            f"{first_line(error)}; update it (pip install -U torchao) or uninstall it"
+        ) from error
 
 
 def add_lora(
@@ -172,19 +193,30 @@ def load_adapters(base: Base, adapters: dict[str, str], onto: PeftModel | None =
 
     Raises AdapterError for a missing or unsafe file or an adapter of another base.
     """
-    model: Any = onto or base.model
+    model: Any = onto
+    there = set() if onto is None else set(onto.peft_config)
     for source in adapters.values():  # all of them, before any changes the base
         check_adapter(base, source)
     for name, source in adapters.items():
         try:
-            if isinstance(model, PeftModel):
-                model.load_adapter(source, adapter_name=name)
+            if model is None:
+                settings = PeftLoraConfig.from_pretrained(source)
+                settings.inference_mode = True
+                model = PeftModelForCausalLM(base.model, settings, adapter_name=name)
+            missing = model.load_adapter(source, adapter_name=name).missing_keys
+            if missing:
+                raise ValueError(
+                    f"{WEIGHTS} lacks {len(missing)} of its weights, e.g. {missing[0]}"
+                )
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            if onto is not None:  # what is half-loaded must not stay
+                for added in set(onto.peft_config) - there:
+                    onto.delete_adapter(added)
             else:
-                model = PeftModel.from_pretrained(model, source, adapter_name=name)
-        except (OSError, RuntimeError, ValueError) as error:
-            if onto is None and isinstance(model, PeftModel):
-                model.unload()
-            reason = first_line(error)
+                if model is not None:
+                    model.unload()
+                vars(base.model).pop("peft_config", None)  # PEFT leaves it behind
+            reason = " ".join(str(error).split())
             raise AdapterError(f"cannot load the adapter {source}: {reason}") from error
     model.eval()
     return model

@@ -9,7 +9,7 @@ import shutil
 import bitsandbytes as bnb
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, import_utils
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -111,6 +111,25 @@ def test_prompts_follow_the_chat_template(base):
 def test_a_model_that_cannot_be_reached():
     with pytest.raises(ModelError, match=r"cannot load the base model 'nobody/nothing'.*network"):
         load(id="nobody/nothing")
+
+
+def test_a_model_that_does_not_fit(monkeypatch):
+    def full(*args, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(ModelError, match=r"not enough GPU memory to load 'embedded'; .* estimate"):
+        load_base(ModelConfig(id="embedded"), torch.device("cpu"))
+
+
+def test_a_package_that_peft_refuses_is_named_at_once(monkeypatch):
+    def old():
+        raise ImportError("only versions above 0.16.0 are supported")
+
+    monkeypatch.setattr(import_utils, "is_torchao_available", old)
+    with pytest.raises(ModelError, match=r"supported; update it \(pip install -U torchao\)"):
+        load_base(ModelConfig(id="embedded", quantization="none"), torch.device("cpu"))
+    load_base(ModelConfig(id="embedded"), torch.device("cpu"))  # 4-bit layers do not ask
 
 
 def test_a_folder_without_a_model(tmp_path):
