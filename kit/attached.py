@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from kit.errors import DataError
@@ -13,9 +14,9 @@ from kit.place import Place
 
 INPUT = Path("/kaggle/input")
 DEPTH = 7  # folders below it that are searched
-# parts of a name that make another model of it
-VARIANTS = ("instruct", "chat", "coder", "math", "vl", "gptq", "awq", "gguf", "int4", "int8")
 SPLITS = ("train.jsonl", "test.jsonl")
+HAVE_BOTH = ("gsm8k", "svamp")  # of other data sets, one split may be all there is
+NAMED = 5  # folders in an error, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def locate(place: Place, model: str, data: str, links: Path, root: Path = INPUT)
     folder = find_model(model, root) if needs_model else None
     needs_data = data in KNOWN or re.fullmatch(r"[\w.-]+/[\w.-]+", data) is not None
     found = find_data(data, root) if needs_data else None
-    lacking = [_how_to_attach_model(model)] if needs_model and folder is None else []
+    lacking = [_how_to_attach_model(model, root)] if needs_model and folder is None else []
     lacking += [_how_to_attach_data(data)] if needs_data and found is None else []
     if lacking and not place.online:
         raise DataError(
@@ -54,26 +55,27 @@ def locate(place: Place, model: str, data: str, links: Path, root: Path = INPUT)
 
 
 def find_model(model: str, root: Path = INPUT) -> Path | None:
-    """The folder with the weights of a hub id, by the names of the folders it is in.
+    """The folder with the weights of a hub id, if one is named like it and has no word more.
 
     Kaggle writes Qwen/Qwen2.5-0.5B-Instruct as qwen2.5/transformers/0.5b-instruct/1.
     """
-    parts = [_plain(part) for part in re.split(r"[-_]", model.rpartition("/")[2])]
-    others = [variant for variant in VARIANTS if variant not in parts]
-    for folder, files in _walk(root):
-        name = _plain(str(folder.relative_to(root)))
-        if "config.json" not in files or not any(f.endswith(".safetensors") for f in files):
-            continue
-        if all(part in name for part in parts) and not any(other in name for other in others):
+    wanted = _pattern(model)
+    for folder in _models(root):
+        path = folder.relative_to(root).parts
+        # the model's name without its framework and version
+        parts = [_words(part) for part in path if part != "transformers" and not part.isdigit()]
+        if any(re.fullmatch(wanted, "-".join(parts[-count:])) for count in (1, 2)):
             return folder
     return None
 
 
 def find_data(name: str, root: Path = INPUT) -> Path | None:
     """The folder with train.jsonl and test.jsonl of a data set, or with the one that it has."""
-    wanted = _plain(name.rpartition("/")[2])
+    wanted = re.compile(rf"(^|-){_pattern(name)}(-|$)")
+    needed = len(SPLITS) if name in HAVE_BOTH else 1
     for folder, files in _walk(root):
-        if files.intersection(SPLITS) and wanted in _plain(str(folder.relative_to(root))):
+        is_complete = len(files.intersection(SPLITS)) >= needed
+        if is_complete and wanted.search(_words(str(folder.relative_to(root)))):
             return folder
     return None
 
@@ -86,6 +88,13 @@ def find_wheels(root: Path = INPUT) -> Path | None:
     return None
 
 
+def _models(root: Path) -> Iterator[Path]:
+    """Folders with weights."""
+    for folder, files in _walk(root):
+        if "config.json" in files and any(name.endswith(".safetensors") for name in files):
+            yield folder
+
+
 def _walk(root: Path) -> Iterator[tuple[Path, set[str]]]:
     for path, folders, files in os.walk(root):
         folder = Path(path)
@@ -94,22 +103,34 @@ def _walk(root: Path) -> Iterator[tuple[Path, set[str]]]:
 
 
 def _link(link: Path, target: Path) -> None:
-    """The same link again is left as it is; one to another place is replaced."""
+    """A link that is there already is replaced. Raises DataError when something else is."""
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink():
         link.unlink()
+    elif link.exists():
+        raise DataError(f"{link} is in the way of a link to {target}; move it elsewhere")
     link.symlink_to(target, target_is_directory=True)
 
 
-def _plain(name: str) -> str:
-    """Names of Kaggle's data sets have neither dots nor capitals."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+def _pattern(name: str) -> str:
+    """Of the words of a hub id without its owner; Kaggle leaves out dots or makes hyphens of them.
+
+    Qwen2.5-0.5B is qwen25-05b or qwen2-5-0-5b, but neither qwen2-505b nor qwen2-0-5b.
+    """
+    words = re.split(r"[-_]", name.rpartition("/")[2].lower())
+    return "-".join("-?".join(re.sub(r"\W", "", word)) for word in words)
 
 
-def _how_to_attach_model(model: str) -> str:
+def _words(name: str) -> str:
+    return re.sub(r"[\W_]+", "-", name.lower()).strip("-")
+
+
+def _how_to_attach_model(model: str, root: Path) -> str:
+    others = [str(folder) for folder in islice(_models(root), NAMED)]
+    refused = f"; by their names these are others: {', '.join(others)}" if others else ""
     return (
         f"the model {model} (Models, framework Transformers, or a data set of your own with its "
-        "config.json, *.safetensors and tokenizer files, in a folder of that name)"
+        f"config.json, *.safetensors and tokenizer files, in a folder of that name{refused})"
     )
 
 

@@ -24,11 +24,16 @@ from kit.place import CHECKOUT, Place
 REQUIREMENTS = CHECKOUT / "requirements.txt"
 CONSTRAINTS = CHECKOUT / "constraints.txt"
 SHOWN = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "gradio")
+# the kit does without these, but PEFT refuses to adapt an unquantized layer beside an older one;
+# torchao's wheels require no torch, so none is replaced
+CLASHES = ("torchao>=0.16",)
 # what breaks first when versions do not fit together, and what the kit would compute with
 TRIAL = """
-import accelerate, bitsandbytes, datasets, peft, transformers
+import accelerate, bitsandbytes, datasets, peft, torch, transformers
 from kit.config import ModelConfig
 from kit.hardware import choose_hardware
+layer = torch.nn.Sequential(torch.nn.Linear(2, 2))
+peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["0"]), layer)
 print(choose_hardware(ModelConfig(id="embedded")).reason)
 """
 RESTART = {
@@ -70,12 +75,14 @@ def install(place: Place) -> None:
 
 
 def unmet() -> list[str]:
-    """The lines of requirements.txt that what is installed does not satisfy."""
+    """The lines of requirements.txt that what is installed does not satisfy, and what clashes."""
     from packaging.requirements import Requirement  # ipykernel, of every notebook, needs it
 
     there, lacking = versions(), []
-    for requirement in map(Requirement, _lines(REQUIREMENTS)):
+    for requirement in map(Requirement, [*_lines(REQUIREMENTS), *CLASHES]):
         version = there.get(_canonical(requirement.name))
+        if version is None and str(requirement) in CLASHES:
+            continue
         if version is None or not requirement.specifier.contains(version, prereleases=True):
             lacking.append(str(requirement))
     return lacking
@@ -84,8 +91,10 @@ def unmet() -> list[str]:
 def versions() -> dict[str, str]:
     """Of everything that is installed, read from disk anew."""
     return {
-        _canonical(found.metadata["Name"]): found.version
+        _canonical(name): version
         for found in reversed(list(metadata.distributions()))  # of two, the first is imported
+        # an interrupted installation leaves folders that say neither
+        if (name := found.metadata["Name"]) and (version := found.version)
     }
 
 
@@ -101,7 +110,7 @@ def imported_before(
         _canonical(name)
         for module in list(modules)
         if not module.startswith("_")
-        for name in names.get(module, ())
+        for name in filter(None, names.get(module, ()))  # None as in versions()
     }
     return [
         f"{name} {before[name]} -> {after.get(name, 'none')}"
@@ -166,7 +175,9 @@ def _pins(torch: str | None) -> Iterator[Path]:
 
 
 def _sources(pins: Path) -> list[str]:
-    return ["--quiet", "--constraint", str(pins), "--requirement", str(REQUIREMENTS)]
+    """What to install: the requirements, and a newer version of what is here and clashes."""
+    clashing = [requirement for requirement in unmet() if requirement in CLASHES]
+    return ["--quiet", "--constraint", str(pins), "--requirement", str(REQUIREMENTS), *clashing]
 
 
 def _try_out() -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from kit import child
 from kit.attached import locate
 from kit.config import Config, load_config
-from kit.errors import AdapterError, ConfigError
+from kit.errors import AdapterError, ConfigError, first_line
 from kit.estimate import DEFAULT_GPU, find_gpu
 from kit.estimate import estimate as estimate_arm
 from kit.notebook_view import LiveCurves, offer_download
@@ -69,8 +69,12 @@ class Plan:
     def __str__(self) -> str:
         runs = {arm: run.status for arm, run in self.runs.items() if run.has_results}
         there = [f"There already: {arm}, {status}." for arm, status in runs.items()]
+        model = next(iter(self.configs.values())).model.path
+        taken = [f"The model is the copy in {model}"] if model else []
+        if self.data_dir:
+            taken.append(f"The problems are those in {(self.data_dir / self.data).resolve()}")
         command = shlex.join(["kit", *self.command])
-        return "\n".join([f"Kept in {self.folder}", *there, f"The command: {command}"])
+        return "\n".join([f"Kept in {self.folder}", *taken, *there, f"The command: {command}"])
 
 
 def make_plan(
@@ -171,11 +175,16 @@ def pack(plan: Plan) -> Path:
     with redirect_stdout(io.StringIO()):  # its tables were shown already
         report([plan.folder])
     path = plan.folder.with_name(f"{plan.folder.name}.zip")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
-        for file in sorted(plan.folder.rglob("*")):
-            name = file.relative_to(plan.folder.parent)
-            if file.is_file() and not NOT_PACKED.intersection(name.parts):
-                packed.write(file, name)
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as packed:
+            for file in sorted(plan.folder.rglob("*")):
+                name = file.relative_to(plan.folder.parent)
+                if file.is_file() and not NOT_PACKED.intersection(name.parts):
+                    packed.write(file, name)
+        partial.replace(path)
+    finally:  # when the disk is full, the part is in the way of everything else
+        partial.unlink(missing_ok=True)
     print(f"{path} ({path.stat().st_size / 2**20:.1f} MB): adapters, metrics, answers, report.html")
     offer_download(path, plan.place)
     return path
@@ -208,7 +217,10 @@ def push(plan: Plan, hub: str = "") -> None:
 
 @contextmanager
 def _token(place: Place) -> Iterator[None]:
-    """The hub token where huggingface_hub looks for it; Colab's secrets it reads by itself."""
+    """The hub token where huggingface_hub looks for it; Colab's secrets it reads by itself.
+
+    Raises AdapterError when Kaggle does not give it.
+    """
     from huggingface_hub import get_token
 
     if place.name != "kaggle" or get_token() is not None:
@@ -216,7 +228,13 @@ def _token(place: Place) -> Iterator[None]:
         return
     from kaggle_secrets import UserSecretsClient
 
-    os.environ[SECRET] = UserSecretsClient().get_secret(SECRET)
+    try:
+        os.environ[SECRET] = UserSecretsClient().get_secret(SECRET)
+    except Exception as error:  # classes of its own, which derive from nothing else
+        raise AdapterError(
+            f"Kaggle does not give the secret {SECRET}: {first_line(error)}. Attach it to this "
+            "notebook (Add-ons > Secrets) and turn on the internet (Session options > Internet)"
+        ) from error
     try:
         yield
     finally:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from kit.errors import RunError
 
 # settings that may change between the parts of one run without making it another experiment
 MAY_CHANGE = {
+    "data.data_dir",  # where a copy of the same problems is: see keep_to
     "model.path",
     "output",
     "train.checkpoint_every",
@@ -112,6 +115,20 @@ class RunFolder:
     def read_description(self) -> dict[str, Any]:
         path = self.path / "run.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def keep_to(self, problems: Mapping[str, Iterable[str]]) -> None:
+        """Record which problems are trained on: `question` and `answer` of each, in their order.
+
+        Raises RunError when the run was begun with others.
+        """
+        texts = [list(problems[column]) for column in ("question", "answer")]
+        digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+        if self.has_results and self.read_description().get("problems", digest) != digest:
+            raise RunError(
+                f"{self.path} was begun with other problems than data.name and data.data_dir hold "
+                "now; put those back, or choose another output=…"
+            )
+        self.describe(problems=digest)
 
     def truncate(self, steps: int) -> None:
         """Forget what was recorded after `steps` steps: it will be written again."""

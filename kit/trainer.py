@@ -90,7 +90,11 @@ def _train_together(
     """The run folders are this process's own by now."""
     device = accelerators[0].device
     base = base or load_base(configs[0].model, device if device.type == "cuda" else None)
-    trainer = Trainer(base, load_training_data(configs[0], base))
+    data = load_training_data(configs[0], base)
+    if accelerators[0].is_main_process:
+        for run in runs:
+            run.keep_to(data.train_set.problems)
+    trainer = Trainer(base, data)
     try:
         for config, run, accelerator in zip(configs, runs, accelerators, strict=True):
             trainer.add(config, run, accelerator)

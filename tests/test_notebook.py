@@ -201,6 +201,64 @@ def test_runs_are_kept_where_they_outlive_the_session(tmp_path, monkeypatch):
     assert mounted == ["/content/drive"]  # a folder was named: Drive is left alone
 
 
+# --- the kit's zip -------------------------------------------------------------------------------
+
+COLAB = """
+import os, sys, time, types, zipfile
+cell, drive, folder, *kits = sys.argv[1:]
+colab = types.ModuleType("google.colab")
+colab.drive = types.SimpleNamespace(mount=lambda path: os.symlink(drive, path))
+sys.modules |= {"google": types.ModuleType("google"), "google.colab": colab}
+for number, kit in enumerate(kits):
+    if kit:
+        with zipfile.ZipFile("gr-pspo-kit.zip", "w") as packed:
+            packed.writestr("main/kit/__init__.py", "")
+            packed.writestr("main/kit/place.py", f"def where_am_i(): return {kit!r}")
+            packed.writestr(f"main/{kit}", "")
+        written = time.time() + 100 * number
+        os.utime("gr-pspo-kit.zip", (written, written))
+        os.rename("gr-pspo-kit.zip", f"{folder}/gr-pspo-kit.zip")
+    exec(cell, {})
+"""
+
+
+def run_first_cell(
+    machine: Path, drive: Path, folder: Path, *kits: str
+) -> subprocess.CompletedProcess[str]:
+    """In one session on Colab, once for each of the zips that are put into `folder` before."""
+    (drive / "MyDrive").mkdir(parents=True, exist_ok=True)
+    (machine / "content").mkdir(parents=True)
+    cell = CELLS["settings"].source.replace("/content/drive", str(machine / "mounted"))
+    return subprocess.run(
+        [sys.executable, "-S", "-c", COLAB, cell, str(drive), str(folder), *kits],
+        cwd=machine / "content",
+        env={"TMPDIR": str(machine)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_zip_in_drive_outlives_the_machine(tmp_path):
+    drive = tmp_path / "drive"
+    assert run_first_cell(tmp_path / "1", drive, drive / "MyDrive", "mine").stdout == "mine\n"
+    assert run_first_cell(tmp_path / "2", drive, drive / "MyDrive", "").stdout == "mine\n"
+
+
+def test_an_uploaded_zip_has_to_be_uploaded_again(tmp_path):
+    ended = run_first_cell(tmp_path / "1", tmp_path / "drive", tmp_path / "1" / "content", "mine")
+    assert ended.stdout == "mine\n"
+    assert not (tmp_path / "1" / "mounted").exists()  # nobody was asked for access
+    ended = run_first_cell(tmp_path / "2", tmp_path / "drive", tmp_path, "")
+    assert re.search(r"no gr-pspo-kit\.zip: upload .* again\), put it into My Drive", ended.stderr)
+
+
+def test_a_corrected_zip_takes_the_place_of_the_one_before(tmp_path):
+    ended = run_first_cell(tmp_path / "1", tmp_path, tmp_path / "1" / "content", "bad", "", "good")
+    assert ended.stdout == "bad\nbad\ngood\n"
+    unpacked = {path.name for path in (tmp_path / "1" / "gr-pspo-kit" / "main").iterdir()}
+    assert unpacked == {"kit", "good"}
+
+
 # --- installing ----------------------------------------------------------------------------------
 
 
@@ -260,6 +318,49 @@ def test_a_version_out_of_range_is_replaced(packages):
     assert [text.partition("<")[0] for text in install.unmet()] == ["torch", "peft>=0.19"]
 
 
+def test_an_old_torchao_is_replaced_and_none_is_installed(packages):
+    assert install.unmet() == ["peft>=0.19"]
+    packages.there["torchao"] = "0.16.0"
+    install.install(HERE)
+    assert packages.ran[0][-1] == str(install.REQUIREMENTS)
+    packages.there["torchao"] = "0.10.0"
+    packages.after["torchao"] = "0.18.0"
+    assert install.unmet() == ["torchao>=0.16"]
+    packages.ran.clear()
+    install.install(HERE)
+    assert packages.ran[0][-2:] == (str(install.REQUIREMENTS), "torchao>=0.16")
+
+
+@pytest.mark.smoke
+def test_what_peft_refuses_is_not_called_ready(tmp_path, monkeypatch):
+    """The trial meets the torchao that Colab has shipped."""
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").touch()
+    (tmp_path / "torchao-0.10.0.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n"
+    (tmp_path / "torchao-0.10.0.dist-info" / "METADATA").write_text(metadata)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(InstallError, match=r"ImportError.*torchao.*0\.10\.0"):
+        install._try_out()
+
+
+def test_the_rest_of_an_interrupted_installation_is_passed_over(tmp_path, monkeypatch):
+    for name, metadata in (
+        ("peft-0.19.0", None),
+        ("half-1.0", "Name: half\n"),
+        ("whole-1.0", "Name: whole\nVersion: 1.0\n"),
+    ):
+        folder = tmp_path / f"{name}.dist-info"
+        folder.mkdir()
+        (folder / "top_level.txt").write_text("shared\n")
+        if metadata:
+            (folder / "METADATA").write_text(metadata)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert install.versions() == {"whole": "1.0"}
+    before, after = {"whole": "0.9"}, {"whole": "1.0"}
+    assert install.imported_before(before, after, {"shared"}) == ["whole 0.9 -> 1.0"]
+
+
 def test_a_replaced_torch_is_an_error(packages):
     packages.after["torch"] = "2.13.0"
     with pytest.raises(InstallError, match=r"torch was 2\.9\.0\+cu126 and is now 2\.13\.0"):
@@ -312,6 +413,9 @@ def test_wheels_are_made_of_what_would_be_installed(packages, monkeypatch, capsy
     assert ran[0][:3] == ("pip", "install", "--dry-run")
     assert ran[1] == ("pip", "wheel", "--no-deps", "--wheel-dir", "wheels", "peft==0.21.2")
     assert capsys.readouterr().out == "1 wheels -> wheels\n"
+    packages.there["torchao"] = "0.10.0"
+    install.save_wheels("wheels")
+    assert ran[2][-1] == "torchao>=0.16"
 
 
 def test_a_failing_program_is_quoted():
@@ -362,6 +466,8 @@ def attach_data(root: Path, folder: str) -> Path:
         "qwen2.5/transformers/0.5b-instruct/1",
         "models/qwen-lm/qwen2.5/transformers/0.5b-instruct/1",
         "datasets/me/qwen2-5-0-5b-instruct",
+        "qwen25-05b-instruct",
+        "my-models/Qwen2.5-0.5B-Instruct",
     ],
 )
 def test_a_model_is_found_as_kaggle_writes_it(tmp_path, folder):
@@ -370,6 +476,43 @@ def test_a_model_is_found_as_kaggle_writes_it(tmp_path, folder):
     attach_model(tmp_path, "qwen2.5/transformers/0.5b/1")
     path = attach_model(tmp_path, folder)
     assert find_model("Qwen/Qwen2.5-0.5B-Instruct", tmp_path) == path
+
+
+@pytest.mark.parametrize(
+    ("model", "folder"),
+    [
+        ("Qwen/Qwen3-4B", "qwen-3/transformers/4b/1"),
+        ("Qwen/Qwen3-4B-Thinking-2507", "qwen-3/transformers/4b-thinking-2507/1"),
+        ("meta-llama/Llama-3.2-1B", "metaresearch/llama-3.2/transformers/1b/1"),
+        ("google/gemma-3-1b-it", "google/gemma-3/transformers/gemma-3-1b-it/1"),
+    ],
+)
+def test_models_of_other_families_are_found(tmp_path, model, folder):
+    path = attach_model(tmp_path, folder)
+    assert find_model(model, tmp_path) == path
+
+
+@pytest.mark.parametrize(
+    ("model", "folder"),
+    [
+        ("Qwen/Qwen3-4B", "qwen-3/transformers/14b/1"),
+        ("Qwen/Qwen3-4B", "qwen-3/transformers/4b-base/1"),
+        ("Qwen/Qwen3-4B", "qwen-3/transformers/4b-thinking-2507/1"),
+        ("Qwen/Qwen3-4B", "qwen-3-coder/transformers/4b/1"),
+        ("Qwen/Qwen3-4B", "me/merged-qwen3-4b"),
+        ("Qwen/Qwen3-4B", "qwen-3/pytorch/4b/1"),
+        ("Qwen/Qwen3-4B-Base", "qwen-3/transformers/4b/1"),
+        ("Qwen/Qwen2-0.5B-Instruct", "qwen2.5/transformers/0.5b-instruct/1"),
+        ("Qwen/Qwen2.5-0.5B-Instruct", "qwen2/transformers/0.5b-instruct/1"),
+        ("meta-llama/Llama-3.2-1B", "llama-3.2/transformers/11b-vision/1"),
+        ("meta-llama/Llama-3.2-1B", "llama-3/transformers/21b/1"),
+    ],
+)
+def test_what_is_named_otherwise_is_no_copy_but_named(tmp_path, model, folder):
+    path = attach_model(tmp_path, folder)
+    assert find_model(model, tmp_path) is None
+    with pytest.raises(DataError, match=f"by their names these are others: {path}"):
+        locate(OFFLINE, model, "gsm_symbolic", tmp_path / "data", tmp_path)
 
 
 def test_another_variant_is_not_the_model(tmp_path):
@@ -403,6 +546,25 @@ def test_what_is_attached_is_trained_on(tmp_path):
     problems = load_problems(DataConfig(name="gsm8k", data_dir=str(links)), "test")
     assert problems.problems["question"] == ["What is 3 + 4, test?"]
     assert find_data("svamp", root) is None
+    assert find_data("me/gsm8", root) is None  # words are whole
+
+
+def test_training_problems_are_no_test_problems(tmp_path):
+    alone = attach_data(tmp_path, "gsm8k")
+    (alone / "test.jsonl").unlink()
+    with pytest.raises(DataError, match=r"the data set gsm8k .*train\.jsonl and test\.jsonl"):
+        locate(OFFLINE, "embedded", "gsm8k", tmp_path / "data", tmp_path)
+    only = attach_data(tmp_path, "math-500")
+    (only / "train.jsonl").unlink()
+    assert find_data("math500", tmp_path) == only  # which has no other split
+
+
+def test_a_folder_where_the_link_has_to_be_is_left_alone(tmp_path):
+    attach_data(tmp_path / "input", "gsm8k")
+    mine = attach_data(tmp_path, "data/gsm8k")
+    with pytest.raises(DataError, match=f"{mine} is in the way .*move it elsewhere"):
+        locate(KAGGLE, "embedded", "gsm8k", tmp_path / "data", tmp_path / "input")
+    assert (mine / "train.jsonl").is_file()
 
 
 @pytest.mark.parametrize("data", ["gsm_symbolic", "reasoning_gym:chain_sum", "mine.jsonl"])
@@ -451,6 +613,8 @@ def test_the_plan_says_what_is_there_already(tmp_path):
 
 def test_attached_data_are_named_to_training_and_evaluation(tmp_path, monkeypatch):
     links = tmp_path / "data"
+    links.mkdir()
+    (links / "gsm8k").symlink_to(attach_data(tmp_path, "input/gsm8k"))
     monkeypatch.setattr(
         notebook, "locate", lambda *arguments: attached.Sources(tmp_path / "model", links)
     )
@@ -459,6 +623,8 @@ def test_attached_data_are_named_to_training_and_evaluation(tmp_path, monkeypatc
     assert (config.model.id, config.data.data_dir) == ("Qwen/Qwen2.5-0.5B-Instruct", str(links))
     assert config.model.path == str(tmp_path / "model")
     assert cli._parse(plan.command).data_dir == str(links)
+    assert f"The model is the copy in {tmp_path / 'model'}\n" in str(plan)
+    assert f"The problems are those in {tmp_path / 'input' / 'gsm8k'}\n" in str(plan)
 
 
 def test_wrong_settings_are_refused_before_anything_starts(tmp_path):
@@ -602,6 +768,16 @@ def test_the_zip_has_everything_but_checkpoints(tmp_path, monkeypatch, capsys):
     assert set(zipfile.ZipFile(path).namelist()) == expected
     assert "tables" not in capsys.readouterr().out
 
+    def write(*arguments: object) -> None:
+        raise OSError("No space left on device")
+
+    before = path.read_bytes()
+    monkeypatch.setattr(zipfile.ZipFile, "write", write)
+    with pytest.raises(OSError, match="No space left"):
+        notebook.pack(plan)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["mine.zip"]
+
 
 def test_colab_downloads_by_the_browser(tmp_path, monkeypatch):
     offered = []
@@ -646,6 +822,20 @@ def test_kaggles_secret_is_used_and_never_printed(tmp_path, hub, capsys):
     ]
     assert "HF_TOKEN" not in os.environ
     assert "hf_secret" not in "".join(capsys.readouterr())
+
+
+def test_a_secret_that_is_not_attached_is_asked_for(tmp_path, hub, monkeypatch):
+    class BackendError(Exception):
+        pass
+
+    def refuse(name: str) -> str:
+        raise BackendError(f"No user secrets exist for label {name}.")
+
+    client = types.SimpleNamespace(get_secret=refuse)
+    monkeypatch.setattr(sys.modules["kaggle_secrets"], "UserSecretsClient", lambda: client)
+    with pytest.raises(AdapterError, match=r"No user secrets.*Add-ons > Secrets.*Internet"):
+        notebook.push(make_plan(tmp_path, KAGGLE), "me/qwen")
+    assert hub.uploaded == []
 
 
 def test_a_token_that_is_there_is_left_alone(tmp_path, hub, monkeypatch):

@@ -336,6 +336,24 @@ def test_killed_and_resumed_is_bit_for_bit_the_uninterrupted_run(base, make_conf
     )
 
 
+def test_a_run_does_not_go_on_with_an_edited_file(base, make_config, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    rows = [{"question": f"What is {i} + 2?", "answer": str(i + 2)} for i in range(9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def config(steps):
+        data = {"name": str(path), "options": {}}
+        return make_config(data=data, train={"steps": steps, "validate_every": 0})
+
+    train(config(1), base=base)
+    text = path.read_text()
+    path.write_text(text.replace(" + 2?", " and two?"))
+    with pytest.raises(RunError, match="begun with other problems"):
+        train(config(2), resume=True, base=base)
+    path.write_text(text)
+    assert len(figures(train(config(2), resume=True, base=base))) >= 2
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(make_config, tmp_path):
     config = resume_config(make_config, "stopped")
     action = tmp_path / "action"
