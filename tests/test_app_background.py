@@ -78,6 +78,15 @@ def test_a_listener_who_never_comes_back_is_given_up():
     assert closed.wait(LONG) and job.join(LONG)
 
 
+def test_a_listener_who_waits_for_a_slow_item_is_still_there():
+    def produce():
+        time.sleep(0.3)
+        yield from range(10)
+
+    for _ in range(5):
+        assert list(Background(produce, patience=0.1))[-1] == 9
+
+
 def test_an_error_reaches_the_listener():
     def produce():
         yield 1

@@ -16,10 +16,10 @@ import yaml
 from safetensors.torch import save_file
 
 from kit.app import roots as roots_module
-from kit.app.catalogue import advice, default_pair, find
+from kit.app.catalogue import advice, default_pair, find, read_choice
 from kit.app.options import AppOptions, add_arguments, from_arguments, parse_auth
 from kit.app.roots import OutsideRoots, adapter_source, confine
-from kit.config import SYSTEM_PROMPT
+from kit.config import SYSTEM_PROMPT, ModelConfig
 from kit.errors import AdapterError, ConfigError
 
 SETTINGS = {
@@ -539,6 +539,51 @@ def test_a_base_folder_that_is_gone_is_not_chosen(here):
     catalogue = find(AppOptions())
     assert labels(catalogue) == ["base", "a"]
     assert "which is not there" in dict(catalogue.unusable)["b"]
+
+
+# --- what is typed -------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_typed_is_the_run_that_a_new_search_would_list(here):
+    save_run(here / "runs" / "first")
+    options = AppOptions(runs=here / "runs")
+    model = find(options).model
+    data = {"name": "svamp", "system_prompt": "Think."}
+    typed = save_run(here / "runs" / "late", "clip", data=data)
+    listed = find(options).choices[2]
+    assert (listed.label, listed.system_prompt, listed.region) == ("late", "Think.", "clip")
+    assert read_choice(f" {typed} ", options, model) == replace(listed, label=f" {typed} ")
+    # outside its run an adapter has no settings of training, as when it is named or listed so
+    adapter = read_choice("runs/late/adapter", options, model)
+    assert (adapter.adapter, adapter.system_prompt, adapter.run) == (
+        *(listed.adapter, SYSTEM_PROMPT),
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"id": "owner/other"}, "trained on owner/other, the base in memory is owner/base"),
+        ({"id": "owner/base", "quantization": "int8"}, "trained on the base in int8, it is in nf4"),
+        ({"id": "owner/base", "revision": "v2"}, "trained on revision v2 of the base, not v1"),
+    ],
+)
+def test_a_run_of_another_base_cannot_be_typed(here, model, reason):
+    save_run(here / "runs" / "first", model={"id": "owner/base", "revision": "v1"})
+    base = find(AppOptions()).model
+    typed = save_run(here / "runs" / "late", base=model["id"], model=model)
+    with pytest.raises(AdapterError, match=f"late does not fit: {reason}"):
+        read_choice(typed, AppOptions(), base)
+
+
+def test_a_run_that_is_typed_before_it_has_ended_says_how_to_go_on(here):
+    (here / "runs" / "late").mkdir()
+    (here / "runs" / "late" / "config.yaml").touch()
+    with pytest.raises(AdapterError, match="no adapter yet"):
+        read_choice("runs/late", AppOptions(), ModelConfig(id="owner/base"))
+    with pytest.raises(OutsideRoots):
+        read_choice("../secret/adapter", AppOptions(), ModelConfig(id="owner/base"))
 
 
 # --- the two sides to begin with ------------------------------------------------------------------

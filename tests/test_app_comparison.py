@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
-from kit.adapters import adapter_sha256
-from kit.app.catalogue import Choice, find
+from kit.app.catalogue import Catalogue, Choice, find
 from kit.app.columns import final_answer, reasoning, samples_html, status_html
 from kit.app.comparator import ComparedPair
 from kit.app.comparison import Answer, Comparison, Setup, Tally, finish, to_vote
 from kit.app.desk import Desk, to_pair
 from kit.app.job import Progress
 from kit.app.options import AppOptions
+from kit.app.problem_view import ProblemView
+from kit.app.problems import Problems
 from kit.app.roots import OutsideRoots
 from kit.app.shown import Shown
 from kit.app.tokens import BASE_SIDE, LEFT, RIGHT
 from kit.app.verdicts import Judge, badge
-from kit.config import SYSTEM_PROMPT
-from kit.errors import AdapterError, ConfigError
+from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
+from kit.data import load_problems
+from kit.errors import AdapterError, ConfigError, DataError
 from kit.rollout import Completion
-from kit.verifiers import Verdict
+from kit.verifiers import TaskVerifier, Verdict
 from kit.votes import read_votes
+
+SPELLING = "reasoning_gym:spell_backward"
 
 
 def choice(label, adapter=None):
@@ -36,7 +44,6 @@ def setup(**changes):
         "question": "What is 3 + 4?",
         "system_prompt": "Add.",
         "gold": "7",
-        "data": None,
         "sides": {LEFT: choice("clip"), RIGHT: choice("pspo")},
     }
     return Setup(**(values | changes))
@@ -51,7 +58,8 @@ def comparison(*texts, right=(), truncated=False, **changes):
     samples = len(texts)
     temperature = 1.0 if samples > 1 else 0.0
     asked = setup(**({"samples": samples, "temperature": temperature} | changes))
-    return Comparison(asked, "<prompt>", Progress({}, {}), answers)
+    hashes = {side: one.adapter and f"hash of {one.adapter}" for side, one in asked.sides.items()}
+    return Comparison(asked, "<prompt>", Progress({}, {}, hashes=hashes), answers)
 
 
 @pytest.mark.parametrize(
@@ -98,17 +106,105 @@ def test_an_empty_system_prompt_is_not_sent():
     ],
 )
 def test_badges(text, gold, truncated, expected):
-    (verdict,) = Judge().judge([text], gold, None)
+    (verdict,) = Judge().standard(gold).judge([text])
     assert badge(verdict, is_judged=gold is not None, truncated=truncated).kind == expected
 
 
-def test_a_data_set_decides_how_its_answers_are_judged():
-    text = r"The set is \boxed{\{1,2\}}"
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory):
+    """Those of runs on a file, which is judged as LaTeX, and on few problems of two tasks."""
+    runs = tmp_path_factory.mktemp("problems")
+    choices = []
+    for name, data in (
+        ("file", {"name": "own.jsonl", "verifier": "latex"}),
+        ("words", {"name": SPELLING, "options": {"size": 30}}),
+        ("numbers", {"name": "reasoning_gym:countdown", "options": {"size": 3}}),
+    ):
+        (runs / name).mkdir()
+        config = {"model": {"id": "owner/base"}, "data": data}
+        (runs / name / "config.yaml").write_text(json.dumps(config))
+        choices.append(replace(choice(name), run=str(runs / name)))
+    catalogue = Catalogue(ModelConfig(id="owner/base"), tuple(choices), ())
+    return Problems(AppOptions(runs=runs), catalogue, Judge())
+
+
+@pytest.mark.parametrize(
+    ("data", "gold", "text", "is_right"),
+    [
+        ("math500", r"\pi", r"so \boxed{\pi}", True),
+        ("own.jsonl", "12", r"\boxed{3 \cdot 4}", True),
+        ("gsm8k", "12", r"\boxed{3 \cdot 4}", False),
+        ("gsm_symbolic", "12", r"\boxed{3 \cdot 4}", False),
+        # evaluations of a file that no run was trained on compare numbers
+        ("unknown.jsonl", r"\pi", r"\boxed{\pi}", False),
+    ],
+)
+def test_a_data_set_decides_how_its_answers_are_judged(problems, data, gold, text, is_right):
+    standard = problems.standard(data, "What?", gold)
+    assert standard.decides and standard.judge([text])[0].lenient == is_right
+
+
+def test_a_typed_problem_is_judged_by_its_gold_answer():
     judge = Judge()
-    # MATH-500 is judged as LaTeX even where the gold answer is a number
-    assert judge.judge([r"so \boxed{7}"], "7", "math500")[0].lenient
-    assert judge.judge([text], r"\{1,2\}", None)[0].lenient
-    assert not judge.judge([text], "12", "gsm8k")[0].lenient
+    assert judge.standard(r"\{1,2\}").judge([r"The set is \boxed{\{1,2\}}"])[0].lenient
+    assert not judge.standard("12").judge([r"\boxed{3 \cdot 4}"])[0].lenient
+
+
+def judged(standard, *texts):
+    """The badges of what left says to a problem of this standard."""
+    said = comparison(*texts, gold="gold", standard=standard)
+    return [answer.badge.kind for answer in finish(said, Judge()).answers[LEFT]]
+
+
+def test_a_problem_of_a_task_is_judged_by_the_task(problems):
+    row = next(row for row in problems.load(SPELLING) if row["answer"] == "emag")
+    standard = problems.standard(SPELLING, row["question"], "emag")
+    texts = ["#### emag", "#### EMAG", "so\nemag", "#### game", ""]
+    assert judged(standard, *texts) == ["right", "right", "format", "wrong", "missing"]
+    config = DataConfig(name=SPELLING, options={"size": 30})
+    evaluated = load_problems(config, "test").verifier.verify_many(texts, [row] * len(texts))
+    assert standard.judge(texts) == evaluated
+
+
+def test_the_value_of_an_expression_that_a_task_asks_for_is_wrong(problems):
+    name = "reasoning_gym:countdown"
+    row = problems.load(name)[0]
+    value = re.search(r"make (-?\d+)", row["question"])[1]
+    # the page's field of one line leaves no line breaks, and spaces make no difference either
+    standard = problems.standard(name, row["question"], row["answer"].replace(" ", ""))
+    assert judged(standard, f"#### {row['answer']}", f"#### {value}") == ["right", "wrong"]
+
+
+def test_what_only_its_task_could_judge_is_not_judged(problems):
+    standard = problems.standard(SPELLING, "Spell this word backward: x", "x")
+    assert judged(standard, "#### x", "so\nx", "") == ["unjudged", "unjudged", "missing"]
+    done = finish(comparison("#### x", gold="x", standard=standard), Judge())
+    pair = to_pair(done, 0)
+    assert (pair.answer, pair.left.strict, pair.left.lenient) == ("x", None, None)
+    assert to_vote(done, 0, "left", blind=True).left.strict is None
+    assert "–" in samples_html(
+        Shown(finish(comparison("#### x", "#### x", gold="x", standard=standard), Judge()))
+    )
+
+
+def test_another_gold_answer_makes_a_tasks_problem_the_users(problems):
+    question = problems.load(SPELLING)[0]["question"]
+    standard = problems.standard(SPELLING, question, "12")
+    assert standard.decides and standard.judge(["#### 12.0"])[0].strict
+    assert not problems.standard(SPELLING, question, None).decides
+
+
+def test_a_picked_problem_is_judged_as_its_data_set_is_until_it_is_edited(problems):
+    with gr.Blocks():
+        view = ProblemView(SimpleNamespace(problems=problems))
+    values = dict(zip(view.taken, view._take(SPELLING, 0), strict=True))
+    assert isinstance(view.read(values)["standard"].verifier, TaskVerifier)
+    assert view.read(values | {view.question: "Spell it: game"})["standard"] is None
+
+
+def test_an_unknown_task_is_an_error_in_words(problems):
+    with pytest.raises(DataError, match="unknown reasoning_gym task 'chess_problems'"):
+        problems.standard("reasoning_gym:chess_problems", "What?", "7")
 
 
 def test_tally_by_hand():
@@ -167,20 +263,22 @@ def test_blind_columns_hide_names_until_the_vote():
     assert revealed.names == {RIGHT: "pspo", LEFT: "clip"} and not revealed.hides_names
 
 
-def test_the_base_keeps_its_column_and_name_when_blind():
-    sides = {LEFT: choice("clip"), RIGHT: choice("pspo"), BASE_SIDE: choice("base")}
+def test_the_bases_own_column_waits_for_the_vote():
+    sides = {LEFT: choice("clip"), RIGHT: choice("base"), BASE_SIDE: choice("base")}
     shown = Shown(comparison("#### 7", sides=sides), (RIGHT, LEFT), is_blind=True)
-    assert shown.columns == (RIGHT, LEFT, BASE_SIDE)
-    assert shown.names[BASE_SIDE] == "base"
+    assert shown.columns == (RIGHT, LEFT)
+    assert set(shown.names.values()) == {"Answer A", "Answer B"}
+    for open_ in (replace(shown, is_blind=False), replace(shown, vote="tie")):
+        assert open_.columns == (RIGHT, LEFT, BASE_SIDE)
+        assert open_.names == {RIGHT: "base", LEFT: "clip", BASE_SIDE: "base"}
 
 
-def test_a_vote_names_sides_and_hashes_whatever_the_columns(adapters):
-    first = str(adapters / "first")
-    sides = {LEFT: choice("clip", first), RIGHT: choice("base")}
+def test_a_vote_names_sides_and_hashes_whatever_the_columns():
+    sides = {LEFT: choice("clip", "runs/clip"), RIGHT: choice("base")}
     done = finish(comparison("#### 7", right=("#### 8",), sides=sides), Judge())
     vote = to_vote(done, 0, Shown(done, (RIGHT, LEFT)).preferred("right"), blind=True)
     assert (vote.vote, vote.left.name, vote.right.name) == ("left", "clip", "base")
-    assert vote.left.adapter_sha256 == adapter_sha256(first) and vote.right.adapter_sha256 is None
+    assert vote.left.adapter_sha256 == "hash of runs/clip" and vote.right.adapter_sha256 is None
     assert (vote.left.strict, vote.right.strict, vote.answer) == (True, False, "7")
     assert [m.role for m in vote.prompt] == ["system", "user"]
     unjudged = finish(comparison("#### 7", gold=None), Judge())
@@ -227,10 +325,12 @@ def test_a_comparison_from_start_to_export_and_vote(desk):
     assert pair.left.completion == done.answers[LEFT][0].completion.text
     assert pair.left.kl_to_base == done.scores[0][LEFT].kl_to_base > 0
     assert desk.score(done).tally is None
-    for preference in ("left", "left", "right"):
-        desk.vote(done, 0, preference, blind=True)
+    for number, preference in enumerate(("left", "left", "right")):
+        another = replace(done, id=f"comparison {number}")
+        assert desk.vote(another, 0, preference, blind=True) == preference
+        assert desk.vote(another, 0, "tie", blind=True) == preference  # it has one
     votes, unreadable = read_votes(desk.options.votes)
-    assert len(votes) == 3 and unreadable == 0
+    assert [vote.vote for vote in votes] == ["left", "left", "right"] and unreadable == 0
     with desk.options.votes.open("a") as file:
         file.write("{half a line\n")
     score = desk.score(done)
@@ -295,6 +395,6 @@ def test_only_adapters_of_this_base_and_of_allowed_folders(desk, adapters, tmp_p
     copy = Path(str(folder) + "2")
     folder.rename(copy)
     with pytest.raises(
-        AdapterError, match=r"trained on Qwen/Qwen2\.5-0\.5B, but the base in memory"
+        AdapterError, match=r"trained on Qwen/Qwen2\.5-0\.5B, the base in memory is"
     ):
         desk.choice(str(copy))

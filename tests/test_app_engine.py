@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from kit.adapters import adapter_sha256
 from kit.app import engine as module
 from kit.app.background import Background
 from kit.app.engine import Engine
@@ -91,7 +95,9 @@ def test_scores_are_those_of_plain_forward_passes(engine, job, base):
     done = last(engine.run(job()))
     prompt = base.prompt_ids(MESSAGES)
     policy = engine._policy
-    names = {LEFT: engine._names[job().adapters[LEFT]], RIGHT: engine._names[job().adapters[RIGHT]]}
+    names = {
+        side: engine._names[source, done.hashes[side]] for side, source in job().adapters.items()
+    }
     for side, (completion,) in done.completions.items():
         ids = torch.tensor([prompt + completion.tokens])
         full = {}
@@ -187,7 +193,7 @@ def test_bad_jobs_are_refused_and_do_no_harm(engine, job, adapters, tmp_path, mo
     stream = module.stream
 
     def full(*arguments):
-        yield next(stream(*arguments))
+        yield from [next(stream(*arguments))] if arguments else []
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(module, "stream", full)
@@ -197,7 +203,52 @@ def test_bad_jobs_are_refused_and_do_no_harm(engine, job, adapters, tmp_path, mo
     with pytest.raises(RuntimeError, match="a bug"):
         list(engine.run(job()))
     monkeypatch.setattr(module, "stream", stream)
-    assert said(last(engine.run(job())))[LEFT]
+    done = last(engine.run(job()))
+    assert said(done)[LEFT]
+    monkeypatch.setattr(module, "score", lambda *a: full().send(None))
+    with pytest.raises(ModelError, match="out of memory"):
+        engine.score(job(), done, 0)
+
+
+@pytest.mark.smoke
+def test_an_adapter_that_fails_leaves_no_trace(engine, job, adapters, tmp_path):
+    """Neither as the first on the base nor among others; the next one takes its place."""
+    first, second = str(adapters / "first"), str(adapters / "second")
+    wanted = said(last(engine.run(job(adapters={LEFT: None, RIGHT: second}))))
+    bad = shutil.copytree(first, tmp_path / "bad")
+    change(bad, lambda name, weight: weight.repeat(1, 2) if "lora_A" in name else weight)
+    lacking = shutil.copytree(first, tmp_path / "lacking")
+    change(lacking, lambda name, weight: None if "layers.1." in name else weight)
+    engine._policy.model.unload()
+    engine.__init__(engine.base)
+    for broken, reason in ((bad, "size mismatch"), (lacking, "lacks .* of its weights")):
+        with pytest.raises(AdapterError, match=f"cannot load the adapter {broken}: .*{reason}"):
+            list(engine.run(job(adapters={LEFT: None, RIGHT: str(broken)})))
+        assert not any("lora" in name for name, _ in engine.base.model.named_parameters())
+    list(engine.run(job(adapters={LEFT: None, RIGHT: first})))
+    with pytest.raises(AdapterError, match="size mismatch"):
+        list(engine.run(job(adapters={LEFT: second, RIGHT: str(bad)})))
+    assert said(last(engine.run(job(adapters={LEFT: None, RIGHT: second})))) == wanted
+
+
+@pytest.mark.smoke
+def test_an_adapter_that_was_trained_on_is_loaded_anew(engine, job, adapters, tmp_path):
+    changing = str(shutil.copytree(adapters / "first", tmp_path / "run"))
+    before = last(engine.run(job(adapters={LEFT: None, RIGHT: changing}, samples=1)))
+    change(Path(changing), lambda name, weight: 0 * weight)
+    after = last(engine.run(job(adapters={LEFT: None, RIGHT: changing})))
+    assert before.hashes[RIGHT] != after.hashes[RIGHT] == adapter_sha256(changing)
+    assert before.hashes[LEFT] is after.hashes[LEFT] is None
+    assert before.scores[RIGHT].kl_to_base > 0 == after.scores[RIGHT].kl_to_base
+    # what the adapter said before is still scored by what it was then
+    again = engine.score(job(adapters={LEFT: None, RIGHT: changing}), before, 0)
+    assert again[RIGHT].kl_to_base == before.scores[RIGHT].kl_to_base
+
+
+def change(folder: Path, new) -> None:
+    path = folder / "adapter_model.safetensors"
+    weights = {name: new(name, weight) for name, weight in load_file(path).items()}
+    save_file({n: w.contiguous() for n, w in weights.items() if w is not None}, path)
 
 
 def test_pieces_join_to_the_text_and_unfinished_characters_wait(base):

@@ -146,6 +146,16 @@ def start(page):
     page.click("#kit-run")
 
 
+def refused(page):
+    """Wait until the page says why not and takes another run; no badge waits for ever."""
+    page.wait_for_selector(".kit-notice")
+    page.wait_for_selector("#kit-run:not([disabled])")
+    page.wait_for_function(
+        "![...document.querySelectorAll('.kit-badge')].some(b => /waiting/.test(b.innerText))"
+    )
+    return page.inner_text(".kit-notice")
+
+
 def finished(page):
     """Wait until both answers are complete and the page takes another run."""
     page.wait_for_function(
@@ -228,7 +238,30 @@ def test_several_samples_are_summed_up(page):
     page.wait_for_selector("#kit-samples table")
     summary = page.inner_text("#kit-samples")
     assert "of 3" in summary and "pass@2" in summary and "majority" in summary
-    page.wait_for_selector("#kit-sample")
+    page.wait_for_selector("#kit-sample", state="visible")
+
+
+def test_samples_are_picked_by_the_arrow_keys(page):
+    fill(page, **{"Temperature": 2, "Samples of each side": 4})
+    run(page)
+    page.wait_for_selector("#kit-sample", state="visible")
+    first = text_of(page, "first")
+    slider = page.locator("#kit-sample input[type=range]")
+    slider.press("ArrowRight")
+    page.wait_for_function(
+        "t => document.querySelector('#kit-first .kit-text').innerText != t", arg=first
+    )
+    slider.press("ArrowLeft")
+    page.wait_for_function(
+        "t => document.querySelector('#kit-first .kit-text').innerText == t", arg=first
+    )
+    for _ in range(3):  # faster than they are scored
+        slider.press("ArrowRight")
+    page.wait_for_function(
+        "t => document.querySelector('#kit-first .kit-text').innerText != t", arg=first
+    )
+    page.wait_for_timeout(1000)
+    assert slider.input_value() == "4"  # nothing has set it back
 
 
 def test_stop_ends_the_answers_and_frees_the_page(page):
@@ -275,6 +308,38 @@ def test_a_blind_vote_names_nobody_before_and_lands_in_the_file(page, runs):
     assert f"A was {preferred.name}" in revealed and "So far" in revealed
     assert preferred.name in page.inner_text("#kit-first")
     page.wait_for_selector("#kit-analysis")
+
+
+def test_three_clicks_at_once_are_one_vote(page, runs):
+    path = runs / "votes.jsonl"
+    before = len(read_votes(path)[0]) if path.exists() else 0
+    page.get_by_label("Blind").check()
+    fill(page)
+    run(page)
+    page.wait_for_selector("#kit-vote", state="visible")
+    page.evaluate(
+        "['left', 'tie', 'right'].forEach(c => document.querySelector(`#kit-vote-${c}`).click())"
+    )
+    page.wait_for_selector("#kit-votes", state="visible")
+    page.wait_for_selector("#kit-analysis", state="visible")
+    page.wait_for_timeout(1000)  # for the other clicks
+    assert len(read_votes(path)[0]) == before + 1
+    assert "So far" in page.inner_text("#kit-votes")
+    assert page.locator(".toast-item").count() == 0
+
+
+def test_a_side_that_is_the_base_is_not_given_away(page):
+    page.get_by_label("Left").first.fill("base")
+    page.keyboard.press("Enter")
+    page.get_by_label("Show the bare base").check()
+    page.get_by_label("Blind").check()
+    fill(page)
+    run(page)
+    page.wait_for_selector("#kit-vote", state="visible")
+    assert not page.is_visible("#kit-base")
+    page.click("#kit-vote-both_bad")
+    page.wait_for_selector("#kit-base", state="visible")
+    assert "base" in page.inner_text("#kit-base .kit-name")
 
 
 def test_a_problem_of_a_data_set_is_picked_and_its_comparison_exported(page):
@@ -326,9 +391,7 @@ def test_hostile_text_does_nothing(page):
 def test_what_cannot_be_run_is_said_in_place(page, question, message):
     fill(page, question=question)
     page.click("#kit-run")
-    page.wait_for_selector(".kit-notice")
-    assert message in page.inner_text(".kit-notice")
-    page.wait_for_selector("#kit-run:not([disabled])")
+    assert message in refused(page)
 
 
 @pytest.mark.parametrize("path", ["../../etc", "/etc/passwd", "someone/adapter"])
@@ -337,8 +400,7 @@ def test_paths_out_of_the_folders_are_refused(page, path):
     page.keyboard.press("Enter")
     fill(page)
     page.click("#kit-run")
-    page.wait_for_selector(".kit-notice")
-    notice = page.inner_text(".kit-notice")
+    notice = refused(page)
     assert path in notice and ("--adapters-root" in notice or "--allow-hub" in notice)
 
 
@@ -373,6 +435,24 @@ def test_training_draws_curves_and_names_the_difference(page):
     )
     page.get_by_role("button", name="Settings of two runs").click()
     page.wait_for_selector("text=objective.trust_region >> visible=true")
+
+
+def test_the_curves_stay_while_a_run_is_written(page, runs):
+    open_tab(page, "Training")
+    plots = "document.querySelectorAll('.vega-embed canvas, .vega-embed svg').length"
+    page.wait_for_function(f"{plots} > 5")
+    page.evaluate(
+        f"window.least = {plots};"
+        f"setInterval(() => {{ window.least = Math.min(window.least, {plots}) }}, 50)"
+    )
+    for hour in (1, 2):  # to the page, a file with a new time is one with a new line
+        os.utime(runs / "clip" / "metrics.jsonl", (2e9 + 3600 * hour, 2e9 + 3600 * hour))
+        changed = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(2e9 + 3600 * hour))
+        page.wait_for_function(
+            "t => document.querySelector('.kit-runs').innerText.includes(t)", arg=changed
+        )
+    page.wait_for_timeout(4000)
+    assert page.evaluate("window.least") > 5
 
 
 def test_report_says_what_to_run(page):

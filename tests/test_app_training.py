@@ -483,6 +483,14 @@ def test_a_tick_shows_nothing_new_until_a_file_changes(tab, tmp_path):
     assert list(reward["value"]["value"]) == [0.5, 0.75]
 
 
+def test_the_same_choice_again_leaves_the_plots_alone(tab):
+    assert tab.choose(["a", "b"], ["a", "b"]) == gr.skip()
+    assert tab.choose([], []) == gr.skip()
+    chosen, *plots = tab.choose(["b"], ["a", "b"])
+    assert chosen == ["b"] and plots == [gr.update(visible=False)] * len(SHOWN)
+    assert tab.choose([], ["b"])[0] == []
+
+
 def test_a_choice_outlives_a_new_look(tab, tmp_path):
     old, new = write_run(tmp_path / "a" / "old"), write_run(tmp_path / "b" / "new")
     for path in new.iterdir():

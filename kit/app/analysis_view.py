@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from kit.app.columns import notice_html
 from kit.app.differences import first_difference, word_diff
 from kit.app.heatmap import heat_map
 from kit.app.inert import printable
@@ -14,6 +15,7 @@ from kit.app.ratios import Ratios, ratio_chart, ratios
 from kit.app.shown import Shown
 from kit.app.tokens import BASE_SIDE, LEFT, RIGHT
 from kit.config import PSPO, Clip
+from kit.errors import AdapterError
 
 BETWEEN, TO_BASE = "left − right", "each side − base"
 AS_JUDGED, POSITIVE, NEGATIVE = "as judged", "positive", "negative"
@@ -80,28 +82,35 @@ class AnalysisView:
         parting = first_difference(
             *(shown.answer(side).completion.tokens for side in (LEFT, RIGHT))
         )
-        seen = {side: self._ratios(shown, side, values) for side in (LEFT, RIGHT)}
-        maps = {
-            self.maps[side]: self._map(shown, side, values[self.colours], parting, seen[side])
-            for side in (LEFT, RIGHT)
-        }
+        maps = {self.maps[side]: self._map(shown, side, values, parting) for side in (LEFT, RIGHT)}
         return {
             self.box: gr.update(visible=True),
             self.difference: word_diff(texts[LEFT], texts[RIGHT]),
-            self.chart: ratio_chart(seen[values[self.side]]),
+            self.chart: self._chart(shown, values),
             **maps,
         }
 
-    def _map(self, shown: Shown, side: str, colours: str, parting: int | None, seen: Ratios) -> str:
-        minuend, subtrahend = (LEFT, RIGHT) if colours == BETWEEN else (side, BASE_SIDE)
-        name = escape(printable(shown.names[side]))
-        return f"<h4>{side.capitalize()}: {name}</h4>" + heat_map(
-            shown.comparison.scores[shown.sample][side].tokens,
-            minuend,
-            subtrahend,
-            diverges_at=parting,
-            silenced=seen.silenced,
-        )
+    def _map(self, shown: Shown, side: str, values: Update, parting: int | None) -> str:
+        """Under the side's name; or why there is none."""
+        between = values[self.colours] == BETWEEN
+        minuend, subtrahend = (LEFT, RIGHT) if between else (side, BASE_SIDE)
+        heading = f"<h4>{side.capitalize()}: {escape(printable(shown.names[side]))}</h4>"
+        try:
+            return heading + heat_map(
+                shown.comparison.scores[shown.sample][side].tokens,
+                minuend,
+                subtrahend,
+                diverges_at=parting,
+                silenced=self._ratios(shown, side, values).silenced,
+            )
+        except AdapterError as error:
+            return heading + notice_html(error)
+
+    def _chart(self, shown: Shown, values: Update) -> str:
+        try:
+            return ratio_chart(self._ratios(shown, values[self.side], values))
+        except AdapterError as error:
+            return notice_html(error)
 
     def _ratios(self, shown: Shown, side: str, values: Update) -> Ratios:
         """Of one answer against the base, the kit's old policy."""

@@ -16,8 +16,8 @@ class Background(Generic[T]):
     """Runs `produce()` in a thread; iterating gives its newest item, skipping what came between.
 
     The thread never waits for the listener, so a listener who leaves holds nothing up: the producer
-    is closed after its next item when the listener closes the iterator, calls `stop`, or has not
-    asked for `patience` seconds. What the producer raises is raised to the listener.
+    is closed after its next item when the listener closes the iterator, calls `stop`, or has left
+    an item for `patience` seconds. What the producer raises is raised to the listener.
     """
 
     def __init__(self, produce: Callable[[], Iterator[T]], patience: float = PATIENCE) -> None:
@@ -26,7 +26,7 @@ class Background(Generic[T]):
         self._item: list[T] = []  # the newest one nobody has seen
         self._error: BaseException | None = None
         self._is_over = self._is_stopped = False
-        self._asked = time.monotonic()
+        self._left_since = 0.0  # when what is in _item began to wait
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def stop(self) -> None:
@@ -47,7 +47,6 @@ class Background(Generic[T]):
         try:
             while True:
                 with self._changed:
-                    self._asked = time.monotonic()
                     self._changed.wait_for(lambda: self._item or self._is_over)
                     item, self._item = self._item, []
                 if item:
@@ -63,10 +62,13 @@ class Background(Generic[T]):
         items = self._produce()
         try:
             for item in items:
+                now = time.monotonic()
                 with self._changed:
+                    if not self._item:
+                        self._left_since = now
                     self._item = [item]
                     self._changed.notify()
-                if self._is_stopped or time.monotonic() - self._asked > self._patience:
+                if self._is_stopped or now - self._left_since > self._patience:
                     break
         except BaseException as error:  # handed to the listener, whose thread can show it
             self._error = error

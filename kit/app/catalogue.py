@@ -13,7 +13,16 @@ import yaml
 
 from kit.adapters import CONFIG, WEIGHTS
 from kit.app.options import AppOptions
-from kit.app.roots import MAX_BYTES, check_within, confined_source, given_source, read_settings
+from kit.app.roots import (
+    MAX_BYTES,
+    OutsideRoots,
+    adapter_source,
+    check_within,
+    confine,
+    confined_source,
+    given_source,
+    read_settings,
+)
 from kit.config import EMBEDDED, SYSTEM_PROMPT, Config, ModelConfig, build_config
 from kit.errors import AdapterError, ConfigError, KitError, RunError
 from kit.runs import RunFolder
@@ -97,6 +106,26 @@ def find(options: AppOptions) -> Catalogue:
     base = Choice(BASE_LABEL, None, model.id, prompt, data=None, run=None, region=None)
     choices = _with_own_labels([base, *(found.choice for found in (*named, *fitting))])
     return Catalogue(model, choices, tuple(sorted(unusable)))
+
+
+def read_choice(text: str, options: AppOptions, model: ModelConfig) -> Choice:
+    """What a path or hub id typed into the page stands for, read as `find` reads what it lists.
+
+    Raises OutsideRoots for what the page may not load, another KitError for what cannot be put on
+    `model`.
+    """
+    try:
+        folder = confine(text.strip(), options.roots)
+    except OutsideRoots:  # then it may be a hub id, or named with --adapters
+        found = _describe(text, adapter_source(text, options), run=None)
+    else:
+        try:
+            found = _read(folder, text, options)
+        except OSError as error:
+            raise AdapterError(f"cannot read {text}: {error}") from error
+    if reason := found.misfit(model):
+        raise AdapterError(f"{text} does not fit: {reason}")
+    return found.choice
 
 
 def default_pair(catalogue: Catalogue) -> tuple[Choice, Choice]:

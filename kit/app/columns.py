@@ -5,9 +5,11 @@ from __future__ import annotations
 from html import escape
 
 from kit.app.comparison import Answer
+from kit.app.inert import printable
 from kit.app.shown import Shown
 from kit.app.tokens import BASE_SIDE
 from kit.app.verdicts import Badge
+from kit.errors import KitError
 
 MARKS = {"right": "✓", "format": "✓", "wrong": "✗", "missing": "–", "truncated": "…"}
 
@@ -32,6 +34,11 @@ STYLE = """
 def badge_html(badge: Badge) -> str:
     mark = MARKS.get(badge.kind, "")
     return f'<span class="kit-badge kit-badge-{badge.kind}">{mark} {escape(badge.text)}</span>'
+
+
+def notice_html(error: KitError) -> str:
+    """An error, where the page would show what it prevents."""
+    return f'<p class="kit-notice" role="alert">{escape(printable(str(error)))}</p>'
 
 
 def status_html(shown: Shown, side: str) -> str:
@@ -63,7 +70,7 @@ def samples_html(shown: Shown) -> str:
     samples = comparison.setup.samples
     if samples == 1 or not comparison.is_over:
         return ""
-    is_judged = comparison.setup.gold is not None
+    is_judged = comparison.setup.is_judged
     ks = sorted({1, 2, 4, 8, 16, 32, samples} & set(range(1, samples + 1)))
     head = ["", "strictly right", *(f"pass@{k}" for k in ks), "majority answer", "agreement"]
     rows = []

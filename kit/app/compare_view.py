@@ -6,18 +6,17 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from html import escape
 from typing import Any
 
 import gradio as gr
 
 from kit.app.analysis_view import AnalysisView
 from kit.app.catalogue import BASE_LABEL, advice, default_pair
-from kit.app.columns import final_answer, reasoning, samples_html, status_html
+from kit.app.columns import final_answer, notice_html, reasoning, samples_html, status_html
 from kit.app.comparison import MAX_SAMPLES, Setup, chat
 from kit.app.desk import Desk, to_pair
 from kit.app.export_view import ExportView
-from kit.app.inert import LATEX_DELIMITERS, inert_markdown, printable
+from kit.app.inert import LATEX_DELIMITERS, inert_markdown
 from kit.app.problem_view import ProblemView
 from kit.app.shown import Shown
 from kit.app.tokens import BASE_SIDE, LEFT, RIGHT
@@ -173,11 +172,12 @@ class CompareView:
             **hidden,
         )
         self.halt.click(self._stop, None, None, queue=False, **hidden)
-        self.sample.release(
+        self.sample.change(
             self._pick_sample,
             {self.shown, self.sample, *self.analysis.controls},
             outputs,
             concurrency_id=MODEL,
+            trigger_mode="always_last",
             **hidden,
         )
         self.vote.wire(self._show, {self.shown, *self.analysis.controls}, outputs)
@@ -203,34 +203,37 @@ class CompareView:
 
     def _follow_prompt(self, values: Update) -> Any:
         """The system prompt an adapter was trained with."""
-        choice = next(
-            (c for c in self.desk.catalogue.choices if c.label == values[self.left]), None
-        )
-        return gr.update() if choice is None else choice.system_prompt
+        try:
+            return self.desk.choice(str(values[self.left] or "")).system_prompt
+        except KitError:  # a run will say so
+            return gr.update()
 
     def _run(self, values: Update, request: gr.Request) -> Iterator[Update]:
         """Stream the answers; at the end everything about them."""
         before: Shown | None = values[self.shown]
         history = before.history if before else ()
+        shown = None
         yield self._waiting(values)
         try:
             setup = self._setup(values)
             order = (LEFT, RIGHT)
             if values[self.blind] and random.random() < 0.5:
                 order = (RIGHT, LEFT)
-            shown = None
             for comparison in self.desk.run(setup, str(request.session_hash)):
                 shown = Shown(comparison, order, values[self.blind], history=history)
-                if not comparison.is_over:
-                    yield self._written(shown)
+                yield self._written(shown)  # whatever becomes of the rest
+                if comparison.is_over:
+                    yield self._ended(shown, values)
+                else:
                     time.sleep(EVERY)
             if shown is None:
                 badge = '<span class="kit-badge">stopped before it began</span>'
-                yield dict.fromkeys(self.statuses, badge)
-            else:
-                done = (*history, to_pair(shown.comparison, 0))[-HISTORY:]
-                yield self._show(replace(shown, history=done), values) | self._listed()
-        except KitError as error:
+                yield dict.fromkeys(self.statuses, badge) | {self.shown: before}
+        except Exception as error:  # a fault of the app's own leaves no badge waiting either
+            if shown is None or not shown.comparison.is_over:
+                yield dict.fromkeys(self.statuses, "") | {self.shown: before}
+            if not isinstance(error, KitError):
+                raise
             yield {self.notice: _notice(error)}
 
     def _setup(self, values: Update) -> Setup:
@@ -248,21 +251,25 @@ class CompareView:
         )
 
     def _pick_sample(self, values: Update) -> Update:
+        """Another sample, scored if that is possible; nothing for the one that is shown."""
         shown: Shown | None = values[self.shown]
-        if shown is None:
-            return {}
         sample = int(values[self.sample]) - 1
+        if shown is None or sample == shown.sample:
+            return gr.skip()
+        comparison, notice = shown.comparison, gr.update(visible=False)
         try:
-            comparison = self.desk.scored(shown.comparison, sample)
+            comparison = self.desk.scored(comparison, sample)
         except KitError as error:
-            return {self.notice: _notice(error)}
-        return self._show(replace(shown, comparison=comparison, sample=sample), values)
+            notice = _notice(error)
+        picked = replace(shown, comparison=comparison, sample=sample)
+        return self._show(picked, values) | {self.notice: notice}
 
     # --- what is shown -----------------------------------------------------------------------
 
     def _waiting(self, values: Update) -> Update:
         """Empty columns."""
-        boxes = {self.boxes[2]: gr.update(visible=values[self.with_base])}
+        with_base = values[self.with_base] and not values[self.blind]
+        boxes = {self.boxes[2]: gr.update(visible=with_base)}
         status = '<span class="kit-badge">waiting for the model …</span>'
         cleared = dict.fromkeys([*self.names, *self.texts, *self.finals, self.summary], "")
         shown = {self.shown: None, self.notice: gr.update(visible=False)}
@@ -285,21 +292,24 @@ class CompareView:
         return update
 
     def _show(self, shown: Shown, values: Update) -> Update:
-        """Everything."""
-        samples = shown.comparison.setup.samples
-        slider = gr.update(visible=samples > 1, maximum=max(2, samples), value=shown.sample + 1)
+        """Everything but the slider, which may have moved on since."""
         return {
             **self._written(shown),
             self.shown: shown,
-            self.sample: slider,
+            self.boxes[2]: gr.update(visible=len(shown.columns) > 2),
             self.summary: samples_html(shown),
             **(self.vote.show(shown) | self.analysis.show(shown, values) | self.export.show(shown)),
         }
 
-    def _listed(self) -> Update:
-        """Adapters given by path are choices from now on."""
-        labels = self.desk.labels
-        return {side: gr.update(choices=labels) for side in (self.left, self.right)}
+    def _ended(self, shown: Shown, values: Update) -> Update:
+        """What a new comparison changes; adapters given by path are choices from now on."""
+        if shown.comparison.is_finished:
+            done = (*shown.history, to_pair(shown.comparison, 0))[-HISTORY:]
+            shown = replace(shown, history=done)
+        samples, labels = shown.comparison.setup.samples, self.desk.labels
+        slider = gr.update(visible=samples > 1, maximum=max(2, samples), value=1)
+        choices = {side: gr.update(choices=labels) for side in (self.left, self.right)}
+        return self._show(shown, values) | {self.sample: slider} | choices
 
 
 def _prose(class_: str) -> gr.Markdown:
@@ -312,5 +322,4 @@ def _prose(class_: str) -> gr.Markdown:
 
 
 def _notice(error: KitError) -> Any:
-    text = escape(printable(str(error)))
-    return gr.update(value=f'<p class="kit-notice" role="alert">{text}</p>', visible=True)
+    return gr.update(value=notice_html(error), visible=True)

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-from kit.adapters import adapter_sha256
 from kit.answers import parse_number
 from kit.app.catalogue import Choice
 from kit.app.job import Job, Progress
 from kit.app.tokens import LEFT, RIGHT, Scores
-from kit.app.verdicts import Badge, Judge, badge
+from kit.app.verdicts import Badge, Judge, Standard, badge
 from kit.errors import ConfigError
 from kit.stats import pass_at_k
 from kit.verifiers import Verdict
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 MAX_SAMPLES = 64
 MAX_CHARACTERS = 50_000  # of a problem and a system prompt; longer than any context here
+TYPES = {
+    "text": str,
+    "text or null": str | None,
+    "a number": int | float,
+    "a whole number": int,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +39,20 @@ class Setup:
     question: str
     system_prompt: str
     gold: str | None  # the right answer, where it is known
-    data: str | None  # the data set the problem is from
     sides: Mapping[str, Choice]  # LEFT, RIGHT and perhaps BASE_SIDE
+    standard: Standard | None = None  # of the problem's data set; None: the gold answer alone
     temperature: float = 0.0
     max_new_tokens: int = 256
     seed: int = 0
     samples: int = 1
 
     def __post_init__(self) -> None:
+        check_type("problem", self.question, "text")
+        check_type("system prompt", self.system_prompt, "text")
+        check_type("temperature", self.temperature, "a number")
+        check_type("new tokens", self.max_new_tokens, "a whole number")
+        check_type("seed", self.seed, "a whole number")
+        check_type("samples", self.samples, "a whole number")
         if not self.question.strip():
             raise ConfigError("the problem is empty: write one, or pick one from a data set")
         if len(self.question) + len(self.system_prompt) > MAX_CHARACTERS:
@@ -63,6 +75,11 @@ class Setup:
             )
 
     @property
+    def is_judged(self) -> bool:
+        """Whether anything decides which answers are right."""
+        return self.gold is not None if self.standard is None else self.standard.decides
+
+    @property
     def messages(self) -> list[dict[str, Any]]:
         return chat(self.system_prompt, self.question)
 
@@ -76,6 +93,12 @@ class Setup:
             seed=self.seed,
             samples=self.samples,
         )
+
+
+def check_type(name: str, value: object, allowed: str) -> None:
+    """Raise ConfigError unless a value from outside is of one of TYPES."""
+    if not isinstance(value, TYPES[allowed]) or isinstance(value, bool):
+        raise ConfigError(f"{name} must be {allowed}, got {value!r:.80}")
 
 
 def chat(system_prompt: str, question: str) -> list[dict[str, Any]]:
@@ -109,6 +132,12 @@ class Comparison:
     is_over: bool = False
     is_stopped: bool = False
     scores: dict[int, dict[str, Scores]] = field(default_factory=dict)
+    id: str = field(default_factory=lambda: uuid4().hex)  # of what is voted on
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every answer came to its end and the first ones have their scores."""
+        return self.is_over and not self.is_stopped
 
     def tally(self, side: str) -> Tally:
         """What this side's samples say together."""
@@ -158,15 +187,16 @@ def compare(engine: Engine, judge: Judge, setup: Setup) -> Iterator[Comparison]:
 def finish(comparison: Comparison, judge: Judge, *, is_stopped: bool = False) -> Comparison:
     """Judge all answers as they stand."""
     setup, answers = comparison.setup, {}
+    standard = setup.standard or judge.standard(setup.gold)
     for side, mine in comparison.answers.items():
-        verdicts = judge.judge([a.completion.text for a in mine], setup.gold, setup.data)
+        verdicts = standard.judge([a.completion.text for a in mine])
         answers[side] = tuple(
             replace(
                 answer,
                 verdict=verdict,
                 badge=badge(
                     verdict,
-                    is_judged=setup.gold is not None,
+                    is_judged=setup.is_judged,
                     truncated=answer.completion.truncated,
                 ),
             )
@@ -182,11 +212,11 @@ def to_vote(comparison: Comparison, sample: int, vote: Preference, *, blind: boo
 
     def side(name: str) -> Side:
         choice, answer = setup.sides[name], comparison.answers[name][sample]
-        is_judged = setup.gold is not None and answer.verdict is not None
+        is_judged = setup.is_judged and answer.verdict is not None
         return Side(
             name=choice.label,
             adapter=choice.adapter,
-            adapter_sha256=adapter_sha256(choice.adapter) if choice.adapter else None,
+            adapter_sha256=comparison.progress.hashes[name],
             completion=answer.completion.text,
             strict=answer.verdict.strict if is_judged and answer.verdict else None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -9,18 +10,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kit.adapters import adapter_sha256, read_adapter_config
 from kit.app.background import Background
-from kit.app.catalogue import Catalogue, Choice
+from kit.app.catalogue import Catalogue, Choice, read_choice
 from kit.app.comparator import ComparedPair, ComparedSide
 from kit.app.comparison import Comparison, Setup, compare, finish, to_vote
 from kit.app.options import AppOptions
 from kit.app.problems import Problems
-from kit.app.roots import adapter_source
 from kit.app.tokens import LEFT, RIGHT
 from kit.app.verdicts import Judge
-from kit.config import SYSTEM_PROMPT
-from kit.errors import AdapterError, ConfigError, ResultsError
+from kit.errors import ConfigError, ResultsError
 from kit.votes import Preference, Tally, append_vote, read_votes, tally
 
 if TYPE_CHECKING:
@@ -41,11 +39,13 @@ class Desk:
     def __init__(self, options: AppOptions, catalogue: Catalogue) -> None:
         self.options, self.catalogue = options, catalogue
         self.judge = Judge()
-        self.problems = Problems(options, catalogue)
+        self.problems = Problems(options, catalogue, self.judge)
         self._choices = {choice.label: choice for choice in catalogue.choices}
         self._running: dict[str, Background[Comparison]] = {}
         self._stopped: set[str] = set()  # sessions that were stopped before their turn came
         self._lock = threading.Lock()
+        self._votes: dict[str, Preference] = {}  # by comparison
+        self._voting = threading.Lock()
         self._engine: Future[Engine] | None = None
 
     @property
@@ -69,38 +69,23 @@ class Desk:
     def choice(self, label: str) -> Choice:
         """What a label stands for; one that is not listed is a path or hub id, which is added.
 
-        Raises OutsideRoots for what the page may not load, AdapterError for what is no adapter of
-        this base.
+        Raises what `read_choice` raises.
         """
         if label in self._choices:
             return self._choices[label]
-        source = adapter_source(label, self.options)
-        known = next((c for c in self._choices.values() if c.adapter == source), None)
+        read = read_choice(label, self.options, self.catalogue.model)
+        known = next((c for c in self._choices.values() if c.adapter == read.adapter), None)
         if known is not None:
             return known
-        trained_on = read_adapter_config(source).get("base_model_name_or_path")
-        if trained_on != self.catalogue.model.id:
-            raise AdapterError(
-                f"the adapter {label} was trained on {trained_on}, but the base in memory is "
-                f"{self.catalogue.model.id}; start the app with --base {trained_on}"
-            )
-        added = Choice(
-            label=label,
-            adapter=source,
-            base=self.catalogue.model.id,
-            system_prompt=SYSTEM_PROMPT,
-            data=None,
-            run=None,
-            region=None,
-        )
         with self._lock:
-            self._choices[label] = added
-        return added
+            self._choices[label] = read
+        return read
 
     def run(self, setup: Setup, session: str) -> Iterator[Comparison]:
         """Answers as they are written; the last item is over, also when `stop` ended it early.
 
-        There is none when it was stopped before its turn came.
+        There is none when it was stopped before its turn came. An error comes after what was
+        written until then, which is over too.
         """
         job = Background(lambda: compare(self.engine(), self.judge, setup))
         with self._lock:
@@ -108,12 +93,17 @@ class Desk:
                 self._stopped.discard(session)
                 return
             self._running[session] = job
-        last = None
+        last, trouble = None, None
         try:
-            for last in job:
-                yield last
+            try:
+                for last in job:
+                    yield last
+            except Exception as error:
+                trouble = error
             if last is not None and not last.is_over:
                 yield finish(last, self.judge, is_stopped=True)
+            if trouble is not None:
+                raise trouble
         finally:
             with self._lock:
                 if self._running.get(session) is job:
@@ -134,23 +124,35 @@ class Desk:
 
     def scored(self, comparison: Comparison, sample: int) -> Comparison:
         """The comparison with the scores of that sample too."""
-        if not comparison.is_over or comparison.is_stopped or sample in comparison.scores:
+        if not comparison.is_finished or sample in comparison.scores:
             return comparison
         scores = self.engine().score(comparison.setup.job, comparison.progress, sample)
         return replace(comparison, scores=comparison.scores | {sample: scores})
 
-    def vote(self, comparison: Comparison, sample: int, vote: Preference, *, blind: bool) -> None:
-        """Write a vote; ResultsError when the file cannot be written."""
-        if not comparison.is_over:
-            raise ConfigError("wait until both answers are complete, then vote")
-        append_vote(self.options.votes, to_vote(comparison, sample, vote, blind=blind))
+    def vote(
+        self, comparison: Comparison, sample: int, vote: Preference, *, blind: bool
+    ) -> Preference:
+        """Write a vote unless the comparison has one; the one that counts, which is the first.
+
+        Raises ConfigError for answers that are not complete, ResultsError when the file cannot be
+        written.
+        """
+        if not comparison.is_finished:
+            raise ConfigError(
+                "only complete answers are voted on: wait for both, or run again what was stopped"
+            )
+        with self._voting:
+            if comparison.id not in self._votes:
+                append_vote(self.options.votes, to_vote(comparison, sample, vote, blind=blind))
+                self._votes[comparison.id] = vote
+            return self._votes[comparison.id]
 
     def score(self, comparison: Comparison) -> Score:
         """The blind votes between these two adapters, whichever side they were on."""
         if not self.options.votes.is_file():
             return Score(None, 0)
         votes, unreadable = read_votes(self.options.votes)
-        pair = {_hash(comparison.setup.sides[side]) for side in (LEFT, RIGHT)}
+        pair = {comparison.progress.hashes[side] for side in (LEFT, RIGHT)}
         mine = [v for v in votes if {v.left.adapter_sha256, v.right.adapter_sha256} == pair]
         tallies = tally(mine)
         return Score(tallies[0] if tallies else None, unreadable)
@@ -176,21 +178,20 @@ def to_pair(comparison: Comparison, sample: int) -> ComparedPair:
         scores = comparison.scores.get(sample, {}).get(name)
         if answer.verdict is None:
             raise ResultsError("the answers are still being written; export them afterwards")
-        is_judged = setup.gold is not None
         return ComparedSide(
             name=choice.label,
             adapter=choice.adapter,
-            adapter_sha256=_hash(choice),
+            adapter_sha256=comparison.progress.hashes[name],
             completion=answer.completion.text,
             strict_answer=answer.verdict.strict_answer,
             lenient_answer=answer.verdict.lenient_answer,
-            strict=answer.verdict.strict if is_judged else None,
-            lenient=answer.verdict.lenient if is_judged else None,
+            strict=answer.verdict.strict if setup.is_judged else None,
+            lenient=answer.verdict.lenient if setup.is_judged else None,
             tokens=len(answer.completion.tokens),
             truncated=answer.completion.truncated,
             seconds=round(answer.seconds, 3),
-            mean_logprob=scores.mean_logprob[name] if scores else None,
-            kl_to_base=scores.kl_to_base if scores else None,
+            mean_logprob=_finite(scores.mean_logprob[name]) if scores else None,
+            kl_to_base=_finite(scores.kl_to_base) if scores else None,
         )
 
     return ComparedPair(
@@ -210,5 +211,6 @@ def to_pair(comparison: Comparison, sample: int) -> ComparedPair:
     )
 
 
-def _hash(choice: Choice) -> str | None:
-    return adapter_sha256(choice.adapter) if choice.adapter else None
+def _finite(value: float) -> float | None:
+    """JSON has no number for what a broken adapter gives."""
+    return value if math.isfinite(value) else None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
+from kit.adapters import adapter_sha256
 from kit.app.job import Job, Message, Progress
 from kit.app.scoring import score
 from kit.app.tokens import Scores
@@ -23,7 +26,8 @@ class Engine:
     def __init__(self, base: Base) -> None:
         self.base = base
         self._policy = Policy(base)
-        self._names: dict[str, str] = {}  # folder or hub id -> name on the model
+        # by folder or hub id and hash: a run that goes on while the app is open changes its adapter
+        self._names: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
 
     @property
@@ -35,39 +39,22 @@ class Engine:
         """The prompt exactly as it is sent."""
         return str(self.base.tokenizer.decode(self.base.prompt_ids(list(messages))))
 
-    def load(self, sources: Sequence[str]) -> None:
-        """Load adapters (folders or hub ids) unless they are; AdapterError as `load_adapters`."""
-        with self._lock:
-            self._load(sources)
-
     def run(self, job: Job) -> Iterator[Progress]:
         """Sample, then score. Waits while another job runs; closing it frees the model.
 
         Raises AdapterError for an adapter that does not load, ConfigError for a prompt that is too
         long, ModelError when memory runs out.
         """
-        with self._lock:
-            try:
-                yield from self._run(job)
-            except RuntimeError as error:  # torch.OutOfMemoryError is one
-                if not _is_out_of_memory(error):
-                    raise
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                rows = job.samples * len(job.adapters)
-                raise ModelError(
-                    f"out of memory with {rows} answers of up to {job.max_new_tokens} tokens at "
-                    "once; ask for fewer samples or fewer tokens, leave out the base's column, or "
-                    "start with --cpu"
-                ) from error
+        with self._lock, _advice(job):
+            yield from self._run(job)
 
     def score(self, job: Job, said: Progress, sample: int) -> dict[str, Scores]:
-        """Scores of another sample of a job that has ended."""
-        with self._lock:
+        """Scores of another sample of a job that has ended; ModelError when memory runs out."""
+        with self._lock, _advice(job):
             return self._score(job, said, sample)
 
     def _run(self, job: Job) -> Iterator[Progress]:
-        self._load([source for source in job.adapters.values() if source is not None])
+        hashes = self._load(job)
         prompt = tuple(self.base.prompt_ids(list(job.messages)))
         if len(prompt) + job.max_new_tokens > self.context:
             raise ConfigError(
@@ -77,8 +64,8 @@ class Engine:
             )
         sides = [side for side in job.adapters for _ in range(job.samples)]
         requests = [
-            Request(prompt, (job.seed, number), self._name(source))
-            for source in job.adapters.values()
+            Request(prompt, (job.seed, number), self._name(source, hashes[side]))
+            for side, source in job.adapters.items()
             for number in range(job.samples)
         ]
         began, times = time.perf_counter(), [0.0] * len(requests)
@@ -90,28 +77,51 @@ class Engine:
             for row, completion in enumerate(completions):
                 if len(completion.tokens) > lengths[row]:
                     lengths[row], times[row] = len(completion.tokens), now
-            said = Progress(_by_side(sides, completions), _by_side(sides, times))
+            by_side = _by_side(sides, completions), _by_side(sides, times)
+            said = Progress(*by_side, hashes=hashes)
             yield said
-        yield Progress(said.completions, said.seconds, self._score(job, said, 0))
+        yield replace(said, scores=self._score(job, said, 0))
 
     def _score(self, job: Job, said: Progress, sample: int) -> dict[str, Scores]:
         prompt = self.base.prompt_ids(list(job.messages))
-        adapters = {side: self._name(source) for side, source in job.adapters.items()}
+        adapters = {
+            side: self._name(source, said.hashes[side]) for side, source in job.adapters.items()
+        }
         return {
             side: score(self._policy, prompt, answers[sample].tokens, adapters, side)
             for side, answers in said.completions.items()
         }
 
-    def _load(self, sources: Sequence[str]) -> None:
-        new = [source for source in dict.fromkeys(sources) if source not in self._names]
-        names = {source: f"adapter{len(self._names) + i}" for i, source in enumerate(new)}
+    def _load(self, job: Job) -> dict[str, str | None]:
+        """Load the adapters that are not there as they are now; hashes by side."""
+        sources = {source: adapter_sha256(source) for source in job.adapters.values() if source}
+        new = [found for found in sources.items() if found not in self._names]
+        names = {found: f"adapter{len(self._names) + i}" for i, found in enumerate(new)}
         if new:
-            wanted = {name: source for source, name in names.items()}
+            wanted = {name: source for (source, _), name in names.items()}
             self._policy = Policy(self.base, load_adapters(self.base, wanted, self._policy.model))
             self._names |= names
+        return {side: sources.get(source or "") for side, source in job.adapters.items()}
 
-    def _name(self, source: str | None) -> str:
-        return BASE if source is None else self._names[source]
+    def _name(self, source: str | None, sha: str | None) -> str:
+        return BASE if source is None or sha is None else self._names[source, sha]
+
+
+@contextmanager
+def _advice(job: Job) -> Iterator[None]:
+    """ModelError with what to do when memory runs out."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not _is_out_of_memory(error):
+            raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        rows = job.samples * len(job.adapters)
+        raise ModelError(
+            f"out of memory with {rows} answers of up to {job.max_new_tokens} tokens at once; ask "
+            "for fewer samples or fewer tokens, leave out the base's column, or start with --cpu"
+        ) from error
 
 
 def _by_side(sides: Sequence[str], values: Sequence) -> dict[str, tuple]:

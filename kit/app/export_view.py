@@ -28,7 +28,7 @@ class ExportView:
         self.outputs = [self.box, self.markdown, self.json, self.comparator]
 
     def show(self, shown: Shown | None) -> Update:
-        if shown is None or shown.hides_names or not shown.comparison.is_over:
+        if shown is None or shown.hides_names or not shown.comparison.is_finished:
             return {self.box: gr.update(visible=False)}
         pair = to_pair(shown.comparison, shown.sample)
         names = pair.left.name, pair.right.name

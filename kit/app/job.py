@@ -33,3 +33,4 @@ class Progress:
     completions: dict[str, tuple[Completion, ...]]  # by side, one per sample
     seconds: dict[str, tuple[float, ...]]  # until each one's newest token
     scores: dict[str, Scores] = field(default_factory=dict)  # of each side's first sample
+    hashes: dict[str, str | None] = field(default_factory=dict)  # of the adapters that said it

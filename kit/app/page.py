@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from kit.app import (
     browse_view,
@@ -88,7 +90,7 @@ def launch(options: AppOptions) -> None:
     desk = Desk(options, find(options))
     page = build(desk)
     try:
-        page.launch(**settings(options), prevent_thread_lock=True)
+        page.launch(**settings(options), app_kwargs=guard(options), prevent_thread_lock=True)
     except OSError as error:
         raise ModelError(
             f"the app cannot listen on {options.host}:{options.port} ({error}); choose another "
@@ -115,6 +117,20 @@ def settings(options: AppOptions) -> dict[str, Any]:
         "show_error": False,
         "enable_monitoring": False,
     }
+
+
+def guard(options: AppOptions) -> dict[str, Any]:
+    """Arguments of the web application that keep pages of other sites out.
+
+    Whoever owns a name can have it lead to this computer, and a page of theirs that is open in a
+    browser here is then let in like ours (DNS rebinding). So without a password only names of this
+    computer are answered. With one the name is free, as behind a proxy; so it is in a notebook,
+    whose proxies hand on names of their own.
+    """
+    if options.auth is not None:
+        return {}
+    names = ["localhost", "127.0.0.1", "[::1]", options.host]
+    return {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names)]}
 
 
 def _take_over(selected: dict[str, Any] | None) -> list[Any]:

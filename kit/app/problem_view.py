@@ -58,10 +58,11 @@ class ProblemView:
         self._wire()
 
     def read(self, values: dict[Any, Any]) -> dict[str, Any]:
-        """The fields of Setup that are asked for here."""
+        """The fields of Setup that are asked for here; raises what `Problems.standard` raises."""
         question, gold = values[self.question] or "", (values[self.gold] or "").strip()
         data = values[self.data] if question == values[self.picked] else None
-        return {"question": question, "gold": gold or None, "data": data}
+        standard = self.desk.problems.standard(data, question, gold or None) if data else None
+        return {"question": question, "gold": gold or None, "standard": standard}
 
     def _wire(self) -> None:
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

@@ -27,9 +27,10 @@ class Shown:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The sides from left to right; the base's own column comes last."""
-        base = (BASE_SIDE,) if BASE_SIDE in self.comparison.setup.sides else ()
-        return self.order + base
+        """The sides from left to right. The base's own column comes last, and only with the names:
+        a side that is the base too says the same."""
+        has_base = BASE_SIDE in self.comparison.setup.sides and not self.hides_names
+        return (*self.order, BASE_SIDE) if has_base else self.order
 
     @property
     def names(self) -> dict[str, str]:
@@ -37,14 +38,8 @@ class Shown:
         sides = self.comparison.setup.sides
         hidden = dict(zip(self.order, ("Answer A", "Answer B"), strict=True))
         return {
-            side: hidden[side] if self.hides_names and side in hidden else sides[side].label
-            for side in self.columns
+            side: hidden[side] if self.hides_names else sides[side].label for side in self.columns
         }
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether every answer came to its end and has its scores."""
-        return self.comparison.is_over and not self.comparison.is_stopped
 
     def answer(self, side: str) -> Answer:
         return self.comparison.answers[side][self.sample]

@@ -67,20 +67,20 @@ def build(options: AppOptions) -> TrainingView:
     legend = gr.HTML(elem_classes="kit-runs")
     with gr.Row(elem_classes="kit-curves"):
         plots = [_plot(curve) for curve in curves.SHOWN]
+    chosen: gr.State = gr.State([])  # what the tab is about: `runs`, once it really differs
     seen: gr.State = gr.State()
     quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(None, tab.look, None, [runs, legend], **quiet)
     again.click(tab.look, runs, [runs, legend], **quiet)
     shown = [legend, seen, *plots]
     drawing = quiet | {"concurrency_id": "curves"}  # one after the other: the last one stays
-    # a plot that is there takes new values, but not new runs with them: it is made anew
-    runs.change(lambda: [gr.update(visible=False)] * len(plots), None, plots, **drawing).then(
-        tab.show, [runs, window], shown, **drawing
-    )
-    window.change(tab.show, [runs, window], shown, **drawing)
-    gr.Timer(SECONDS).tick(tab.follow, [runs, window, seen], shown, **drawing)
-    _build_samples(tab, runs, seen, quiet)
-    _build_differences(tab, runs, quiet)
+    # not `input`: that says nothing when the choice is cleared
+    runs.change(tab.choose, [runs, chosen], [chosen, *plots], **drawing)
+    chosen.change(tab.show, [chosen, window], shown, **drawing)
+    window.change(tab.show, [chosen, window], shown, **drawing)
+    gr.Timer(SECONDS).tick(tab.follow, [chosen, window, seen], shown, **drawing)
+    _build_samples(tab, chosen, seen, quiet)
+    _build_differences(tab, chosen, quiet)
     return TrainingView(runs)
 
 
@@ -101,7 +101,7 @@ def _plot(curve: curves.Curve) -> gr.LinePlot:
     )
 
 
-def _build_samples(tab: _Tab, runs: gr.Dropdown, seen: gr.State, quiet: Any) -> None:
+def _build_samples(tab: _Tab, chosen: gr.State, seen: gr.State, quiet: Any) -> None:
     with gr.Accordion("Sampled completions", open=False):
         with gr.Row():
             run = gr.Dropdown(label="Run", min_width=260)
@@ -109,12 +109,12 @@ def _build_samples(tab: _Tab, runs: gr.Dropdown, seen: gr.State, quiet: Any) -> 
         samples = gr.Markdown(
             latex_delimiters=LATEX_DELIMITERS, sanitize_html=True, line_breaks=True
         )
-    runs.change(tab.offer, [runs, run], run, **quiet)
+    chosen.change(tab.offer, [chosen, run], run, **quiet)
     gr.on([run.change, seen.change], tab.steps, [run, step], step, **quiet)
     gr.on([run.change, step.change], tab.samples, [run, step], samples, **quiet)
 
 
-def _build_differences(tab: _Tab, runs: gr.Dropdown, quiet: Any) -> None:
+def _build_differences(tab: _Tab, chosen: gr.State, quiet: Any) -> None:
     with gr.Accordion("Settings of two runs", open=False):
         with gr.Row():
             left = gr.Dropdown(label="First run", min_width=260)
@@ -129,8 +129,8 @@ def _build_differences(tab: _Tab, runs: gr.Dropdown, quiet: Any) -> None:
             label="Settings that differ",
             visible=False,
         )
-    runs.change(tab.offer, [runs, left], left, **quiet)
-    runs.change(tab.offer_second, [runs, right], right, **quiet)
+    chosen.change(tab.offer, [chosen, left], left, **quiet)
+    chosen.change(tab.offer_second, [chosen, right], right, **quiet)
     gr.on([left.change, right.change], tab.compare, [left, right], [words, table], **quiet)
 
 
@@ -147,6 +147,13 @@ class _Tab:
         first = [str(run.path) for run in training.preselect(found)]
         legend = gr.skip() if found else self._nothing()
         return gr.update(choices=_choices(found), value=kept or first), legend
+
+    def choose(self, runs: list[str], chosen: list[str]) -> Any:
+        """Take a choice over; nothing for the same one, which Gradio may report again and again."""
+        if runs == chosen:
+            return gr.skip()
+        # a plot that is there takes new values, but not new runs with them: it is made anew
+        return [runs, *[gr.update(visible=False)] * len(curves.SHOWN)]
 
     def show(self, chosen: list[str], window: int) -> list[Any]:
         """Legend, fingerprint and plots."""

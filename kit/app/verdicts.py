@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from kit.answers import parse_number
-from kit.sources import KNOWN
-from kit.verifiers import LatexVerifier, NumberVerifier, Verdict
+from kit.answers import (
+    MAX_ANSWER_CHARS,
+    extract_lenient_text,
+    extract_strict_text,
+    parse_number,
+)
+from kit.data import VERIFIERS
+from kit.verifiers import Row, Verdict, Verifier
+
+Kind = Literal["number", "latex"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,33 +34,50 @@ TRUNCATED = Badge("truncated", "cut off")
 UNJUDGED = Badge("unjudged", "not judged")
 
 
+@dataclass(frozen=True, slots=True)
+class Standard:
+    """What answers to one problem are judged by."""
+
+    verifier: Verifier
+    row: Row
+    decides: bool  # False: answers are found, but nobody knows which are right
+
+    def judge(self, texts: Sequence[str]) -> list[Verdict]:
+        """One verdict per text."""
+        return self.verifier.verify_many(texts, [self.row] * len(texts))
+
+
 class Judge:
-    """Judges texts against a gold answer, as `kit evaluate` does on the same data set."""
+    """Has the verifiers that compare with a gold answer."""
 
     def __init__(self) -> None:
-        self._number, self._latex = NumberVerifier(), LatexVerifier()
-        self._lock = threading.Lock()  # the LaTeX verifier talks to one process of its own
+        self._verifiers = {kind: make() for kind, make in VERIFIERS.items()}
 
-    def judge(self, texts: Sequence[str], gold: str | None, data: str | None) -> list[Verdict]:
-        """One verdict per text; without a gold answer nothing is right, but answers are found.
+    def standard(self, gold: str | None, kind: Kind | None = None) -> Standard:
+        """Comparison with a gold answer; without one nothing is right, but answers are found.
 
-        `data` is the data set the problem is from. Answers to other problems are compared as
+        `kind` is that of the problem's data set. Answers to other problems are compared as
         numbers where the gold answer is one, else as LaTeX.
         """
-        latex = (
-            KNOWN[data].verifier == "latex"
-            if data in KNOWN
-            else gold is not None and parse_number(gold) is None
-        )
-        rows = [{"answer": gold or ""}] * len(texts)
-        if not latex:
-            return self._number.verify_many(texts, rows)
-        with self._lock:
-            return self._latex.verify_many(texts, rows)
+        if kind is None:
+            kind = "number" if gold is None or parse_number(gold) is not None else "latex"
+        return Standard(self._verifiers[kind], {"answer": gold or ""}, decides=gold is not None)
+
+
+class NoVerifier:
+    """Finds answers to a problem that only its task could judge; none of them is right."""
+
+    def verify(self, completion: str, row: Row) -> Verdict:
+        last_line = completion.strip().rpartition("\n")[2][-MAX_ANSWER_CHARS:].strip()
+        lenient = extract_lenient_text(completion) or last_line or None
+        return Verdict(False, False, extract_strict_text(completion), lenient)
+
+    def verify_many(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]:
+        return [self.verify(text, row) for text, row in zip(completions, rows, strict=True)]
 
 
 def badge(verdict: Verdict, *, is_judged: bool, truncated: bool) -> Badge:
-    """What the page says of an answer; `is_judged`: there is a gold answer to compare with."""
+    """What the page says of an answer; `is_judged`: whether it could be decided."""
     if is_judged and verdict.strict:
         return RIGHT
     if is_judged and verdict.lenient:

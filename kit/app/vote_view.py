@@ -15,6 +15,7 @@ from kit.app.tokens import LEFT, RIGHT
 from kit.errors import KitError
 
 CHOICES = {"left": "A is better", "right": "B is better", "tie": "Tie", "both_bad": "Both bad"}
+STOPPED = "There is no vote on answers that were stopped: the names stay hidden. Run again."
 Update = dict[Any, Any]
 
 
@@ -46,22 +47,25 @@ class VoteView:
             button.click(cast, inputs, outputs, api_visibility="private", queue=False)
 
     def show(self, shown: Shown | None) -> Update:
-        if shown is None or not shown.is_blind or not shown.comparison.is_over:
-            return {self.box: gr.update(visible=False), self.result: gr.update(visible=False)}
-        if shown.vote is None:
-            return {self.box: gr.update(visible=True), self.result: gr.update(visible=False)}
-        text = self._revealed(shown)
+        can_vote, text = False, ""
+        if shown is not None and shown.is_blind and shown.comparison.is_over:
+            can_vote = shown.vote is None and shown.comparison.is_finished
+            if shown.vote is not None:
+                text = self._revealed(shown)
+            elif not can_vote:
+                text = STOPPED
         return {
-            self.box: gr.update(visible=False),
-            self.result: gr.update(value=text, visible=True),
+            self.box: gr.update(visible=can_vote),
+            self.result: gr.update(value=text, visible=bool(text)),
         }
 
     def _cast(self, shown: Shown | None, column: str) -> Shown | Update:
-        if shown is None or not shown.hides_names:  # two clicks at once: the first one counts
-            return {}
-        vote = shown.preferred(column)
-        try:
-            self.desk.vote(shown.comparison, shown.sample, vote, blind=True)
+        if shown is None or not shown.hides_names:
+            return gr.skip()
+        try:  # of several clicks at once the first one counts, and all of them show it
+            vote = self.desk.vote(
+                shown.comparison, shown.sample, shown.preferred(column), blind=True
+            )
         except KitError as error:
             text = inert_markdown(str(error))
             return {self.result: gr.update(value=f"**Not counted.** {text}", visible=True)}
@@ -74,7 +78,10 @@ class VoteView:
             shown.vote or "", f"**{names[shown.vote != shown.order[0]]}** is better"
         )
         lines = [f"A was **{names[0]}**, B was **{names[1]}**. Your vote: {vote}."]
-        score = self.desk.score(shown.comparison)
+        try:
+            score = self.desk.score(shown.comparison)
+        except KitError as error:
+            return "\n\n".join([*lines, inert_markdown(str(error))])
         if sides[LEFT].adapter == sides[RIGHT].adapter:
             lines.append("Both sides were the same model, so this vote decides nothing.")
         elif score.tally is not None:
