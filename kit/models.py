@@ -203,11 +203,7 @@ def load_adapters(base: Base, adapters: dict[str, str], onto: PeftModel | None =
                 settings = PeftLoraConfig.from_pretrained(source)
                 settings.inference_mode = True
                 model = PeftModelForCausalLM(base.model, settings, adapter_name=name)
-            missing = model.load_adapter(source, adapter_name=name).missing_keys
-            if missing:
-                raise ValueError(
-                    f"{WEIGHTS} lacks {len(missing)} of its weights, e.g. {missing[0]}"
-                )
+            _check_loaded(model, name, model.load_adapter(source, adapter_name=name).missing_keys)
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             if onto is not None:  # what is half-loaded must not stay
                 for added in set(onto.peft_config) - there:
@@ -220,6 +216,16 @@ def load_adapters(base: Base, adapters: dict[str, str], onto: PeftModel | None =
             raise AdapterError(f"cannot load the adapter {source}: {reason}") from error
     model.eval()
     return model
+
+
+def _check_loaded(model: PeftModel, name: str, missing: list[str]) -> None:
+    """ValueError unless all weights of an adapter are there and finite."""
+    if missing:
+        raise ValueError(f"{WEIGHTS} lacks {len(missing)} of its weights, e.g. {missing[0]}")
+    for key, weight in model.named_parameters():
+        # in a batch, NaN of one adapter would reach the rows of all
+        if f".{name}." in key and not weight.isfinite().all():
+            raise ValueError(f"{key} is not finite")
 
 
 def check_adapter(base: Base, source: str) -> None:

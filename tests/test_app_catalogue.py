@@ -106,7 +106,6 @@ def test_every_option_is_read_from_the_command_line(tmp_path):
     [
         {"share": True},
         {"host": "0.0.0.0"},
-        {"host": "::"},
         {"host": ""},  # all addresses
         {"host": "localhost.example.org"},
         {"host": "127.0.0.1.example.org"},
@@ -118,9 +117,15 @@ def test_what_others_can_reach_needs_a_password(given):
     assert AppOptions(**given, auth=("me", "secret"))
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9", "::1"])
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9"])
 def test_this_computer_alone_needs_none(host):
     assert AppOptions(host=host).auth is None
+
+
+@pytest.mark.parametrize("host", ["::", "::1"])
+def test_ipv6_is_refused_before_gradio_fails_with_it(host):
+    with pytest.raises(ConfigError, match=rf"such as 127\.0\.0\.1, got {host}: Gradio"):
+        AppOptions(host=host, auth=("me", "secret"))
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])

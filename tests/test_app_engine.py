@@ -219,9 +219,16 @@ def test_an_adapter_that_fails_leaves_no_trace(engine, job, adapters, tmp_path):
     change(bad, lambda name, weight: weight.repeat(1, 2) if "lora_A" in name else weight)
     lacking = shutil.copytree(first, tmp_path / "lacking")
     change(lacking, lambda name, weight: None if "layers.1." in name else weight)
+    infinite = shutil.copytree(first, tmp_path / "infinite")
+    change(infinite, lambda name, weight: weight / 0 if "lora_B" in name else weight)
     engine._policy.model.unload()
     engine.__init__(engine.base)
-    for broken, reason in ((bad, "size mismatch"), (lacking, "lacks .* of its weights")):
+    broken_ones = (
+        (bad, "size mismatch"),
+        (lacking, "lacks .* of its weights"),
+        (infinite, "lora_B.* is not finite"),
+    )
+    for broken, reason in broken_ones:
         with pytest.raises(AdapterError, match=f"cannot load the adapter {broken}: .*{reason}"):
             list(engine.run(job(adapters={LEFT: None, RIGHT: str(broken)})))
         assert not any("lora" in name for name, _ in engine.base.model.named_parameters())

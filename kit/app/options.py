@@ -33,6 +33,11 @@ class AppOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65535:
             raise ConfigError(f"--port must be from 1 to 65535, got {self.port}")
+        if ":" in self.host:
+            raise ConfigError(
+                f"--host must be a name or an IPv4 address such as 127.0.0.1, got {self.host}: "
+                "Gradio does not serve IPv6"
+            )
         if self.runs.exists() and not self.runs.is_dir():
             raise ConfigError(f"--runs must be a folder, but {self.runs} is a file")
         if self.adapters_root is not None and not self.adapters_root.is_dir():

@@ -129,7 +129,7 @@ def guard(options: AppOptions) -> dict[str, Any]:
     """
     if options.auth is not None:
         return {}
-    names = ["localhost", "127.0.0.1", "[::1]", options.host]
+    names = ["localhost", "127.0.0.1", options.host]
     return {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names)]}
 
 
