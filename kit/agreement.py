@@ -98,9 +98,10 @@ def _continued(model: Any, prompt: list[int], settings: GenerationConfig) -> lis
     ids = torch.tensor([prompt], device=model.device)
     mask = torch.ones_like(ids)
     greedy = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
-    return model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **greedy)[
-        0
-    ].tolist()
+    output = model.generate(
+        input_ids=ids, attention_mask=mask, generation_config=settings, **greedy
+    )
+    return output[0].tolist()
 
 
 @torch.no_grad()

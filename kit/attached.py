@@ -42,9 +42,10 @@ def locate(place: Place, model: str, data: str, links: Path, root: Path = INPUT)
     folder = find_model(model, root) if needs_model else None
     needs_data = data in KNOWN or re.fullmatch(r"[\w.-]+/[\w.-]+", data) is not None
     found = find_data(data, root) if needs_data else None
-    lacking = [_how_to_attach_model(model, root)] if needs_model and folder is None else []
-    lacking += [_how_to_attach_data(data)] if needs_data and found is None else []
-    if lacking and not place.online:
+    lacks_model, lacks_data = needs_model and folder is None, needs_data and found is None
+    if not place.online and (lacks_model or lacks_data):
+        lacking = [_how_to_attach_model(model, root)] if lacks_model else []
+        lacking += [_how_to_attach_data(data)] if lacks_data else []
         raise DataError(
             "there is no internet here. Turn it on (Session options > Internet), or attach (Add "
             f"Input): {'; '.join(lacking)}. Looked below {root}"

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from kit.errors import ConfigError
 
 SYSTEM_PROMPT = "Solve the problem step by step, then give the final answer as '#### <number>'."
+AnswerKind = Literal["number", "latex"]  # how an answer is compared with the gold one
 
 EMBEDDED = "embedded"
 EMBEDDED_PATH = Path(__file__).parent / "assets" / "tiny-qwen2.5"
@@ -103,7 +104,7 @@ class DataConfig(Section):
     """Column with the problem text, for files and hub ids the kit does not know."""
     answer_column: str = "answer"
     """Column with the final answer, likewise."""
-    verifier: Literal["number", "latex"] = "number"
+    verifier: AnswerKind = "number"
     """How answers are compared, likewise. number: as exact rationals; latex: by math-verify."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of a reasoning_gym task (`size`, `seed`, …). Its own verifier scores it, but

@@ -29,11 +29,11 @@ SHOWN = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "dataset
 CLASHES = ("torchao>=0.16",)
 # what breaks first when versions do not fit together, and what the kit would compute with
 TRIAL = """
-import accelerate, bitsandbytes, datasets, peft, torch, transformers
+import accelerate, bitsandbytes, datasets, peft, transformers
 from kit.config import ModelConfig
 from kit.hardware import choose_hardware
-layer = torch.nn.Sequential(torch.nn.Linear(2, 2))
-peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["0"]), layer)
+from kit.models import check_torchao
+check_torchao()
 print(choose_hardware(ModelConfig(id="embedded")).reason)
 """
 RESTART = {
@@ -137,7 +137,7 @@ def table(there: Mapping[str, str]) -> str:
 def save_wheels(folder: str | Path) -> None:
     """Make wheels of what is missing here, to be attached where there is no internet."""
     with _pins(versions().get("torch")) as pins:
-        plan = _run("pip", "install", "--dry-run", "--report=-", *_sources(pins))
+        plan = _run("pip", "install", "--dry-run", "--report=-", *_sources(pins, unmet()))
     names = [
         f"{entry['metadata']['name']}=={entry['metadata']['version']}"
         for entry in json.loads(plan)["install"]
@@ -159,10 +159,11 @@ def _install(place: Place, torch: str | None, missing: list[str]) -> None:
             )
         offline = ["--no-index", "--find-links", str(wheels)]
     with _pins(torch) as pins:
+        sources = _sources(pins, missing)
         if shutil.which("uv"):  # ten times as fast; Colab and Kaggle have it
-            _run("uv", "pip", "install", "--python", sys.executable, *_sources(pins), *offline)
+            _run("uv", "pip", "install", "--python", sys.executable, *sources, *offline)
         else:
-            _run("pip", "install", *_sources(pins), *offline)
+            _run("pip", "install", *sources, *offline)
 
 
 @contextmanager
@@ -174,9 +175,9 @@ def _pins(torch: str | None) -> Iterator[Path]:
         yield path
 
 
-def _sources(pins: Path) -> list[str]:
+def _sources(pins: Path, missing: list[str]) -> list[str]:
     """What to install: the requirements, and a newer version of what is here and clashes."""
-    clashing = [requirement for requirement in unmet() if requirement in CLASHES]
+    clashing = [requirement for requirement in missing if requirement in CLASHES]
     return ["--quiet", "--constraint", str(pins), "--requirement", str(REQUIREMENTS), *clashing]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kit.answers import parse_number
-from kit.config import DataConfig
+from kit.config import AnswerKind, DataConfig
 from kit.errors import DataError
 from kit.verifiers import NumberVerifier, TaskVerifier, Verifier
 
@@ -44,7 +44,7 @@ class Source:
     hub_id: str
     hub_config: str | None
     problem: Callable[[Row], dict[str, str]]
-    verifier: Literal["number", "latex"]
+    verifier: AnswerKind
 
 
 # --- the data sets the kit knows --------------------------------------------------------------

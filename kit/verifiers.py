@@ -117,6 +117,13 @@ class LatexVerifier(WorkerVerifier):
         return {"gold": str(row["answer"]), "answer": last_box(answer) or answer}
 
 
+def task_answers(completion: str, lines: bool = False) -> tuple[str | None, str | None]:
+    """The strict and the lenient answer to a task's problem; `lines`: strict may have several."""
+    last_line = completion.strip().rpartition("\n")[2][-MAX_ANSWER_CHARS:].strip()
+    lenient = extract_lenient_text(completion, lines) or last_line or None
+    return extract_strict_text(completion, lines), lenient
+
+
 class TaskVerifier(WorkerVerifier):
     """Answers of a reasoning-gym task, scored by the task itself; right is a score of exactly 1.
 
@@ -134,10 +141,7 @@ class TaskVerifier(WorkerVerifier):
         self.entries = entries
 
     def _extract(self, completion: str, row: Row) -> tuple[str | None, str | None]:
-        lines = "\n" in str(row["answer"]).strip()
-        last_line = completion.strip().rpartition("\n")[2][-MAX_ANSWER_CHARS:].strip()
-        lenient = extract_lenient_text(completion, lines) or last_line or None
-        return extract_strict_text(completion, lines), lenient
+        return task_answers(completion, lines="\n" in str(row["answer"]).strip())
 
     def _question(self, answer: str, row: Row) -> dict[str, str]:
         entry = base64.b64encode(pickle.dumps(self.entries[row["id"]])).decode()

@@ -101,7 +101,7 @@ class Engine:
             wanted = {name: source for (source, _), name in names.items()}
             self._policy = Policy(self.base, load_adapters(self.base, wanted, self._policy.model))
             self._names |= names
-        return {side: sources.get(source or "") for side, source in job.adapters.items()}
+        return {side: source and sources[source] for side, source in job.adapters.items()}
 
     def _name(self, source: str | None, sha: str | None) -> str:
         return BASE if source is None or sha is None else self._names[source, sha]

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from kit.answers import (
-    MAX_ANSWER_CHARS,
-    extract_lenient_text,
-    extract_strict_text,
-    parse_number,
-)
+from kit.answers import parse_number
+from kit.config import AnswerKind
 from kit.data import VERIFIERS
-from kit.verifiers import Row, Verdict, Verifier
-
-Kind = Literal["number", "latex"]
+from kit.verifiers import Row, Verdict, Verifier, task_answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +46,7 @@ class Judge:
     def __init__(self) -> None:
         self._verifiers = {kind: make() for kind, make in VERIFIERS.items()}
 
-    def standard(self, gold: str | None, kind: Kind | None = None) -> Standard:
+    def standard(self, gold: str | None, kind: AnswerKind | None = None) -> Standard:
         """Comparison with a gold answer; without one nothing is right, but answers are found.
 
         `kind` is that of the problem's data set. Answers to other problems are compared as
@@ -68,9 +61,7 @@ class NoVerifier:
     """Finds answers to a problem that only its task could judge; none of them is right."""
 
     def verify(self, completion: str, row: Row) -> Verdict:
-        last_line = completion.strip().rpartition("\n")[2][-MAX_ANSWER_CHARS:].strip()
-        lenient = extract_lenient_text(completion) or last_line or None
-        return Verdict(False, False, extract_strict_text(completion), lenient)
+        return Verdict(False, False, *task_answers(completion))
 
     def verify_many(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]:
         return [self.verify(text, row) for text, row in zip(completions, rows, strict=True)]
