@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from kit.errors import DataError
+from kit.latex import judge_latex
 
 START_SECONDS = 120.0  # importing sympy from a cold disk
 MEMORY_BYTES = 4 << 30
@@ -46,7 +46,6 @@ _FUNCTIONS = frozenset(
     {"sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan"}
     | {"sinh", "cosh", "tanh", "exp", "log", "ln", "sqrt", "Integral"}
 )
-_DELIMITERS = re.compile(r"^\\[(\[]|\\[)\]]$|(?<!\\)\$|^\*\*|\*\*$")
 _BEFORE_PARENTHESIS = re.compile(r"(\w+|\S|)\s*\(")
 
 
@@ -172,34 +171,6 @@ def may_evaluate(answer: str) -> bool:
     return all(word in _FUNCTIONS or word in {"", *"+-*/^,([{=<>"} for word in before)
 
 
-def judge_latex(gold: str, answer: str) -> Reply:
-    """Compare two LaTeX expressions by math-verify."""
-    from math_verify import verify
-
-    answer = _DELIMITERS.sub("", answer.strip().rstrip(".")).rstrip(" .")
-    if not _balanced(answer):
-        return Reply(right=False, read=False)
-    parsed = _parse_latex(answer)
-    read = any(not isinstance(part, str) for part in parsed)
-    return Reply(bool(verify(_parse_latex(gold), parsed, timeout_seconds=None)), read)
-
-
-def _balanced(text: str) -> bool:
-    depth = 0
-    for character in text:
-        depth += (character == "{") - (character == "}")
-        if depth < 0:
-            return False
-    return depth == 0
-
-
-@functools.lru_cache(maxsize=1024)
-def _parse_latex(text: str) -> list[Any]:
-    from math_verify import parse
-
-    return parse(f"\\boxed{{{text}}}", parsing_timeout=None)
-
-
 def judge_task(dataset: Any, entry: Any, answer: str) -> Reply:
     """Score an answer by its reasoning-gym data set; right is a score of exactly 1."""
     if entry["metadata"]["source_dataset"] in EVALUATING_TASKS and not may_evaluate(answer):
@@ -211,7 +182,7 @@ def _judge_for(task: list[str]) -> Callable[[dict[str, Any]], Reply]:
     """The judge, with all that is slow to build built before any limit applies."""
     if not task:
         judge_latex("\\frac{1}{2}", "0.5")
-        return lambda request: judge_latex(request["gold"], request["answer"])
+        return lambda request: Reply(*judge_latex(request["gold"], request["answer"]))
 
     import reasoning_gym
 
