@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from kit.arm import load_training_data
 from kit.batching import make_batch, pad_values
 from kit.config import Config, load_config
+from kit.data import load_training_data
 from kit.models import add_lora, load_base
 from kit.policy import Policy
 from kit.rollout import Request, Sampling, sample
@@ -78,7 +78,7 @@ def numbers(config: Config, folder: Path, backend: str) -> None:
     adapter = str(folder / chosen / "adapter")
     base = load_base(config.model)
     policy = Policy(base, add_lora(base, config.lora, 0, adapter))
-    problems = load_training_data(config, base).train_set.problems
+    problems = load_training_data(config, base.tokenizer).train_set.problems
     prompts = [base.prompt_ids(problems[i]["prompt"]) for i in range(PROBLEMS)]
     requests = [Request(tuple(prompt), (i,), "default") for i, prompt in enumerate(prompts)]
     sampled = sample(policy, requests, Sampling.from_config(config.rollout))

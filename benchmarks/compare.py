@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 import kit.policy
-from kit.arm import load_training_data
 from kit.config import Config, load_config
+from kit.data import load_training_data
 from kit.mixed_lora import is_plain
 from kit.models import Base, add_lora, load_base
 from kit.policy import Policy
@@ -51,7 +51,7 @@ def sampling(base: Base, configs: list[Config]) -> dict[str, float]:
         model = add_lora(base, config.lora, 0, name=name, model=model)
     policy = Policy(base, model, names[0])
     rollout = configs[0].rollout
-    problems = load_training_data(configs[0], base).train_set.problems
+    problems = load_training_data(configs[0], base.tokenizer).train_set.problems
     per_arm = [
         [
             Request(tuple(base.prompt_ids(problems[i]["prompt"])), (0, i, j), name)

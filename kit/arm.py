@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from accelerate import Accelerator
@@ -13,7 +12,7 @@ from tqdm.auto import tqdm
 from kit.card import write_card
 from kit.checkpoint import latest_checkpoint, load_checkpoint, save_adapter, save_checkpoint
 from kit.config import Config, flatten
-from kit.data import ProblemSet, drop_long_prompts, load_problems, split_validation
+from kit.data import TrainingData
 from kit.evaluate import Evaluation, evaluate
 from kit.grpo import GRPO
 from kit.models import Base, add_lora
@@ -39,14 +38,6 @@ class Method(Protocol):
     def requests(self, step: int) -> list[Request]: ...
 
     def learn(self, step: int, sampled: Sampled) -> dict[str, float]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingData:
-    """Problems to learn from, and those held out (None: no validation)."""
-
-    train_set: ProblemSet
-    validation: ProblemSet | None
 
 
 class Arm:
@@ -229,21 +220,6 @@ class Arm:
         if message not in self.warned:
             self.warned.add(message)
             log.warning(message, *values)
-
-
-def load_training_data(config: Config, base: Base) -> TrainingData:
-    """Load the problems, leave out those with long prompts, hold out the validation problems."""
-    data = config.data
-    problems, dropped = drop_long_prompts(
-        load_problems(data, seed=config.train.seed), base.tokenizer, data.max_prompt_tokens
-    )
-    if dropped:
-        log.warning(
-            "%d problems with prompts over %d tokens are left out", dropped, data.max_prompt_tokens
-        )
-    if data.validation_size == 0:
-        return TrainingData(problems, None)
-    return TrainingData(*split_validation(problems, data.validation_size, config.train.seed))
 
 
 def _warn_about(config: Config) -> None:

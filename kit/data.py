@@ -17,18 +17,21 @@ Everything is read into memory; nothing is written next to the data.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kit.config import DataConfig
+from kit.config import Config, DataConfig
 from kit.errors import DataError
 from kit.sources import KNOWN, TASK_PREFIX, Role, known_rows, own_rows, task_rows
 from kit.verifiers import LatexVerifier, NumberVerifier, TaskVerifier, Verifier
 
 if TYPE_CHECKING:
     import datasets
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 VERIFIERS: dict[str, Callable[[], Verifier]] = {"number": NumberVerifier, "latex": LatexVerifier}
@@ -172,3 +175,26 @@ def _shuffled(items: Iterable[T], seed: int) -> list[T]:
     shuffled = list(items)
     random.Random(seed).shuffle(shuffled)
     return shuffled
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Problems to learn from, and those held out (None: no validation)."""
+
+    train_set: ProblemSet
+    validation: ProblemSet | None
+
+
+def load_training_data(config: Config, tokenizer: Any) -> TrainingData:
+    """Load the problems, leave out those with long prompts, hold out the validation problems."""
+    data = config.data
+    problems, dropped = drop_long_prompts(
+        load_problems(data, seed=config.train.seed), tokenizer, data.max_prompt_tokens
+    )
+    if dropped:
+        log.warning(
+            "%d problems with prompts over %d tokens are left out", dropped, data.max_prompt_tokens
+        )
+    if data.validation_size == 0:
+        return TrainingData(problems, None)
+    return TrainingData(*split_validation(problems, data.validation_size, config.train.seed))

@@ -20,8 +20,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from kit.arm import Arm, TrainingData, load_training_data
+from kit.arm import Arm
 from kit.config import Config
+from kit.data import TrainingData, load_training_data
 from kit.errors import ConfigError, TrainingError
 from kit.hardware import peak_memory_mb, reset_peak_memory
 from kit.models import TRAINED, Base, load_base
@@ -90,7 +91,7 @@ def _train_together(
     """The run folders are this process's own by now."""
     device = accelerators[0].device
     base = base or load_base(configs[0].model, device if device.type == "cuda" else None)
-    data = load_training_data(configs[0], base)
+    data = load_training_data(configs[0], base.tokenizer)
     if accelerators[0].is_main_process:
         for run in runs:
             run.keep_to(data.train_set.problems)
