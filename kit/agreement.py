@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from kit.bases import BaseSource
 from kit.fresh import chat_ids
-from kit.models import NF4, PLAIN_TEMPLATE
+from kit.models import NF4, PLAIN_TEMPLATE, use_exact_kernels
 from kit.probe import QUESTIONS
 
 NEW_TOKENS = 48
@@ -90,6 +90,7 @@ def _load(
     )
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter))
+    use_exact_kernels(model)
     return model.eval()
 
 

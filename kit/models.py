@@ -121,8 +121,8 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
         ) from error
     model.requires_grad_(False)
     model.eval()
+    use_exact_kernels(model)  # before anything is computed
     _check_supported(model, config.id)
-    _use_exact_kernels(model)
     _prepare_tokenizer(tokenizer, config.id)
     return Base(
         id=config.id,
@@ -281,11 +281,12 @@ def _quantization(config: ModelConfig, hardware: Hardware) -> BitsAndBytesConfig
     return None
 
 
-def _use_exact_kernels(model: torch.nn.Module) -> None:
+def use_exact_kernels(model: torch.nn.Module) -> None:
     """Keep 4-bit layers on the CPU from switching to bfloat16 kernels outside training.
 
-    On processors with AVX512-BF16 bitsandbytes would repack the weights in evaluation mode, and
-    the sampler would no longer compute the probabilities the trainer differentiates.
+    On processors with AVX512-BF16 bitsandbytes would repack the weights at the first evaluation,
+    for good: the sampler would no longer compute the probabilities the trainer differentiates, and
+    the repacked layers carry no gradient. To be called before the model computes anything.
     """
     module: Any
     for module in model.modules():

@@ -59,6 +59,20 @@ def test_four_bit_layers_stay_near_the_weights_they_were_made_from(base):
     assert 0.02 < error < 0.15  # NF4 loses something, but not much
 
 
+def test_four_bit_layers_are_never_repacked_for_bfloat16(monkeypatch):
+    """On a processor with AVX512-BF16, bitsandbytes repacks at the first evaluation, for good."""
+
+    def repack(*_):
+        raise AssertionError("the weights were repacked")
+
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    monkeypatch.setattr("bitsandbytes.nn.modules._convert_weight_packed_for_cpu", repack)
+    layer = bnb.nn.Linear4bit(64, 64, quant_type="nf4").to("cpu").eval()
+    with pytest.raises(AssertionError, match="repacked"):  # else the test could not fail
+        layer(torch.ones(1, 64))
+    logits_of(load().model)
+
+
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 def test_other_precisions_load_and_compute_nearly_the_same(base, quantization):
     other = load(quantization=quantization)
@@ -288,8 +302,9 @@ def test_dequantized_needs_room(base, monkeypatch):
         assert not done
 
 
-def test_a_saved_adapter_is_plain_peft(policy, tmp_path):
+def test_a_saved_adapter_is_plain_peft(policy, tmp_path, monkeypatch):
     """transformers and peft alone give the same logits, in 4 bits."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)  # as in the kit
     save_adapter(policy, tmp_path / "adapter")
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "embedded"
