@@ -139,6 +139,8 @@ def fast(monkeypatch):
     monkeypatch.setattr("kit.hardware._obstacle_to_unsloth", lambda config, device: None)
     monkeypatch.setattr(Fast, "calls", [], raising=False)
     monkeypatch.setenv("UNSLOTH_DISABLE_STATISTICS", "1")
+    # it computes on a GPU, where there is nothing to repack
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     return Fast
 
 

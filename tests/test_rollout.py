@@ -19,6 +19,13 @@ QUESTIONS = (
 )
 
 
+# What float32 rounds off the largest logit at these temperatures, which is below 40. The network of
+# `double_policy` computes in float64: there a log-probability is off by a few of these, in whatever
+# batch it is computed; measured are at most 2.3. In float32 the roundings grow from layer to layer,
+# to 53 for a sensitive token, while their root mean square stays below 3.
+ROUNDING = 2**-24 * 40
+
+
 def requests_for(base, adapters=(TRAINED,), samples=4):
     prompts = [tuple(base.prompt_ids([{"role": "user", "content": q}])) for q in QUESTIONS]
     return [
@@ -29,27 +36,27 @@ def requests_for(base, adapters=(TRAINED,), samples=4):
     ]
 
 
-def assert_same(a, b, tolerance=1e-4):
-    assert [c.tokens for c in a] == [c.tokens for c in b]
+def assert_same(a, b):
+    """In float64: the same tokens, and log-probabilities but for their rounding."""
     for x, y in zip(a, b, strict=True):
-        np.testing.assert_allclose(x.logprobs, y.logprobs, atol=tolerance)
-        assert (x.truncated, x.text) == (y.truncated, y.text)
+        assert (x.tokens, x.truncated, x.text) == (y.tokens, y.truncated, y.text)
+        np.testing.assert_allclose(x.logprobs, y.logprobs, rtol=0, atol=8 * ROUNDING)
 
 
-def test_a_row_is_the_same_alone_and_in_a_padded_batch_with_shared_prefill(policy):
-    requests = requests_for(policy.base)
+def test_a_row_is_the_same_alone_and_in_a_padded_batch_with_shared_prefill(double_policy):
+    requests = requests_for(double_policy.base)
     assert len({len(r.prompt) for r in requests}) == 3  # so that the batch is padded
-    together = sample(policy, requests, Sampling(60))
-    alone = [sample(policy, [request], Sampling(60))[0] for request in requests]
+    together = sample(double_policy, requests, Sampling(60))
+    alone = [sample(double_policy, [request], Sampling(60))[0] for request in requests]
     assert_same(together, alone)
     # rows that end early leave the batch: the test must have seen that happen
     assert len({len(c.tokens) for c in together}) > 3
 
 
-def test_prompts_that_are_read_in_several_passes_say_the_same(policy, monkeypatch):
-    requests = requests_for(policy.base, adapters=(TRAINED, BASE))
-    whole = sample(policy, requests, Sampling(40))
-    reader = type(policy.causal).forward
+def test_prompts_that_are_read_in_several_passes_say_the_same(double_policy, monkeypatch):
+    requests = requests_for(double_policy.base, adapters=(TRAINED, BASE))
+    whole = sample(double_policy, requests, Sampling(40))
+    reader = type(double_policy.causal).forward
     read: list[torch.Size] = []
 
     def forward(self, input_ids, **inputs):
@@ -57,23 +64,23 @@ def test_prompts_that_are_read_in_several_passes_say_the_same(policy, monkeypatc
             read.append(input_ids.shape)
         return reader(self, input_ids=input_ids, **inputs)
 
-    monkeypatch.setattr(type(policy.causal), "forward", forward)
+    monkeypatch.setattr(type(double_policy.causal), "forward", forward)
     longest = max(len(request.prompt) for request in requests)
     prompts = len({(request.prompt, request.adapter) for request in requests})
     monkeypatch.setattr("kit.rollout.PREFILL_TOKENS", 2 * longest + 1)
-    assert_same(whole, sample(policy, requests, Sampling(40)))
+    assert_same(whole, sample(double_policy, requests, Sampling(40)))
     assert read == [(2, longest)] * (prompts // 2) and prompts % 2 == 0
     read.clear()
     monkeypatch.setattr("kit.rollout.PREFILL_TOKENS", 1)  # one prompt at least
-    assert_same(whole, sample(policy, requests, Sampling(40)))
+    assert_same(whole, sample(double_policy, requests, Sampling(40)))
     assert read == [(1, longest)] * prompts
 
 
-def test_order_and_number_of_rows_at_once_change_nothing(policy):
-    requests = requests_for(policy.base)
-    whole = sample(policy, requests, Sampling(40))
-    assert_same(whole, sample(policy, requests, Sampling(40, max_rows=5)))
-    assert_same(whole[::-1], sample(policy, requests[::-1], Sampling(40)))
+def test_order_and_number_of_rows_at_once_change_nothing(double_policy):
+    requests = requests_for(double_policy.base)
+    whole = sample(double_policy, requests, Sampling(40))
+    assert_same(whole, sample(double_policy, requests, Sampling(40, max_rows=5)))
+    assert_same(whole[::-1], sample(double_policy, requests[::-1], Sampling(40)))
 
 
 def test_the_same_seed_says_the_same_and_another_seed_something_else(policy):
@@ -83,48 +90,60 @@ def test_the_same_seed_says_the_same_and_another_seed_something_else(policy):
     assert len(set(texts[:8])) > 1
 
 
-def test_rows_of_different_adapters_share_a_batch(policy):
-    mixed = requests_for(policy.base, adapters=(TRAINED, BASE), samples=2)
-    together = sample(policy, mixed, Sampling(40))
+def test_rows_of_different_adapters_share_a_batch(double_policy):
+    mixed = requests_for(double_policy.base, adapters=(TRAINED, BASE), samples=2)
+    together = sample(double_policy, mixed, Sampling(40))
     for adapter in (TRAINED, BASE):
         mine = [i for i, request in enumerate(mixed) if request.adapter == adapter]
-        separate = sample(policy, [mixed[i] for i in mine], Sampling(40))
+        separate = sample(double_policy, [mixed[i] for i in mine], Sampling(40))
         assert_same([together[i] for i in mine], separate)
     texts = [c.text for c in together]
     assert texts[0::2] != texts[1::2]  # the adapter does make a difference
 
 
-def test_greedy_equals_transformers_generate(policy):
-    requests = requests_for(policy.base, samples=1)
-    ours = sample(policy, requests, Sampling(40, temperature=0.0))
+def test_greedy_equals_transformers_generate(double_policy):
+    requests = requests_for(double_policy.base, samples=1)
+    ours = sample(double_policy, requests, Sampling(40, temperature=0.0))
     for request, completion in zip(requests, ours, strict=True):
-        with policy.sampling():
+        with double_policy.sampling():
             ids = torch.tensor([request.prompt])
-            generated = policy.causal.generate(
+            generated = double_policy.causal.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=40,
                 do_sample=False,
-                eos_token_id=sorted(policy.base.stop_ids),
-                pad_token_id=policy.base.tokenizer.pad_token_id,
+                eos_token_id=sorted(double_policy.base.stop_ids),
+                pad_token_id=double_policy.base.tokenizer.pad_token_id,
             )
         assert completion.tokens == generated[0, len(request.prompt) :].tolist()
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_trainer_computes_the_samplers_logprobs(policy, temperature):
-    """The first update's importance ratio is 1: |l - mu| < 1e-4 for every token."""
+def trainers_gap(policy, temperature):
+    """(N,) by how much the trainer's log-probability of each sampled token is off the sampler's."""
     requests = requests_for(policy.base)
     completions = sample(policy, requests, Sampling(60, temperature=temperature))
     batch = make_batch([r.prompt for r in requests], [c.tokens for c in completions], pad_id=0)
     policy.causal.train()
     logprobs, _ = policy.logprobs(batch, temperature=temperature, chunk=32)
+    with torch.no_grad():
+        assert policy.causal(batch.input_ids).logits.abs().max() / temperature < 40  # ROUNDING's
     policy.causal.eval()
     recorded = pad_values([torch.tensor(c.logprobs) for c in completions])
-    gap = (logprobs.detach() - recorded)[batch.mask]
-    assert gap.abs().max() < 1e-4
-    assert (gap.exp() - 1).abs().max() < 1e-4
     assert recorded[batch.mask].min() < -1  # the test saw unlikely tokens too
+    return (logprobs.detach() - recorded)[batch.mask]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_trainer_computes_the_samplers_logprobs(double_policy, temperature):
+    """The first update's importance ratio is 1, for every token."""
+    gap = trainers_gap(double_policy, temperature)
+    assert gap.abs().max() < 8 * ROUNDING
+    assert (gap.exp() - 1).abs().max() < 8 * ROUNDING
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_trainer_computes_the_samplers_logprobs_in_four_bits(policy, temperature):
+    assert trainers_gap(policy, temperature).square().mean().sqrt() < 16 * ROUNDING
 
 
 def test_the_stop_token_belongs_to_the_completion(policy):
@@ -144,22 +163,25 @@ def test_the_stop_token_belongs_to_the_completion(policy):
 def test_dequantized_weights_give_the_same_completions(policy):
     requests = requests_for(policy.base, samples=2)
     packed = sample(policy, requests, Sampling(30, dequantize="never"))
-    assert_same(packed, sample(policy, requests, Sampling(30, dequantize="always")))
+    dense = sample(policy, requests, Sampling(30, dequantize="always"))
+    assert [c.tokens for c in packed] == [c.tokens for c in dense]
+    gaps = [np.subtract(a.logprobs, b.logprobs) for a, b in zip(packed, dense, strict=True)]
+    assert np.sqrt(np.mean(np.square(np.concatenate(gaps)))) < 16 * ROUNDING
 
 
-def test_running_out_of_memory_halves_the_batch(policy, monkeypatch):
-    requests = requests_for(policy.base)
-    whole = sample(policy, requests, Sampling(20))
+def test_running_out_of_memory_halves_the_batch(double_policy, monkeypatch):
+    requests = requests_for(double_policy.base)
+    whole = sample(double_policy, requests, Sampling(20))
     decode, sizes = rollout._decode, []
 
-    def tight(policy, rows, sampling):
+    def tight(double_policy, rows, sampling):
         sizes.append(len(rows))
         if len(rows) > 4:
             raise torch.OutOfMemoryError("no room")
-        return decode(policy, rows, sampling)
+        return decode(double_policy, rows, sampling)
 
     monkeypatch.setattr(rollout, "_decode", tight)
-    assert_same(whole, sample(policy, requests, Sampling(20)))
+    assert_same(whole, sample(double_policy, requests, Sampling(20)))
     assert sizes == [12, 6, 3, 3, 3, 3]
 
 
