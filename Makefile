@@ -1,7 +1,9 @@
 # make demo    the embedded example, end to end: five to ten minutes on two CPU cores
 # make app     the inspect app on http://127.0.0.1:7860
-# make test    the whole test suite
-# make check   what continuous integration runs: lint and types, then the tests
+# make test    the tests, but for the slow ones
+# make check   what continuous integration runs: lint and types, then all tests
+# make fuzz    the property tests, with a hundred times the cases and new ones on every run
+# make mutants faults put into the pure modules, which their tests must notice
 # Each makes .venv first when it is missing. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
@@ -9,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo app test lint check clean
+.PHONY: demo app test lint check fuzz mutants clean
 
 demo: $(READY)
 	$(BIN)/kit demo
@@ -17,15 +19,24 @@ demo: $(READY)
 app: $(READY)
 	$(BIN)/kit app
 
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST) -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test
+check: lint
+	$(PYTEST)
+
+fuzz: $(READY)
+	$(PYTEST) -m hypothesis --hypothesis-profile thorough
+
+mutants: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
 
 $(READY): requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

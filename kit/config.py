@@ -25,6 +25,10 @@ EMBEDDED = "embedded"
 EMBEDDED_PATH = Path(__file__).parent / "assets" / "tiny-qwen2.5"
 DEMO_RECIPE = Path(__file__).parent / "assets" / "demo.yaml"
 
+# ValueError: bad UTF-8, a date such as 2001-99-99, a number of 5,000 digits; RecursionError: deep
+# nesting
+YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -347,13 +351,17 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """One YAML file, merged over what it extends."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except ValueError as error:  # a null byte in the path
+        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}") from None
     if path.resolve() in seen:
         raise ConfigError(f"{path} extends itself, through {', '.join(str(p) for p in seen)}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(content.decode("utf-8"))
+    except YAML_ERRORS as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
@@ -392,7 +400,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
     try:
         section[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except YAML_ERRORS:
         section[last] = text
 
 

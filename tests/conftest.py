@@ -16,12 +16,24 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from kit.checkpoint import save_adapter
 from kit.config import Config, LoraConfig, ModelConfig, build_config
 from kit.models import Base, add_lora, load_base
 from kit.policy import Policy
 from tests.noise import add_noise
+
+# Property tests draw the same few cases on every machine, so that a change is what turns them red;
+# `make fuzz` looks for new ones. How long a case takes says more about the machine than about it.
+COMMON: dict[str, Any] = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
+settings.register_profile("default", max_examples=50, derandomize=True, **COMMON)
+settings.register_profile("thorough", max_examples=5000, print_blob=True, **COMMON)
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ trl = pytest.importorskip("trl", reason='needs TRL: pip install "trl>=1.14,<1.17
 from kit.integrations.trl import PSPOConfig, PSPOTrainer, smooth  # noqa: E402
 
 # The network computes in float64 and both losses from log-probabilities in float32, which are
-# rounded by 2^-24 of their size, at most 16, in a few places; a ratio is off by as much. Measured are
+# rounded by 2^-24 of their size, at most 16, in a few places; a ratio is off by that. Measured are
 # 6e-7 for the loss and, relative to the gradient, in which tokens cancel, 5e-6. What is wrong on
 # purpose is above 1e-2.
 LOSS_NOISE = 4 * 2**-24 * 16
