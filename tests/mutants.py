@@ -120,21 +120,27 @@ class Change:
 
 
 def mutants_of(module: str, source: str) -> list[Mutant]:
-    """All mutants of a module's source, in the order of its lines."""
-    found: list[Mutant] = []
+    """All mutants of a module's source."""
+    tree, path = ast.parse(source), str(_path(module))
+    return [
+        Mutant(
+            module, name, compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
+        )
+        for name in faults(tree)
+    ]
+
+
+def faults(tree: ast.Module) -> Iterator[str]:
+    """The name of every mutant, in the order of the lines; the tree has the fault meanwhile."""
     seen: Counter[str] = Counter()
-    tree = ast.parse(source)
     for place in list(_places(tree)):
         shown = place.parent if isinstance(place.node, ast.Constant) else place.node
         for change in _changes(place):
             before = _line(shown)
             with change.made():
                 name = f"{place.function}: {before} => {_line(change.instead or shown)}"
-                fixed = ast.fix_missing_locations(tree)
-                code = compile(fixed, str(_path(module)), "exec", dont_inherit=True)
-            seen[name] += 1
-            found.append(Mutant(module, f"{name} #{seen[name]}" if seen[name] > 1 else name, code))
-    return found
+                seen[name] += 1
+                yield f"{name} #{seen[name]}" if seen[name] > 1 else name
 
 
 def _path(module: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -90,7 +91,15 @@ def test_make_batch_aligns_targets_with_positions(seed):
 def test_make_batch_without_completion_tokens():
     batch = make_batch([[1, 2], [3]], [[], []], pad_id=0)
     assert batch.targets.shape == batch.mask.shape == (2, 0)
+    assert batch.targets.dtype == torch.int64  # an empty list of numbers would be float
     assert batch.input_ids.tolist() == [[1, 2], [3, 0]]
+
+
+def test_all_of_a_batch_is_on_the_device_asked_for():
+    batch = make_batch([[1, 2], [3]], [[4], [5, 6]], pad_id=0, device="meta")
+    tensors = [getattr(batch, field.name) for field in dataclasses.fields(Batch)]
+    assert len(tensors) == 5 and {tensor.device.type for tensor in tensors} == {"meta"}
+    assert pad_values([torch.ones(2)], device="meta").device.type == "meta"
 
 
 def test_make_batch_leaves_its_arguments_alone():

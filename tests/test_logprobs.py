@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from kit import logprobs as logprobs_module
 from kit.logprobs import token_logprobs
 
 # float32 rounds logits of size 10 by 1e-6 at most; everything below is that, not a loose bound
@@ -145,6 +146,34 @@ def test_small_gradients_survive_float16():
     got = evaluate(hidden, weight.half(), targets, upstream)[2]
     exact = reference(hidden.half(), weight.half(), targets, upstream)[2]
     assert (got.double() - exact).norm() / exact.norm() < 2e-3
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 8])
+def test_no_more_logits_than_a_chunk_exist_at_once(monkeypatch, chunk):
+    rows: list[int] = []
+    scaled_logits = logprobs_module._scaled_logits
+
+    def counting(hidden, *others):
+        rows.append(len(hidden))
+        return scaled_logits(hidden, *others)
+
+    monkeypatch.setattr(logprobs_module, "_scaled_logits", counting)
+    hidden, weight, _, targets, upstream = problem(n=7)
+    evaluate(hidden, weight, targets, upstream, chunk=chunk)
+    pieces = [min(chunk, 7 - start) for start in range(0, 7, chunk)]
+    assert rows == pieces * 2  # forward, then backward
+
+
+def test_results_are_on_the_device_of_the_hidden_states_and_in_float32():
+    hidden, weight, _, targets, _ = problem()
+    here = token_logprobs(hidden.to("meta"), weight.to("meta"), targets.to("meta"))
+    assert [values.device.type for values in here] == ["meta", "meta"]
+    torch.set_default_dtype(torch.float64)
+    try:
+        results = token_logprobs(hidden, weight, targets)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [values.dtype for values in results] == [torch.float32] * 2
 
 
 def test_no_positions():

@@ -424,6 +424,18 @@ def test_an_empty_completion_adds_nothing(how):
     close(aggregate(values, mask, Denominator(2, 2, 4), how), expected)
 
 
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("old_policy", ["base", "sampler"])
+def test_a_completion_without_tokens_leaves_the_others_gradient_alone(region, old_policy):
+    inputs = random_inputs(3, [3, 0, 2], [1.0, 1.0, -1.0])
+    config = objective(REGIONS[region], level="sequence", old_policy=old_policy)
+    _, gradient, _ = loss_and_gradient(inputs, config)
+    assert torch.equal(gradient[1], torch.zeros(3, dtype=torch.float64))
+    others = loss_and_gradient(rows_of(inputs, [0, 2]), config, Denominator(5, 3, 3))[1]
+    close(gradient[[0, 2]], others)
+    assert gradient.abs().max() > 0.01
+
+
 def test_aggregate_refuses_an_unknown_name():
     with pytest.raises(ValueError, match="token, sequence or constant, got 'mean'"):
         aggregate(f64([[1.0]]), torch.tensor([[True]]), Denominator(1, 1, 1), "mean")
@@ -460,6 +472,12 @@ def test_equal_rewards_give_exactly_zero(scale):
         assert advantages[1][0] < 0 < advantages[1][-1]
         assert has_signal(rewards).tolist() == [False, True]
     assert residues > 0  # the mean of equal floats is not always that float: the case to guard
+
+
+def test_signal_is_judged_group_by_group():
+    # the second is all equal though not at the smallest reward of the batch
+    rewards = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.5, 0.5], [1.0, 0.5]])
+    assert has_signal(rewards).tolist() == [True, False, False, True]
 
 
 def test_group_advantages_errors():

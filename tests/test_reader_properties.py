@@ -1,4 +1,4 @@
-"""What the kit reads back, cut off, with flipped bits or full of anything: a value or a sentence."""
+"""What the kit reads back, cut off, with flipped bits or full of anything: a value or one line."""
 
 from __future__ import annotations
 
