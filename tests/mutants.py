@@ -221,7 +221,9 @@ def _other_values(value: Any) -> list[Any]:
         return [not value]
     if isinstance(value, int):
         return [value + 1, value - 1]
-    return [value * 2, value + 1.0] if isinstance(value, float) else []
+    if isinstance(value, float):
+        return [value * 2, value + 1.0] if value else [1.0]
+    return []
 
 
 def _instead(node: ast.AST, parent: ast.AST, other: ast.AST | None = None) -> Change:

@@ -313,11 +313,11 @@ def test_rows_of_several_adapters_say_the_same_on_both(fast):
     spoken = []
     for backend in ("transformers", "unsloth"):
         policy = noisy_policy(load(backend))
+        policy.causal.double()  # batches of another size round otherwise
         spoken.append(sample(policy, requests, Sampling(max_new_tokens=40), told.append))
     assert [c.tokens for c in spoken[0]] == [c.tokens for c in spoken[1]]
     for left, right in zip(*spoken, strict=True):
-        # batches of another size round otherwise
-        assert left.logprobs == pytest.approx(right.logprobs, abs=1e-4)
+        assert left.logprobs == pytest.approx(right.logprobs, abs=2e-5)
     assert len({len(c.tokens) for c in spoken[1]}) > 3  # some ended early
     assert told == [36, 12, 12, 12]  # one batch, then one for each adapter
     with pytest.raises(ModelError, match=r"cannot be decoded together.*backend=transformers"):

@@ -109,15 +109,17 @@ def test_every_lora_b_moves_and_no_base_weight_does(base, make_config):
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_the_first_update_starts_at_ratio_one_and_the_second_does_not(base, make_config):
-    run = train(make_config(train={"steps": 1, "updates_per_rollout": 1}), base=base)
+def test_the_first_update_starts_at_ratio_one_and_the_second_does_not(double_base, make_config):
+    # in float64 and with an adapter that is still zero: only the log-probabilities are rounded, by
+    # 2e-6 at a time
+    run = train(make_config(train={"steps": 1, "updates_per_rollout": 1}), base=double_base)
     (once,) = steps_of(run)
-    assert abs(once["ratio/max"] - 1) < 1e-4 and abs(once["ratio/min"] - 1) < 1e-4
-    assert once["rollout/engine_gap_max"] < 1e-4
+    assert abs(once["ratio/max"] - 1) < 2e-5 and abs(once["ratio/min"] - 1) < 2e-5
+    assert once["rollout/engine_gap_max"] < 2e-5
     config = make_config(train={"steps": 1}, output=str(run.path.with_name("second")))
-    (twice,) = steps_of(train(config, base=base))
+    (twice,) = steps_of(train(config, base=double_base))
     assert twice["ratio/max"] > 1.001
-    assert twice["rollout/engine_gap_max"] < 1e-4
+    assert twice["rollout/engine_gap_max"] < 2e-5
 
 
 @pytest.mark.parametrize("region", ["clip", "noclip", "pspo", "sapo"])
