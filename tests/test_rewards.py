@@ -189,6 +189,17 @@ def test_paths_that_do_not_work(path: str, message: str) -> None:
         build_reward(user(path), NumberVerifier())
 
 
+def test_a_missing_function_is_told_which_there_are(file) -> None:
+    path = file("LIMIT = 3\ndef a_b(): ...\ndef shown_(): ...\ndef _hidden(): ...\n")
+    with pytest.raises(RewardError, match=r"has no function 'f'; it has a_b, shown_$"):
+        build_reward(user(f"{path}:f"), NumberVerifier())
+    with pytest.raises(RewardError, match=r"has no function 'LIMIT'; it has a_b, shown_$"):
+        build_reward(user(f"{path}:LIMIT"), NumberVerifier())
+    path = file("LIMIT = 3\n")
+    with pytest.raises(RewardError, match=r"has no function 'f'; it has none$"):
+        build_reward(user(f"{path}:f"), NumberVerifier())
+
+
 def test_a_file_that_fails_on_import(file) -> None:
     path = file("raise OSError('no licence')\n")
     with pytest.raises(RewardError, match="OSError: no licence"):
