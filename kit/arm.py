@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from kit.card import write_card
-from kit.checkpoint import latest_checkpoint, load_checkpoint, save_adapter, save_checkpoint
+from kit.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    random_state,
+    save_adapter,
+    save_checkpoint,
+    set_random_state,
+)
 from kit.config import Config, flatten
-from kit.data import TrainingData
+from kit.data import ProblemSet, TrainingData
+from kit.errors import NotFiniteError, TrainingError
 from kit.evaluate import Evaluation, evaluate
+from kit.finite import first_bad_weight
 from kit.grpo import GRPO
 from kit.models import Base, add_lora
 from kit.optimizer import Optimizer
@@ -37,7 +49,18 @@ class Method(Protocol):
 
     def requests(self, step: int) -> list[Request]: ...
 
+    def problem_of(self, request: Request) -> str: ...
+
     def learn(self, step: int, sampled: Sampled) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a step changes, as it was before, in the machine's memory."""
+
+    weights: list[torch.Tensor]
+    optimizer: dict[str, Any]
+    random: dict[str, Any]
 
 
 class Arm:
@@ -73,12 +96,15 @@ class Arm:
             self.policy.trainable, config, accelerator, base.hardware.scales_loss
         )
         self.method = self._method()
+        self.owes_validation = False
         self.first_step = self._restore()
+        self.saved = self.first_step  # steps that a checkpoint, or the configuration, holds
 
     def begin(self, companions: Sequence[str], *, with_preflight: bool) -> None:
         """Describe the run; before the first step, look at the policy as it is."""
         self.describe(
             status="running",
+            error=None,
             **environment(),
             process=this_process(),
             base={"id": self.base.id, "revision": self.base.revision},
@@ -95,6 +121,8 @@ class Arm:
             if with_preflight:
                 self._preflight()
             self.validate(0)
+        elif self.owes_validation:  # it was what failed
+            self.validate(self.first_step)
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
         """Write the metrics of a step, counted from 1."""
@@ -111,22 +139,19 @@ class Arm:
             )
 
     def validate(self, step: int) -> None:
-        """Greedy accuracy on held-out problems after `step` steps; the best adapter is kept."""
+        """Greedy accuracy on held-out problems after `step` steps; the best adapter is kept.
+
+        Raises TrainingError, with the problem, when the model's numbers are not finite.
+        """
+        self.owes_validation = False
         if self.data.validation is None or not self.config.train.validate_every:
             return
-        result = evaluate(
-            self.policy,
-            self.policy.trained,
-            self.data.validation,
-            Sampling(
-                max_new_tokens=self.config.rollout.max_new_tokens,
-                temperature=0.0,
-                max_rows=self.config.rollout.max_rows,
-                dequantize=self.config.rollout.dequantize,
-            ),
-            seed=VALIDATION_SEED,
-            accelerator=self.accelerator,
-        )
+        self.owes_validation = True  # until it is done
+        try:
+            result = self._evaluate(self.data.validation)
+        except NotFiniteError as error:
+            raise TrainingError(f"validation after {step} steps, {error}") from error
+        self.owes_validation = False
         score = (result.strict if self.config.reward.strict else result.lenient).value
         self._record_validation(step, result)
         # an untrained adapter is no candidate; of equals the later one is kept
@@ -134,12 +159,45 @@ class Arm:
             self.best = score
             self._save_adapter()
 
+    def check_weights(self, step: int) -> None:
+        """Raise TrainingError when the updates of a step left weights that are not finite."""
+        weights = self.policy.trained_weights
+        # of all at once first: one wait for the device
+        if math.isfinite(torch.nn.utils.get_total_norm(weights.values(), norm_type=math.inf)):
+            return
+        raise TrainingError(
+            f"step {step + 1}: its updates left NaN or infinite numbers in "
+            f"{first_bad_weight(weights)}, so they are not kept; lower optim.learning_rate"
+        )
+
+    def remember(self) -> Memory:
+        """What the next step may change."""
+        return Memory(
+            [parameter.detach().to("cpu", copy=True) for parameter in self.policy.trainable],
+            _copied(self.optimizer.state_dict()),
+            random_state(),
+        )
+
+    def go_back(self, memory: Memory) -> None:
+        """Undo what a step has changed since."""
+        with torch.no_grad():
+            for parameter, before in zip(self.policy.trainable, memory.weights, strict=True):
+                parameter.copy_(before)
+                parameter.grad = None
+        self.optimizer.load_state_dict(memory.optimizer)
+        set_random_state(memory.random)
+
     def save(self, step: int) -> None:
         """Write a checkpoint after `step` steps."""
         if self.accelerator.is_main_process:
-            state = {"optimizer": self.optimizer.state_dict(), "best": self.best}
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "best": self.best,
+                "owes_validation": self.owes_validation,
+            }
             keep = self.config.train.keep_checkpoints
             save_checkpoint(self.run.checkpoints, step, self.policy, state, keep)
+        self.saved = step
 
     def finish(self) -> None:
         if self.best is None:  # there was no validation
@@ -179,6 +237,7 @@ class Arm:
         state = load_checkpoint(path, self.policy)
         self.optimizer.load_state_dict(state["optimizer"])
         self.best = state["best"]
+        self.owes_validation = state.get("owes_validation", False)
         self._forget_after(state["step"])
         log.info("resuming from %s", path)
         return state["step"]
@@ -193,6 +252,23 @@ class Arm:
             found = preflight(self.config, self.policy, problems, self.reward)
             if self.accelerator.is_main_process:
                 print(found, flush=True)
+
+    def _evaluate(self, problems: ProblemSet) -> Evaluation:
+        rollout = self.config.rollout
+        sampling = Sampling(
+            max_new_tokens=rollout.max_new_tokens,
+            temperature=0.0,
+            max_rows=rollout.max_rows,
+            dequantize=rollout.dequantize,
+        )
+        return evaluate(
+            self.policy,
+            self.policy.trained,
+            problems,
+            sampling,
+            seed=VALIDATION_SEED,
+            accelerator=self.accelerator,
+        )
 
     # --- records ---------------------------------------------------------------------------------
 
@@ -238,8 +314,14 @@ def _warn_about(config: Config) -> None:
             "and pspo differ by a constant factor only. Set train.updates_per_rollout=2 to "
             "compare them."
         )
-    if config.rollout.top_p < 1 or config.rollout.top_k > 0:
-        log.warning(
-            "top_p or top_k truncates what is sampled, but log-probabilities are those of the "
-            "whole distribution: the gradient is slightly biased"
-        )
+
+
+def _copied(state: Any) -> Any:
+    """A nested state with its tensors copied to the CPU."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(_copied, state))
+    return state

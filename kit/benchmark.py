@@ -22,7 +22,7 @@ from kit.adapters import adapter_sha256
 from kit.batching import micro_batches
 from kit.config import DataConfig
 from kit.data import ProblemSet, load_problems
-from kit.errors import ConfigError
+from kit.errors import ConfigError, NotFiniteError, OutOfMemoryError, room_for
 from kit.evaluate import judge, summarize
 from kit.ledger import Ledger, open_ledger
 from kit.models import Base, load_adapters, load_base
@@ -31,6 +31,7 @@ from kit.results import Key, Result, Row, read_result, result_path
 from kit.rollout import Completion, Request, Sampling, count_tokens, sample
 from kit.runs import environment
 from kit.settings import EvalSettings
+from kit.stopping import stop_as_ctrl_c
 from kit.targets import Target, check_targets, seen_in_training, shared_model
 from kit.verifiers import NumberVerifier
 
@@ -58,6 +59,7 @@ def benchmark(
 
     `base` may be passed when it is loaded already; adapters are taken off it again at the end.
     `tag` keeps results of other settings beside those there; `command` is recorded.
+    Ctrl-C, SIGTERM and a closed terminal end it with KeyboardInterrupt; what is written is kept.
     Returns results by data set, then target. Raises KitError subclasses for everything a user can
     mend: before the base is loaded where possible, and before anything is written.
     """
@@ -176,7 +178,8 @@ def _loaded(
         raise ConfigError(f"the targets' base is {model.id}, but the loaded one is {base.id}")
     names = {t.name: f"target{i}" if t.adapter else BASE for i, t in enumerate(targets)}
     sources = {names[t.name]: t.adapter for t in targets if t.adapter}
-    policy = Policy(base, load_adapters(base, sources) if sources else None)
+    with room_for("loading the adapters", "evaluate fewer of them at once"):
+        policy = Policy(base, load_adapters(base, sources) if sources else None)
     try:
         yield policy, names
     finally:
@@ -187,13 +190,23 @@ def _loaded(
 def _sample_missing(
     groups: Sequence[Group], policy: Policy, adapters: dict[str, str], facts: dict[str, Any]
 ) -> None:
-    """Sample every missing row, data set by data set, and write the figures of each."""
+    """Sample every missing row, data set by data set, and write the figures of each.
+
+    What ends it early says what is written and how to go on.
+    """
     base = policy.base
     ledgers = [ledger for group in groups for ledger in group.values()]
     for ledger in ledgers:
         ledger.check_revision(base.revision)
     total = sum(len(ledger.missing) for ledger in ledgers)
-    with tqdm(total=total, unit="answer") as bar:
+
+    def written() -> str:
+        return (
+            f"{total - sum(len(ledger.missing) for ledger in ledgers)} of {total} answers are "
+            "written, and the same command (without --overwrite) goes on from there"
+        )
+
+    with stop_as_ctrl_c(), tqdm(total=total, unit="answer") as bar:
         try:
             for group in groups:
                 active = {name: ledger for name, ledger in group.items() if ledger.missing}
@@ -206,13 +219,13 @@ def _sample_missing(
                 for ledger in active.values():
                     _finish(ledger)
         except KeyboardInterrupt:
-            log.warning(
-                "stopped; %d of %d answers are written, and the same command (without --overwrite) "
-                "goes on from there",
-                total - sum(len(ledger.missing) for ledger in ledgers),
-                total,
-            )
+            log.warning("stopped; %s", written())
             raise
+        except OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"{error}; {written()}. End what else uses the memory, evaluate fewer targets at "
+                "once, or lower max_new_tokens (with --tag NAME, to keep these results apart)"
+            ) from error
 
 
 def _sample_at(
@@ -238,7 +251,15 @@ def _sample_at(
             Request(prompts[id_], row_seed(settings.seed, id_, number), adapters[name])
             for name, (id_, _, number) in chunk
         ]
-        completions = sample(policy, requests, sampling, bar.update)
+        try:
+            with room_for("sampling answers"):
+                completions = sample(policy, requests, sampling, bar.update)
+        except NotFiniteError as error:
+            name, (id_, _, number) = chunk[requests.index(error.request)]
+            raise error.at(
+                f"{name} on {first.record['data']}, problem {id_}, temperature {temperature:g}, "
+                f"sample {number}"
+            ) from error
         judged = {name: _judged(name, group[name], chunk, completions) for name in group}
         seconds = time.perf_counter() - began
         tokens = count_tokens(completions)

@@ -15,7 +15,7 @@ from typing import Any
 from kit import __version__
 from kit.app.options import add_arguments, from_arguments
 from kit.config import Config, load_config
-from kit.errors import AdapterError, ConfigError, KitError
+from kit.errors import AdapterError, ConfigError, KitError, first_line, is_out_of_memory
 
 _SETTING = re.compile(r"[A-Za-z_]+=")
 _OVERRIDE = re.compile(r"[A-Za-z_.]+=")
@@ -40,6 +40,15 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        if options.verbose or not is_out_of_memory(error):
+            raise
+        print(
+            f"error: out of memory: {first_line(error)}; end what else uses the memory or take a "
+            "smaller model (`kit estimate` says what training needs)",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
@@ -47,10 +56,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     """Options of the command; lists of targets and key=value may stand between options."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(options, "targets") or any(text.startswith("-") for text in rest)):
+    listed = next((name for name in ("targets", "overrides") if hasattr(options, name)), None)
+    if rest and (listed is None or any(text.startswith("-") for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.targets += rest
+    if rest and listed:
+        setattr(options, listed, getattr(options, listed) + rest)
     options.command_line = shlex.join(["kit", *arguments])
     return options
 

@@ -69,7 +69,11 @@ def compare(
             study.describe(status="interrupted")
             print(f"stopped; the same command continues {output}")
             return output
-    results = benchmark(study.targets(), sets, settings, base=base, command=command)
+    try:
+        results = benchmark(study.targets(), sets, settings, base=base, command=command)
+    except KeyboardInterrupt:
+        study.describe(status="interrupted")
+        raise
     print(table(results))
     study.describe(status="finished")
     print(f"Tables, plots and statistics: kit report {output}")

@@ -227,7 +227,7 @@ class RewardConfig(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> RewardConfig:
-        if self.clamp is not None and self.clamp[0] >= self.clamp[1]:
+        if self.clamp is not None and not self.clamp[0] < self.clamp[1]:  # nor with NaN
             raise ValueError(f"clamp must be [low, high] with low < high, got {list(self.clamp)}")
         return self
 

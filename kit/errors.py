@@ -4,6 +4,14 @@ Every class also inherits the stdlib exception a caller would expect, so that co
 nothing of this kit can still catch it.
 """
 
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 
 class KitError(Exception):
     """Base of every error this kit raises on purpose; the command line prints it as one line."""
@@ -43,6 +51,52 @@ class ResultsError(KitError, ValueError):
 
 class InstallError(KitError, RuntimeError):
     """Packages cannot be installed, do not work together, or need a restart of the session."""
+
+
+class OutOfMemoryError(KitError, MemoryError):
+    """Memory ran out, of the GPU or of this machine, where nothing smaller is left to try."""
+
+
+class NotFiniteError(KitError, ArithmeticError):
+    """A model computed NaN or infinite numbers.
+
+    `request` is what was asked of it, where that was a completion to sample.
+    """
+
+    def __init__(self, message: str, request: Any = None) -> None:
+        super().__init__(message)
+        self.request = request
+
+    def at(self, place: str) -> NotFiniteError:
+        """The same, with where it happened in front."""
+        return NotFiniteError(f"{place}: {self}", self.request)
+
+
+# what allocators and libraries say who have no exception of their own for it
+_NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: of the GPU, or of the machine, whose errors have many types."""
+    torch = sys.modules.get("torch")  # where it is not loaded, none of its errors can come
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError) if torch else MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
+
+@contextmanager
+def room_for(what: str, advice: str = "") -> Iterator[None]:
+    """OutOfMemoryError when memory runs out inside: "out of memory while `what`; `advice`"."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        error.__traceback__ = None  # its frames would keep what filled the memory
+        said = str(error) if isinstance(error, OutOfMemoryError) else f"out of memory while {what}"
+        raise OutOfMemoryError(f"{said}; {advice}" if advice else said) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 
 from kit import reasoning
 from kit.answers import parse_number
+from kit.errors import NotFiniteError
 from kit.policy import Policy
 from kit.results import Row
 from kit.rollout import Completion, Request, Sampling, sample
@@ -53,7 +54,7 @@ def evaluate(
     """One completion per problem, compared with its answer strictly and leniently.
 
     With an accelerator of several processes each takes a share of the problems and all get the
-    result.
+    result. Raises NotFiniteError with the problem's id, and OutOfMemoryError.
     """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     mine = range(rank, len(problem_set.problems), world)
@@ -62,7 +63,10 @@ def evaluate(
         Request(tuple(policy.base.prompt_ids(problem["prompt"])), (seed, i), adapter)
         for i, problem in zip(mine, problems, strict=True)
     ]
-    completions = sample(policy, requests, sampling, progress)
+    try:
+        completions = sample(policy, requests, sampling, progress)
+    except NotFiniteError as error:
+        raise error.at(f"problem {problems[requests.index(error.request)]['id']}") from error
     indexed = list(zip(mine, judge(problem_set, problems, completions), strict=True))
     if world > 1:
         indexed = sorted(gather_object(indexed), key=lambda pair: pair[0])

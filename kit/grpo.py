@@ -14,6 +14,8 @@ Deviations from the papers are listed in kit.objectives.
 from __future__ import annotations
 
 import itertools
+import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from kit.batching import make_batch, pad_values
 from kit.config import Config
+from kit.finite import watched
 from kit.objectives import (
     Denominator,
     LossInputs,
@@ -43,6 +46,9 @@ from kit.runs import RunFolder, append_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,11 @@ class GRPO:
             for position, problem in self._problems(step)
             for sample_index in range(self.config.rollout.group_size)
         ]
+
+    def problem_of(self, request: Request) -> str:
+        """The id of the problem that one of these completions was asked for."""
+        _, position, _ = request.seed
+        return self.problems[problem_index(position, len(self.problems), self.seed)]["id"]
 
     def learn(self, step: int, sampled: Sampled) -> dict[str, float]:
         """Updates on what was sampled; returns the metrics of all processes together."""
@@ -159,6 +170,9 @@ class GRPO:
             stats.append(TokenStats.concatenate(_flat(self._everyone(parts))))
             if not result.applied:
                 self._write_nonfinite(step, rollout, rows)
+                if not math.isfinite(result.loss) and self.optimizer.nonfinite_in_a_row == 1:
+                    log.warning("step %d: %s", step + 1, self._why_not_finite(rollout, rows))
+                self.optimizer.check_progress(f"step {step + 1}")
         seconds = time.perf_counter() - started
         gap = stats[0].log_weight.abs()  # nothing has changed yet since sampling
         return {
@@ -169,6 +183,18 @@ class GRPO:
             "update/loss": sum(self._everyone(results[-1].loss)),
             "time/update_tokens_per_second": sum(lengths) * updates / seconds,
         }
+
+    def _why_not_finite(self, rollout: Rollout, rows: list[int]) -> str:
+        """Where the first of these rows goes wrong that does, in words."""
+        for i in rows:
+            for adapter in (self.policy.reference, self.policy.trained):
+                batch = self._batch(rollout, [i], [0])
+                with torch.no_grad(), watched(self.policy.causal) as found:
+                    self.policy.logprobs(batch, adapter, **self._logprob_settings)
+                if found:
+                    whose = "the trained adapter" if adapter == self.policy.trained else "the base"
+                    return f"problem {rollout.problems[i]['id']}, with {whose}: {found[0]}"
+        return "the loss is not finite, though all layers are for each row alone"
 
     def _base_logprobs(
         self, rollout: Rollout, rows: list[int], lengths: list[int]
@@ -251,11 +277,15 @@ class GRPO:
             )
         ]
         records = _flat(self._everyone(records))
+        cut_off = sum(completion.cut_off for completion in rollout.completions)
+        counted = self._everyone((cut_off, rollout.tokens))
+        cut_off, tokens = (sum(values) for values in zip(*counted, strict=True))
         speed = sum(self._everyone(rollout.tokens_per_second))
         return {
             "reward/mean": all_rewards.mean().item(),
             "reward/zero_std_fraction": 1 - has_signal(all_rewards).double().mean().item(),
             **{key: float(np.mean([r[key] for r in records])) for key in records[0]},
+            "rollout/mass_cut_off": cut_off / tokens,
             "time/rollout_tokens_per_second": speed,
         }
 

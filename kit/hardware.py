@@ -103,6 +103,12 @@ def free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
+def empty_cache(device: torch.device) -> None:
+    """Give back what the allocator holds but nothing uses, after memory ran out."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new measurement for `peak_memory_mb` (on macOS the process's whole life counts)."""
     if device.type == "cuda":

@@ -60,13 +60,13 @@ def mixed_lora(model: PeftModel, adapters: Sequence[str]) -> Iterator[RowAdapter
     """Inside, `model.base_model.model` computes each row with the adapter that was set for it."""
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     rows = RowAdapters(adapters, next(model.parameters()).device)
-    for layer in layers:
-        layer.forward = partial(_forward, layer, rows, *_side_by_side(layer, adapters))
     try:
+        for layer in layers:  # memory may run out halfway
+            layer.forward = partial(_forward, layer, rows, *_side_by_side(layer, adapters))
         yield rows
     finally:
         for layer in layers:
-            del layer.forward
+            vars(layer).pop("forward", None)
 
 
 def _side_by_side(layer: Any, adapters: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,11 +18,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from kit.adapters import WEIGHTS, check_leaves_base, read_adapter_config
 from kit.backends import Unsloth, check_unpatched, load_unsloth
 from kit.config import LoraConfig, ModelConfig
-from kit.errors import AdapterError, ModelError, first_line
-from kit.hardware import Hardware, choose_hardware, free_memory
+from kit.errors import (
+    AdapterError,
+    ModelError,
+    OutOfMemoryError,
+    first_line,
+    is_out_of_memory,
+    room_for,
+)
+from kit.finite import watched
+from kit.hardware import Hardware, choose_hardware, empty_cache, free_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -108,12 +116,11 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
             check_unpatched(model)
     except ModelError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"not enough GPU memory to load {config.id!r}; end what else uses the GPU, take a "
-            "smaller model, or model.quantization=nf4 (`kit estimate` says what fits)"
-        ) from error
-    except (OSError, HFValidationError, ValueError) as error:
+    except (OSError, HFValidationError, ValueError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise _no_room(config.id, error) from error
+        if isinstance(error, RuntimeError):
+            raise
         reason = first_line(error)
         raise ModelError(
             f"cannot load the base model {config.id!r}: {reason} "
@@ -122,7 +129,12 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
     model.requires_grad_(False)
     model.eval()
     use_exact_kernels(model)  # before anything is computed
-    _check_supported(model, config.id)
+    try:
+        _check_supported(model, config.id)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _no_room(config.id, error) from error
     _prepare_tokenizer(tokenizer, config.id)
     return Base(
         id=config.id,
@@ -134,6 +146,14 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
         end_id=end_of_turn(tokenizer),
         hardware=hardware,
         unsloth=unsloth,
+    )
+
+
+def _no_room(name: str, error: Exception) -> ModelError:
+    where = "GPU" if isinstance(error, torch.OutOfMemoryError) else "machine"
+    return ModelError(
+        f"not enough {where} memory to load {name!r}; end what else uses the {where}, take a "
+        "smaller model, or model.quantization=nf4 (`kit estimate` says what fits)"
     )
 
 
@@ -248,6 +268,8 @@ def dequantized(model: torch.nn.Module, mode: str, hardware: Hardware) -> Iterat
     A 4-bit layer unpacks its weight on every call, which for one-token decoding costs more than
     the product itself. `mode` is RolloutConfig.dequantize; with `auto` this happens only when the
     copy takes less than a third of the free memory. Yields whether it was done.
+
+    Raises OutOfMemoryError when the copy does not fit after all and `mode` is `always`.
     """
     import bitsandbytes as bnb
 
@@ -256,17 +278,30 @@ def dequantized(model: torch.nn.Module, mode: str, hardware: Hardware) -> Iterat
     done = bool(layers) and (
         mode == "always" or (mode == "auto" and size < free_memory(hardware.device) / 3)
     )
-    if not done:
-        yield False
-        return
-    for layer in layers:
-        weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-        layer.forward = partial(_dense_forward, weight.to(hardware.dtype), layer.bias)
     try:
-        yield True
+        if done:
+            with room_for("unpacking the 4-bit weights", "set rollout.dequantize=never"):
+                for layer in layers:
+                    weight = layer.weight
+                    dense = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+                    layer.forward = partial(_dense_forward, dense.to(hardware.dtype), layer.bias)
+    except OutOfMemoryError as error:
+        _pack(layers)
+        empty_cache(hardware.device)
+        if mode == "always":
+            raise
+        log.warning("decoding from packed weights, which is slower: %s", error)
+        done = False
+    try:
+        yield done
     finally:
-        for layer in layers:
-            del layer.forward
+        _pack(layers)
+
+
+def _pack(layers: Sequence[torch.nn.Module]) -> None:
+    """Let 4-bit layers unpack their weights on every call again."""
+    for layer in layers:
+        vars(layer).pop("forward", None)
 
 
 def _dense_forward(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor):
@@ -304,6 +339,13 @@ def _check_supported(model: PreTrainedModel, name: str) -> None:
         hidden = getattr(model, model.base_model_prefix)(ids).last_hidden_state
         close = 1e-3 if model.dtype == torch.float32 else 1e-2
         logits = model(ids).logits.float()
+        if not logits.isfinite().all():
+            with watched(model) as found:
+                model(ids)
+            raise ModelError(
+                f"{name} computes NaN or infinite numbers: {(*found, 'its logits')[0]}; download "
+                "it anew, or try model.dtype=float32"
+            )
         same = torch.allclose(head(hidden).float(), logits, atol=close, rtol=close)
     if not same:
         raise ModelError(

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from kit.batching import micro_batches
 from kit.config import Config, OptimConfig
-from kit.errors import TrainingError
+from kit.errors import OutOfMemoryError, TrainingError, is_out_of_memory, room_for
+from kit.hardware import empty_cache
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,9 @@ class Optimizer:
             lengths: tokens of each row of this process; may be empty on some processes.
             loss_of: row indices -> (their share of the step's loss, anything to be returned).
 
-        A step that runs out of memory is repeated with half the micro-batch. A gradient that is
-        not finite is not applied; TrainingError after `train.max_nonfinite` of them in a row.
+        A step that runs out of memory is repeated with half the micro-batch; OutOfMemoryError where
+        a single row is too much. A gradient that is not finite is not applied: see
+        `check_progress`.
         """
 
         def backward(rows: list[int]) -> tuple[float, Extra]:
@@ -90,11 +92,13 @@ class Optimizer:
         rate = self._set_learning_rate()
         applied = math.isfinite(norm)
         if applied:
-            self.scaler.step(self._adam)
+            # the first time, it takes room for the moments
+            with room_for("applying an update", "set optim.name=adamw_8bit or lower lora.rank"):
+                self.scaler.step(self._adam)
         self.scaler.update()
         self._adam.zero_grad(set_to_none=True)
         self.updates += 1
-        self._count(applied)
+        self.nonfinite_in_a_row = 0 if applied else self.nonfinite_in_a_row + 1
         loss = sum(loss for loss, _ in results)
         return UpdateResult(loss, norm, rate, applied), [extra for _, extra in results]
 
@@ -107,10 +111,21 @@ class Optimizer:
             batches = micro_batches(lengths, self.budget)
             try:
                 return [function(rows) for rows in batches]
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 # the traceback would keep the graph's tensors alive during the retry
                 error.__traceback__ = None
                 self._halve(batches)
+
+    def check_progress(self, where: str) -> None:
+        """Raise TrainingError after `train.max_nonfinite` updates in a row that were not finite."""
+        if self.nonfinite_in_a_row >= self.config.train.max_nonfinite:
+            raise TrainingError(
+                f"{where}: {self.nonfinite_in_a_row} updates in a row had a loss or gradient that "
+                "is not finite (nonfinite.jsonl has their rows). Lower optim.learning_rate, or try "
+                "model.dtype=float32"
+            )
 
     def skip(self) -> None:
         """Count an update without signal, so that the schedule goes on."""
@@ -130,18 +145,14 @@ class Optimizer:
         self.scaler.load_state_dict(state["scaler"])
         self.updates = state["updates"]
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
-        self.budget = state["budget"]
+        # the halvings are kept, and so is what the user has lowered since
+        self.budget = min(state["budget"], self.config.train.micro_batch_tokens)
 
     def _halve(self, batches: list[list[int]]) -> None:
         self._adam.zero_grad(set_to_none=True)
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(self.accelerator.device)
         if max(len(rows) for rows in batches) == 1:
-            raise TrainingError(
-                "out of memory with a single completion in the micro-batch. Lower "
-                "rollout.max_new_tokens or data.max_prompt_tokens, set "
-                "model.gradient_checkpointing=true, or choose a smaller model"
-            )
+            raise OutOfMemoryError("out of memory with a single completion in the micro-batch")
         self.budget //= 2
         log.warning("out of memory: repeating the step with %d tokens at once", self.budget)
 
@@ -163,15 +174,6 @@ class Optimizer:
         for group in self._adam.param_groups:
             group["lr"] = rate
         return rate
-
-    def _count(self, applied: bool) -> None:
-        self.nonfinite_in_a_row = 0 if applied else self.nonfinite_in_a_row + 1
-        if self.nonfinite_in_a_row >= self.config.train.max_nonfinite:
-            raise TrainingError(
-                f"{self.nonfinite_in_a_row} updates in a row had a loss or gradient that is not "
-                "finite (nonfinite.jsonl has their rows). Lower optim.learning_rate, or try "
-                "model.dtype=float32"
-            )
 
 
 def learning_rate(update: int, total: int, config: OptimConfig) -> float:

@@ -62,8 +62,13 @@ class Policy:
     @property
     def trainable(self) -> list[torch.nn.Parameter]:
         """The weights of the trained adapter."""
+        return list(self.trained_weights.values())
+
+    @property
+    def trained_weights(self) -> dict[str, torch.nn.Parameter]:
+        """The weights of the trained adapter, by name."""
         mine = f".{self.trained}."
-        return [p for name, p in self.causal.named_parameters() if mine in name]
+        return {name: p for name, p in self.causal.named_parameters() if mine in name}
 
     def activate(self) -> None:
         """Make the trained adapter the model's active one, and the only one with gradients."""

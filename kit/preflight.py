@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kit.config import Config
-from kit.errors import TrainingError
+from kit.errors import NotFiniteError, TrainingError
 from kit.memory import PREFLIGHT_SAMPLES as SAMPLES
 from kit.objectives import has_signal
 from kit.policy import Policy
@@ -62,10 +62,15 @@ def preflight(config: Config, policy: Policy, problems: Dataset, reward: Reward)
         )
         for i, row in enumerate(rows)
     ]
-    completions = sample(policy, requests, Sampling.from_config(config.rollout))
+    try:
+        completions = sample(policy, requests, Sampling.from_config(config.rollout))
+    except NotFiniteError as error:
+        problem = rows[requests.index(error.request)]["id"]
+        raise error.at(f"before training, problem {problem}") from error
     texts = [completion.text for completion in completions]
     scores = reward([row["prompt"] for row in rows], texts, rows)
-    signal = has_signal(torch.tensor(scores.total).view(count, SAMPLES))
+    # as exactly as training compares them
+    signal = has_signal(torch.tensor(scores.total, dtype=torch.float64).view(count, SAMPLES))
 
     def share(flags: list[bool]) -> float:
         return sum(flags) / len(flags)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kit.adapters import PROBE, adapter_sha256
-from kit.errors import AdapterError
+from kit.errors import AdapterError, NotFiniteError, room_for
 from kit.fresh import chat_ids, last_logits, surroundings
 from kit.policy import BASE, Policy
 
@@ -51,14 +51,19 @@ class Probe:
 
 
 def take_probe(policy: Policy) -> Probe:
-    """Compute a few logits of the trained adapter, as it is, and of the base."""
+    """Compute a few logits of the trained adapter, as it is, and of the base.
+
+    Raises NotFiniteError, and OutOfMemoryError.
+    """
     base = policy.base
     ids = [chat_ids(base.tokenizer, question) for question in QUESTIONS]
-    with policy.sampling():
+    with room_for("computing the probe of the adapter"), policy.sampling():
         with policy.view(policy.trained):
             full = torch.stack([last_logits(policy.causal, row, POSITIONS) for row in ids])
         with policy.view(BASE):
             plain = torch.stack([last_logits(policy.causal, row, POSITIONS) for row in ids])
+    if not (full.isfinite().all() and plain.isfinite().all()):
+        raise NotFiniteError("the adapter gives NaN or infinite logits; it is not saved")
     values, top = full.topk(min(LIKELIEST, full.shape[-1]), dim=-1)
     settings = probe_settings(
         dtype=str(base.hardware.dtype).removeprefix("torch."),

@@ -6,17 +6,21 @@ from functions of the user's with TRL's signature,
     f(prompts, completions, **columns) -> list[float | None]
 
 where `completions` holds one `[{"role": "assistant", "content": text}]` per completion and each
-column of the data set is a list as long. None means "does not apply" and adds 0.
+column of the data set is a list as long. None means "does not apply" and adds 0. Whatever such a
+function raises is a RewardError, sys.exit() included; Ctrl-C alone stays what it is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import importlib.util
+import itertools
 import math
+import numbers
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,7 @@ from kit.errors import RewardError
 from kit.verifiers import Verdict, Verifier
 
 _BUILT_IN = ("correct", "format", "no_answer")
+LARGEST = 1e30  # advantages are float32, and a ratio of up to e^20 multiplies them
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -80,7 +85,7 @@ class Reward:
         parts = self._verdict_parts(verdicts)
         for part in self.user_parts:
             parts[part.name] = _call(part, prompts, completions, rows)
-        totals = [self._clamp(sum(values)) for values in zip(*parts.values(), strict=True)]
+        totals = [self._total(parts, index) for index in range(len(completions))]
         return Scores(totals, parts, verdicts)
 
     def _verdict_parts(self, verdicts: Sequence[Verdict]) -> dict[str, list[float]]:
@@ -95,7 +100,16 @@ class Reward:
             "no_answer": given(config.no_answer, lambda v: v.lenient_answer is None),
         }
 
-    def _clamp(self, value: float) -> float:
+    def _total(self, parts: Mapping[str, Sequence[float]], index: int) -> float:
+        """The sum of one completion's parts, within the clamp."""
+        value = sum(values[index] for values in parts.values())
+        if not abs(value) <= LARGEST:  # of finite parts too: their sum may be infinite
+            listed = ", ".join(f"{name} {values[index]:g}" for name, values in parts.items())
+            raise RewardError(
+                f"the parts of the reward of completion {index} add up to {value:g} ({listed}); "
+                f"rewards must lie within ±{LARGEST:g}: lower the weights or what the functions "
+                "return"
+            )
         if self.config.clamp is None:
             return value
         low, high = self.config.clamp
@@ -130,12 +144,8 @@ def _import(path: str) -> Callable[..., Any]:
         raise RewardError(
             f"reward function {path!r} must be 'package.module:function' or 'file.py:function'"
         )
-    try:
+    with _users_code(f"reward function {path!r}: cannot import {where!r}: "):
         module = _load_file(where) if where.endswith(".py") else importlib.import_module(where)
-    except Exception as error:  # whatever the user's module raises while it is imported
-        raise RewardError(
-            f"reward function {path!r}: cannot import {where!r}: {_brief(error)}"
-        ) from error
     function = getattr(module, name, None)
     if not callable(function):
         functions = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
@@ -163,25 +173,26 @@ def _call(
     completions: Sequence[str],
     rows: Sequence[Mapping[str, Any]],
 ) -> list[float]:
-    """One user part, weighted. It gets lists of its own: it cannot change ours."""
+    """One user part, weighted. It gets copies: it cannot change what is ours."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names if name != "prompt"}
     messages = [[{"role": "assistant", "content": text}] for text in completions]
-    try:
-        returned = part.function(prompts=list(prompts), completions=messages, **columns)
-    except Exception as error:  # the user's code may raise anything
-        raise RewardError(f"reward function {part.name!r} raised {_brief(error)}") from error
-    try:
-        values = list(returned)
-    except TypeError:
+    given = copy.deepcopy({"prompts": list(prompts), **columns})
+    with _users_code(f"reward function {part.name!r} raised "):
+        returned = part.function(completions=messages, **given)
+    listed = hasattr(returned, "__iter__") or hasattr(returned, "__getitem__")
+    if not listed or isinstance(returned, (bytes, Mapping, Set)):
         raise RewardError(
             f"reward function {part.name!r} must return a list of numbers, "
             f"got {type(returned).__name__}"
-        ) from None
-    if len(values) != len(completions):
+        )
+    count = len(completions)
+    with _users_code(f"reward function {part.name!r} raised "):  # it may be a generator
+        values = list(itertools.islice(returned, count + 1))
+    if len(values) != count:
         raise RewardError(
             f"reward function {part.name!r} must return one number for each of the "
-            f"{len(completions)} completions, got {len(values)}"
+            f"{count} completions, got {len(values) if len(values) < count else 'more'}"
         )
     return [_number(part, index, value) for index, value in enumerate(values)]
 
@@ -191,16 +202,38 @@ def _number(part: UserPart, index: int, value: Any) -> float:
     if value is None:
         return 0.0
     number = math.nan
-    if hasattr(value, "__float__"):  # numbers, and scalars of numpy and torch; no strings
-        # an array of several numbers has no value, nor has an integer beyond the largest float
-        with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
+    is_complex = isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)
+    if hasattr(value, "__float__") and not is_complex:  # also scalars of numpy and torch; no text
+        # an array of several numbers has no value, nor has an integer beyond the largest float;
+        # a class of the user's may raise anything
+        with contextlib.suppress(Exception):
             number = part.weight * float(value)
     if not math.isfinite(number):
         raise RewardError(
             f"reward function {part.name!r} must return finite numbers or None, "
-            f"got {value!r:.100} for completion {index}"
+            f"got {_shown(value)} for completion {index}"
         )
     return number
+
+
+def _shown(value: Any) -> str:
+    """The beginning of how a value is written; its type where that cannot be written."""
+    try:
+        return f"{value!r:.100}"
+    except Exception:  # integers of thousands of digits, and classes of the user's
+        kind = type(value).__name__
+        return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+@contextlib.contextmanager
+def _users_code(what: str) -> Iterator[None]:
+    """RewardError for whatever is raised inside but Ctrl-C; sys.exit() is no end of ours."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise RewardError(what + _brief(error)) from error
 
 
 def _brief(error: BaseException) -> str:

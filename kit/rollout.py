@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +21,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kit.config import RolloutConfig
-from kit.errors import ModelError
-from kit.hardware import free_memory
+from kit.errors import ModelError, NotFiniteError, OutOfMemoryError, is_out_of_memory
+from kit.finite import watched
+from kit.hardware import empty_cache, free_memory
 from kit.memory import PREFILL_TOKENS, rows_that_fit
 from kit.models import dequantized
-from kit.policy import NextLogits, Policy
+from kit.policy import BASE, NextLogits, Policy
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Completion:
     logprobs: list[float]  # nats, at the sampling temperature, over the whole vocabulary
     truncated: bool  # no stop token within the cap
     text: str  # without special tokens
+    cut_off: float = 0.0  # probability that top_p and top_k took away, summed over the tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,11 @@ class Sampling:
     top_k: int = 0
     max_rows: int = 0
     dequantize: str = "auto"
+
+    @property
+    def truncates(self) -> bool:
+        """Whether unlikely tokens are never drawn."""
+        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0)
 
     @classmethod
     def from_config(cls, config: RolloutConfig) -> Sampling:
@@ -97,6 +104,8 @@ def sample(
     """One completion per request, in order. `progress` is told how many completions are new.
 
     When a batch runs out of memory it is halved and repeated; the completions are the same.
+    Raises OutOfMemoryError where a single completion does not fit, NotFiniteError for a model whose
+    logits are not finite, with the request and the first place that goes wrong.
     """
     if not requests:
         return []
@@ -110,9 +119,13 @@ def sample(
             wave = _wave(policy, requests, order[:rows])
             try:
                 completions = _decode(policy, [requests[i] for i in wave], sampling)
-            except torch.OutOfMemoryError:
-                if len(wave) == 1:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
+                error.__traceback__ = None  # its frames would keep the batch's cache alive
+                empty_cache(policy.base.hardware.device)
+                if len(wave) == 1:
+                    raise _too_large(requests[wave[0]], sampling) from error
                 rows = len(wave) // 2
                 log.warning("out of memory while sampling; going on with %d rows at once", rows)
                 continue
@@ -133,7 +146,7 @@ def stream(
     stays in evaluation mode and gradients are off, in the thread that runs it.
 
     Raises ModelError for rows of different adapters with the unsloth backend, whose kernels compute
-    all rows of a batch with the same adapter.
+    all rows of a batch with the same adapter; NotFiniteError as `sample` does.
     """
     if policy.base.unsloth is not None and len({request.adapter for request in requests}) > 1:
         raise ModelError(
@@ -143,6 +156,13 @@ def stream(
     with _ready(policy, sampling):
         for drawn in _draw(policy, requests, sampling):
             yield drawn.completions(policy)
+
+
+def _too_large(request: Request, sampling: Sampling) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"out of memory while sampling a single completion of up to {sampling.max_new_tokens} "
+        f"tokens after a prompt of {len(request.prompt)}"
+    )
 
 
 def _in_order(policy: Policy, requests: Sequence[Request]) -> list[int]:
@@ -192,18 +212,35 @@ class _Drawn:
         self.logprobs = torch.zeros(rows, cap, device=device)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.bad = torch.zeros(rows, dtype=torch.bool, device=device)  # had logits with NaN
+        self.cut_off = torch.zeros(rows, dtype=torch.float64, device=device)
 
     def completions(self, policy: Policy) -> list[Completion]:
-        columns = (self.tokens, self.logprobs, self.lengths, self.finished)
+        columns = (self.tokens, self.logprobs, self.lengths, self.finished, self.cut_off)
         return [
             Completion(
                 tokens=ids[:length],
                 logprobs=values[:length],
                 truncated=not finished,
                 text=str(policy.base.tokenizer.decode(ids[:length], skip_special_tokens=True)),
+                cut_off=cut_off,
             )
-            for ids, values, length, finished in zip(*(c.tolist() for c in columns), strict=True)
+            for ids, values, length, finished, cut_off in zip(
+                *(column.tolist() for column in columns), strict=True
+            )
         ]
+
+    def add(self, active: Tensor, step: int, chosen: Chosen, stops: Tensor) -> Tensor:
+        """Note what was drawn for the rows in the batch, `active` (R,); which go on, (R,) bool."""
+        going = ~self.finished[active]
+        self.tokens[active, step] = chosen.tokens
+        self.logprobs[active, step] = chosen.logprobs
+        self.lengths[active] += going
+        self.bad[active] = going & chosen.logprobs.isnan()
+        if chosen.cut_off is not None:
+            self.cut_off[active] += torch.where(going, chosen.cut_off, 0.0)
+        self.finished[active] |= torch.isin(chosen.tokens, stops)
+        return ~self.finished[active]
 
 
 def _draw(policy: Policy, requests: Sequence[Request], sampling: Sampling) -> Iterator[_Drawn]:
@@ -218,22 +255,60 @@ def _draw(policy: Policy, requests: Sequence[Request], sampling: Sampling) -> It
     with policy.decoder([request.adapter for request in requests]) as next_logits:
         state = _prefill(next_logits, requests, policy.base.tokenizer.pad_token_id, device)
         for step in range(cap):
-            chosen, chosen_logprobs = choose(state.logits, uniforms[active, step], sampling)
-            drawn.tokens[active, step] = chosen
-            drawn.logprobs[active, step] = chosen_logprobs
-            going_on = active[~drawn.finished[active]]
-            drawn.lengths[going_on] = step + 1
-            drawn.finished[active] |= torch.isin(chosen, stops)
-            yield drawn
-            alive = ~drawn.finished[active]
-            count = int(alive.sum())
-            if count == 0 or step + 1 == cap:
+            chosen = choose(state.logits, uniforms[active, step], sampling)
+            alive = drawn.add(active, step, chosen, stops)
+            # the one wait for the device per token
+            count, bad = torch.stack([alive.sum(), drawn.bad.sum()]).tolist()
+            if bad:
                 break
+            yield drawn
+            if count == 0 or step + 1 == cap:
+                return
+            tokens = chosen.tokens
             if (len(active) - count) * COMPACT_SHARE >= len(active):
                 keep = alive.nonzero().squeeze(1)
-                active, chosen = active[keep], chosen[keep]
+                active, tokens = active[keep], tokens[keep]
                 state.keep(keep)
-            state.advance(next_logits, chosen)
+            state.advance(next_logits, tokens)
+    del state  # room to look for the fault
+    raise _not_finite(policy, requests, drawn, step)
+
+
+def _not_finite(
+    policy: Policy, requests: Sequence[Request], drawn: _Drawn, step: int
+) -> NotFiniteError:
+    """What to raise where the logits of token `step` were bad.
+
+    NaN in one adapter reaches the rows of all in a mixed batch, so the first bad row of each is
+    computed again by itself; the fault is that of the first which goes wrong alone.
+    """
+    bad = drawn.bad.nonzero().squeeze(1).tolist()
+    for row in {requests[row].adapter: row for row in reversed(bad)}.values():
+        request = requests[row]
+        ids = torch.tensor([[*request.prompt, *drawn.tokens[row, :step].tolist()]])
+        ids = ids.to(policy.base.hardware.device)
+        with policy.decoder([request.adapter]) as next_logits, watched(policy.causal) as found:
+            next_logits(
+                [request.adapter],
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                use_cache=False,
+            )
+        if found:
+            return NotFiniteError(_in_words(request, step, found[0], policy), request)
+    request = requests[bad[0]]
+    found = ["the logits are not finite, but they are when the same tokens are read at once"]
+    return NotFiniteError(_in_words(request, step, found[0], policy), request)
+
+
+def _in_words(request: Request, step: int, where: str, policy: Policy) -> str:
+    dtype = policy.base.hardware.dtype
+    advice = "" if dtype == torch.float32 else "; if it overflows, model.dtype=float32 will not"
+    return (
+        f"NaN or infinite numbers in {'the base' if request.adapter == BASE else 'the adapter'} "
+        f"when token {step + 1} after a prompt of {len(request.prompt)} is sampled: "
+        f"{where}{advice}"
+    )
 
 
 class _DecodingState:
@@ -316,12 +391,20 @@ def _joined(caches: list[DynamicCache]) -> DynamicCache:
     return joined
 
 
-def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+class Chosen(NamedTuple):
+    """One token per row, each (R,)."""
+
+    tokens: Tensor
+    logprobs: Tensor  # before any truncation by top_p or top_k; NaN where any logit was
+    cut_off: Tensor | None  # probability that the truncation took away, float64; None without one
+
+
+def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Chosen:
     """Draw one token per row by inverting the cumulative distribution at `uniforms`.
 
     Args: logits (R, V) float32, uniforms (R,) in [0, 1).
-    Returns: tokens (R,), and their log-probability (R,) before any truncation by top_p or top_k.
     """
+    cut_off = None
     greedy = sampling.temperature == 0
     logprobs = torch.log_softmax(logits / (1 if greedy else sampling.temperature), dim=-1)
     if greedy:
@@ -329,10 +412,12 @@ def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor
     else:
         probs = truncate(logprobs.exp(), sampling.top_p, sampling.top_k).double()
         cumulative = probs.cumsum(-1)
+        if sampling.truncates:
+            cut_off = (1 - cumulative[:, -1]).clamp(min=0)
         target = uniforms[:, None].double() * cumulative[:, -1:]
         tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
         tokens = tokens.clamp(max=logits.shape[-1] - 1)
-    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+    return Chosen(tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1), cut_off)
 
 
 def truncate(probs: Tensor, top_p: float, top_k: int) -> Tensor:

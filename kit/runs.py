@@ -22,6 +22,12 @@ from kit.errors import RunError
 
 # settings that may change between the parts of one run without making it another experiment
 MAY_CHANGE = {
+    # of these nothing but the memory depends, and the last digits
+    "model.gradient_checkpointing",
+    "rollout.dequantize",
+    "rollout.max_rows",
+    "train.logprob_chunk",
+    "train.micro_batch_tokens",
     "data.data_dir",  # where a copy of the same problems is: see keep_to
     "model.path",
     "output",

@@ -49,6 +49,9 @@ class SFT:
         """None: solutions are given."""
         return []
 
+    def problem_of(self, request: Request) -> str:
+        raise ValueError("nothing is sampled")
+
     def learn(self, step: int, sampled: Sampled) -> dict[str, float]:
         """One optimizer step on `train.sft_batch` examples, shared over the processes."""
         started = time.perf_counter()
@@ -71,6 +74,7 @@ class SFT:
 
         lengths = [len(prompt) + len(solution) for prompt, solution in mine]
         result, _ = self.optimizer.step(lengths, loss_of)
+        self.optimizer.check_progress(f"step {step + 1}")
         return {
             "sft/loss": sum(gather_object([result.loss])),
             "update/grad_norm": result.grad_norm,

@@ -23,11 +23,22 @@ from tqdm.auto import tqdm
 from kit.arm import Arm
 from kit.config import Config
 from kit.data import TrainingData, load_training_data
-from kit.errors import ConfigError, TrainingError
-from kit.hardware import peak_memory_mb, reset_peak_memory
+from kit.errors import (
+    ConfigError,
+    KitError,
+    NotFiniteError,
+    OutOfMemoryError,
+    RewardError,
+    RunError,
+    TrainingError,
+    is_out_of_memory,
+    room_for,
+)
+from kit.hardware import empty_cache, peak_memory_mb, reset_peak_memory
 from kit.models import TRAINED, Base, load_base
-from kit.rollout import Sampled, Sampling, count_tokens, sample
+from kit.rollout import Completion, Sampled, Sampling, count_tokens, sample
 from kit.runs import RunFolder
+from kit.stopping import HANGUP, on_signals
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,6 +54,14 @@ SHOWN = {
     "loss": "sft/loss",
     "tok/s": "time/rollout_tokens_per_second",
 }
+# what ends a run without its own doing: mended, the run goes on, in a comparison too
+INTERRUPTIONS = (OutOfMemoryError, RewardError, RunError)
+LESS_MEMORY = (
+    "What needs less and changes no result, added to the command: rollout.dequantize=never "
+    "rollout.max_rows=1 train.micro_batch_tokens=1024 train.logprob_chunk=64 "
+    "model.gradient_checkpointing=true. If that is not enough, begin a new run (output=…) with a "
+    "lower rollout.max_new_tokens, data.max_prompt_tokens or lora.rank, or a smaller model"
+)
 SHARED_TRAIN = ("steps", "seed", "validate_every", "checkpoint_every")
 
 
@@ -97,14 +116,16 @@ def _train_together(
             run.keep_to(data.train_set.problems)
     trainer = Trainer(base, data)
     try:
-        for config, run, accelerator in zip(configs, runs, accelerators, strict=True):
-            trainer.add(config, run, accelerator)
+        with room_for("putting the adapter on the base", LESS_MEMORY):
+            for config, run, accelerator in zip(configs, runs, accelerators, strict=True):
+                trainer.add(config, run, accelerator)
         trainer.run_to_end()
     except KeyboardInterrupt:
         trainer.describe(status="interrupted")
         raise
-    except BaseException:
-        trainer.describe(status="failed")
+    except BaseException as error:
+        interrupted = isinstance(error, INTERRUPTIONS)
+        trainer.describe(status="interrupted" if interrupted else "failed", error=str(error))
         raise
     finally:
         trainer.close()
@@ -119,6 +140,7 @@ class Trainer:
         self.model: PeftModel | None = None
         self.arms: list[Arm] = []  # those that still train
         self.stopping = False
+        self.said_cut_off = False
 
     def add(self, config: Config, run: RunFolder, accelerator: Accelerator) -> None:
         """Put another arm's adapter on the base."""
@@ -135,10 +157,11 @@ class Trainer:
         log.info("%s", self.base.hardware.reason)
         self._set_gradient_checkpointing(True)
         steps = self.config.train.steps
-        for arm in self.arms:
-            others = [str(other.run.path) for other in self.arms if other is not arm]
-            # fresh adapters say what the base says: one look is enough
-            arm.begin(others, with_preflight=arm is self.arms[0])
+        with room_for("looking at the model before training", LESS_MEMORY):
+            for arm in self.arms:
+                others = [str(other.run.path) for other in self.arms if other is not arm]
+                # fresh adapters say what the base says: one look is enough
+                arm.begin(others, with_preflight=arm is self.arms[0])
         with self._stop_on_signal(), self._progress() as bar:
             for step in range(self.first_step, steps):
                 metrics = self._step(step)
@@ -147,8 +170,9 @@ class Trainer:
                 if stopping and step + 1 < steps:
                     self._say_interrupted(step + 1)
                     return
-        for arm in self.arms:
-            arm.finish()
+        with room_for("saving the adapter", self._how_to_go_on):
+            for arm in self.arms:
+                arm.finish()
 
     def describe(self, **facts: Any) -> None:
         """Merge facts into the run.json of every arm that still trains."""
@@ -178,36 +202,62 @@ class Trainer:
 
     def _step(self, step: int) -> dict[Arm, dict[str, float]]:
         """Sample for every arm at once, then let each learn; arms resumed further on wait."""
-        device = self.base.hardware.device
-        reset_peak_memory(device)
+        reset_peak_memory(self.base.hardware.device)
         arms = [arm for arm in self.arms if arm.first_step <= step]
-        requests = [arm.method.requests(step) for arm in arms]
+        done = dict.fromkeys(arms, step)
+        with self._rescue(f"step {step + 1}", done):
+            sampled, seconds = self._sample(step, arms)
+            tokens = sum(count_tokens(own.completions) for own in sampled.values())
+            metrics: dict[Arm, dict[str, float]] = {}
+            for arm, own in sampled.items():
+                # sampling took all arms' time together; each is charged for its own tokens
+                share = seconds * count_tokens(own.completions) / max(1, tokens)
+                with self._left_out_if_it_fails(arm):
+                    metrics[arm] = self._learn(step, arm, own, share)
+                    done[arm] = step + 1
+        return metrics
+
+    def _sample(self, step: int, arms: Sequence[Arm]) -> tuple[dict[Arm, Sampled], float]:
+        """What each arm asked for, and the seconds it took; arms that compute NaN are left out."""
         started = time.perf_counter()
-        completions = sample(
-            self.arms[0].policy,
-            list(itertools.chain.from_iterable(requests)),
-            Sampling.from_config(self.config.rollout),
-        )
-        seconds = time.perf_counter() - started
-        tokens = count_tokens(completions)
-        remaining = iter(completions)
-        metrics: dict[Arm, dict[str, float]] = {}
-        for arm, asked in zip(arms, requests, strict=True):
-            mine = list(itertools.islice(remaining, len(asked)))
-            started = time.perf_counter()
-            arm.policy.activate()
+        while True:
+            asked = {arm: arm.method.requests(step) for arm in arms if arm in self.arms}
+            requests = list(itertools.chain.from_iterable(asked.values()))
             try:
-                metrics[arm] = arm.method.learn(step, Sampled(asked, mine, tokens / seconds))
-            except TrainingError as error:
-                if len(self.arms) == 1:
-                    raise
-                self._give_up(arm, error)
-                continue
-            # sampling took all arms' time together; each is charged for its own tokens
-            share = seconds * count_tokens(mine) / max(1, tokens)
-            metrics[arm]["time/step_seconds"] = share + time.perf_counter() - started
-            metrics[arm]["memory/peak_mb"] = peak_memory_mb(device)
-            arm.record(step + 1, metrics[arm])
+                completions = sample(
+                    self.arms[0].policy, requests, Sampling.from_config(self.config.rollout)
+                )
+                break
+            except NotFiniteError as error:
+                whose = {arm.policy.trained: arm for arm in asked}
+                arm = whose[error.request.adapter]
+                problem = arm.method.problem_of(error.request)
+                with self._left_out_if_it_fails(arm):
+                    raise TrainingError(f"step {step + 1}, problem {problem}: {error}") from error
+        seconds = time.perf_counter() - started
+        self._say_cut_off(completions)
+        speed = count_tokens(completions) / seconds
+        remaining = iter(completions)
+        return {
+            arm: Sampled(own, list(itertools.islice(remaining, len(own))), speed)
+            for arm, own in asked.items()
+        }, seconds
+
+    def _learn(self, step: int, arm: Arm, sampled: Sampled, seconds: float) -> dict[str, float]:
+        """One arm's updates; where they fail, they are undone. `seconds` its sampling took."""
+        started = time.perf_counter()
+        before = arm.remember()
+        arm.policy.activate()
+        try:
+            metrics = arm.method.learn(step, sampled)
+            arm.check_weights(step)
+        except Exception:
+            empty_cache(self.base.hardware.device)
+            arm.go_back(before)
+            raise
+        metrics["time/step_seconds"] = seconds + time.perf_counter() - started
+        metrics["memory/peak_mb"] = peak_memory_mb(self.base.hardware.device)
+        arm.record(step + 1, metrics)
         return metrics
 
     def _after_step(self, done: int) -> bool:
@@ -216,13 +266,59 @@ class Trainer:
         last = done == train.steps
         arms = [arm for arm in self.arms if arm.first_step < done]
         if last or (train.validate_every and done % train.validate_every == 0):
-            for arm in arms:
-                arm.validate(done)
+            with self._rescue(f"validation after {done} steps", dict.fromkeys(arms, done)):
+                for arm in arms:
+                    arm.owes_validation = True
+                for arm in arms:
+                    with self._left_out_if_it_fails(arm):
+                        arm.validate(done)
         stopping = self._must_stop()
         if last or stopping or done % train.checkpoint_every == 0:
             for arm in arms:
-                arm.save(done)
+                if arm in self.arms:
+                    arm.save(done)
         return stopping
+
+    # --- what fails ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _rescue(self, where: str, done: dict[Arm, int]) -> Iterator[None]:
+        """Save what is done when something fails inside, so that it is not done again.
+
+        `done` is changed inside: the steps that are in each arm's weights.
+        """
+        try:
+            yield
+        except Exception as error:
+            saved = self._save(done)
+            if not is_out_of_memory(error):
+                raise
+            said = str(error) if isinstance(error, KitError) else "out of memory"
+            raise OutOfMemoryError(f"{where}: {said}. {saved} {LESS_MEMORY}") from error
+
+    def _save(self, done: dict[Arm, int]) -> str:
+        """Checkpoints of the steps that none holds yet; says how to go on from them."""
+        steps = max((done[arm] for arm in self.arms if arm in done), default=0)
+        try:
+            for arm in self.arms:
+                if done.get(arm, 0) > arm.saved:
+                    arm.save(done[arm])
+        except RunError as error:  # what is failing already is what has to be said
+            log.error("%s", error)
+            return f"Not all of the {steps} steps before are saved. {self._how_to_go_on}."
+        said = f"The {steps} steps before are saved; {self._how_to_go_on}."
+        log.warning("%s", said)
+        return said
+
+    @contextmanager
+    def _left_out_if_it_fails(self, arm: Arm) -> Iterator[None]:
+        """An arm that fails to train leaves the others to go on; alone, it ends the training."""
+        try:
+            yield
+        except TrainingError as error:
+            if len(self.arms) == 1:
+                raise
+            self._give_up(arm, error)
 
     def _give_up(self, arm: Arm, error: TrainingError) -> None:
         log.error("%s failed and is left out from here on: %s", arm.run.path, error)
@@ -251,34 +347,46 @@ class Trainer:
 
     def _say_interrupted(self, steps: int) -> None:
         self.describe(status="interrupted", steps=steps)
-        how = (
-            f"continue with: kit train {self.arms[0].run.path} --resume"
-            if len(self.arms) == 1
-            else "the same command continues"
+        log.warning("stopped after step %d; %s", steps, self._how_to_go_on)
+
+    @property
+    def _how_to_go_on(self) -> str:
+        if len(self.arms) > 1:
+            return "the same command continues"
+        return f"continue with: kit train {self.arms[0].run.path} --resume"
+
+    def _say_cut_off(self, completions: Sequence[Completion]) -> None:
+        """Once: what a truncated distribution does to the ratios, and how much."""
+        cut_off = sum(completion.cut_off for completion in completions)
+        if cut_off == 0 or self.said_cut_off:
+            return
+        self.said_cut_off = True
+        share = cut_off / count_tokens(completions)
+        log.warning(
+            "rollout.top_p or top_k cut %.2g %% off the probability of the tokens to draw from, "
+            "but log-probabilities are those of the whole distribution: every importance ratio is "
+            "measured against a sampler that is less sure than the one that drew, about %.2g %% "
+            "too large. rollout/mass_cut_off in the metrics follows it; top_p=1 top_k=0 is exact",
+            100 * share,
+            100 * share / (1 - share),
         )
-        log.warning("stopped after step %d; %s", steps, how)
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
-        """First Ctrl-C or SIGTERM: finish the step and save. Second: stop at once."""
+        """Ctrl-C, SIGTERM or a closed terminal: finish the step and save. Ctrl-C or SIGTERM a
+        second time: stop at once. A closed terminal is told twice, by the shell and the system."""
+        asked: set[int] = set()
 
-        def ask(number: int, _frame: object) -> None:
-            if self.stopping:
+        def ask(number: int) -> None:
+            if number != HANGUP and asked - {HANGUP}:
                 raise KeyboardInterrupt
+            asked.add(number)
+            if not self.stopping:
+                tqdm.write("finishing this step, then saving; press Ctrl-C again to stop at once")
             self.stopping = True
-            tqdm.write("finishing this step, then saving; press Ctrl-C again to stop at once")
 
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        try:
-            before = {number: signal.signal(number, ask) for number in numbers}
-        except ValueError:  # not the main thread: the caller handles signals
+        with on_signals(ask, signal.SIGINT, signal.SIGTERM, HANGUP):
             yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _progress(self) -> tqdm:
         names = [arm.run.label for arm in self.arms]

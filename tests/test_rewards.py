@@ -71,6 +71,12 @@ def test_no_answer_and_clamp() -> None:
     assert scores.parts["no_answer"] == [-0.2, 0.0]  # the clamp is of the total alone
 
 
+@pytest.mark.parametrize("clamp", [(math.nan, 1.0), (0.0, math.nan), (1.0, 1.0), (1.0, 0.0)])
+def test_a_clamp_that_bounds_nothing_is_refused(clamp) -> None:
+    with pytest.raises(ValueError, match="with low < high"):
+        RewardConfig(clamp=clamp)
+
+
 def test_listing_numbers_earns_nothing() -> None:
     listing = "\n".join(f"#### {i}" for i in range(10))
     assert score(RewardConfig(), listing).total == [0.0]
@@ -152,6 +158,22 @@ def test_dotted_path(tmp_path, monkeypatch) -> None:
         ("return 'ab'", r"got 'a' for completion 0"),
         ("raise KeyError('gone')", r"'f' raised KeyError: 'gone'"),
         ("return columns['nothing']", r"'f' raised KeyError: 'nothing'"),
+        # longer than Python turns into text
+        ("return [10**5000, 0]", r"finite numbers or None, got an int for completion 0"),
+        ("return [1 + 2j, 0]", r"got \(1\+2j\) for completion 0"),
+        ("return __import__('numpy').array([1j, 0])", r"got .*1j.* for completion 0"),
+        # what has no order, or whose elements are no rewards, though it can be listed
+        ("return {0.25: 'a', 0.5: 'b'}", r"'f' must return a list of numbers, got dict"),
+        ("return {0.25, 0.5}", r"'f' must return a list of numbers, got set"),
+        ("return b'ab'", r"'f' must return a list of numbers, got bytes"),
+        ("return (1 / 0 for _ in completions)", r"'f' raised ZeroDivisionError"),
+        ("return __import__('itertools').count()", r"each of the 2 completions, got more"),
+        # not derived from Exception
+        ("__import__('sys').exit(0)", r"'f' raised SystemExit: 0"),
+        ("exit()", r"'f' raised SystemExit"),
+        ("return (__import__('sys').exit(0) for _ in completions)", r"'f' raised SystemExit: 0"),
+        ("raise __import__('asyncio').CancelledError('late')", r"'f' raised CancelledError: late"),
+        ("raise GeneratorExit", r"'f' raised GeneratorExit"),
     ],
 )
 def test_what_functions_may_not_do(file, body: str, message: str) -> None:
@@ -171,6 +193,73 @@ def test_weighted_value_must_be_finite(file) -> None:
     assert math.isinf(1e308 * 10)
     with pytest.raises(RewardError, match="finite"):
         score(user(f"{path}:f", weight=10.0), "")
+
+
+class Stubborn:
+    """A number that cannot be had or shown."""
+
+    def __float__(self) -> float:
+        raise LookupError
+
+    def __repr__(self) -> str:
+        raise AttributeError
+
+
+def test_a_value_that_cannot_be_read_or_shown_is_refused_by_its_type(file, monkeypatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "VALUES", [Stubborn()], raising=False)
+    path = file(
+        f"import sys\ndef f(prompts, completions, **columns):\n"
+        f"    return sys.modules[{__name__!r}].VALUES\n"
+    )
+    with pytest.raises(RewardError, match="got a Stubborn for completion 0"):
+        score(user(f"{path}:f"), "")
+
+
+def test_ctrl_c_in_a_function_is_ctrl_c(file) -> None:
+    path = file("def f(prompts, completions, **columns):\n    raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        score(user(f"{path}:f"), "")
+
+
+@pytest.mark.parametrize(
+    ("values", "total"),
+    [
+        ((1e308, 1e308), "inf"),
+        ((-1e308, -1e308), "-inf"),
+        ((1e39, 0.0), "1e+39"),  # advantages are float32
+        ((-1e31, 1.0), "-1e+31"),
+    ],
+)
+@pytest.mark.parametrize("clamp", [None, (0.0, 1.0)])
+def test_finite_parts_that_add_up_to_too_much_are_refused_by_name(
+    file, values, total, clamp
+) -> None:
+    path = file(
+        f"def f(prompts, completions, **columns):\n    return [0.0, {values[0]!r}]\n"
+        f"def g(prompts, completions, **columns):\n    return [0.0, {values[1]!r}]\n"
+    )
+    config = user(f"{path}:f", f"{path}:g", clamp=clamp)
+    with pytest.raises(RewardError) as caught:
+        score(config, "", "")
+    message = str(caught.value)
+    assert f"completion 1 add up to {total}" in message and "f " in message and "1e+30" in message
+
+
+def test_the_largest_reward_leaves_finite_advantages(file) -> None:
+    import torch
+
+    from kit.objectives import group_advantages
+    from kit.rewards import LARGEST
+
+    path = file(
+        "def f(prompts, completions, **columns):\n"
+        f"    return [{LARGEST!r}, -{LARGEST!r}, 0.0, {LARGEST!r}]\n"
+    )
+    totals = score(user(f"{path}:f"), *[""] * 4).total
+    rewards = torch.tensor([totals], dtype=torch.float64)
+    for scale in ("group", "batch", "none"):
+        advantages = group_advantages(rewards, scale).float()
+        assert advantages.isfinite().all() and advantages[0, 0] > 0 > advantages[0, 1]
 
 
 @pytest.mark.parametrize(
@@ -206,6 +295,12 @@ def test_a_file_that_fails_on_import(file) -> None:
         build_reward(user(f"{path}:f"), NumberVerifier())
 
 
+def test_a_file_that_exits_on_import(file) -> None:
+    path = file("import sys\ndef f(**columns): ...\nsys.exit(0)\n")
+    with pytest.raises(RewardError, match=r"cannot import .*SystemExit: 0"):
+        build_reward(user(f"{path}:f"), NumberVerifier())
+
+
 def test_functions_cannot_change_the_batch(file) -> None:
     path = file(
         "def f(prompts, completions, answer, **columns):\n"
@@ -216,6 +311,20 @@ def test_functions_cannot_change_the_batch(file) -> None:
     reward = build_reward(user(f"{path}:f", f"{path}:f"), NumberVerifier())
     assert reward(prompts, completions, rows).total == [1.05]
     assert (prompts, completions, rows) == ([PROMPT], ["#### 7"], [ROW])
+
+
+def test_functions_cannot_change_what_lies_inside_the_batch(file) -> None:
+    path = file(
+        "def f(prompts, completions, metadata, **columns):\n"
+        "    prompts[0][0]['content'] = 'pwned'; metadata[0]['sums'].append(9)\n"
+        "    return [float(len(metadata[0]['sums']))]\n"
+    )
+    prompt = [{"role": "user", "content": QUESTION}]
+    row = {**ROW, "prompt": prompt, "metadata": {"sums": [7]}}
+    reward = build_reward(user(f"{path}:f", f"{path}:f"), NumberVerifier())
+    assert reward([prompt], [""], [row]).parts["f_2"] == [2.0]  # nor what the next one sees
+    assert prompt == [{"role": "user", "content": QUESTION}]
+    assert row["metadata"] == {"sums": [7]}
 
 
 def test_lists_of_different_lengths() -> None:

@@ -198,7 +198,7 @@ def test_choose_inverts_the_cumulative_distribution():
     # probabilities 0.1, 0.2, 0.3, 0.4 -> cumulative 0.1, 0.3, 0.6, 1.0
     logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log().repeat(6, 1)
     uniforms = torch.tensor([0.0, 0.0999, 0.1001, 0.5, 0.6001, 0.9999], dtype=torch.float64)
-    tokens, logprobs = choose(logits, uniforms, Sampling(1))
+    tokens, logprobs, _ = choose(logits, uniforms, Sampling(1))
     assert tokens.tolist() == [0, 0, 1, 2, 3, 3]
     expected = np.log([0.1, 0.1, 0.2, 0.3, 0.4, 0.4])
     np.testing.assert_allclose(logprobs, expected, rtol=1e-5)
@@ -206,7 +206,7 @@ def test_choose_inverts_the_cumulative_distribution():
 
 def test_choose_with_temperature_and_greedy():
     logits = torch.tensor([[0.0, 1.0, 3.0]])
-    tokens, logprobs = choose(logits, torch.tensor([0.0]), Sampling(1, temperature=2.0))
+    tokens, logprobs, _ = choose(logits, torch.tensor([0.0]), Sampling(1, temperature=2.0))
     # softmax(0, 0.5, 1.5): e^0 = 1, e^0.5 = 1.6487, e^1.5 = 4.4817, sum 7.1304
     assert tokens.item() == 0
     assert logprobs.item() == pytest.approx(-np.log(7.1304), abs=1e-4)
@@ -216,7 +216,7 @@ def test_choose_with_temperature_and_greedy():
 def test_a_token_of_probability_zero_is_never_drawn():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).repeat(3, 1)
     uniforms = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
-    tokens, _ = choose(logits, uniforms, Sampling(1))
+    tokens, *_ = choose(logits, uniforms, Sampling(1))
     assert tokens.tolist() == [1, 3, 3]
 
 
@@ -232,5 +232,5 @@ def test_truncate():
 
 def test_truncation_does_not_change_the_recorded_logprob():
     logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
-    _, logprobs = choose(logits, torch.tensor([0.0]), Sampling(1, top_k=1))
+    _, logprobs, _ = choose(logits, torch.tensor([0.0]), Sampling(1, top_k=1))
     assert logprobs.item() == pytest.approx(np.log(0.4), abs=1e-6)

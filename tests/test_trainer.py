@@ -20,7 +20,14 @@ from kit import checkpoint
 from kit.checkpoint import latest_checkpoint
 from kit.cli import main
 from kit.config import build_config
-from kit.errors import AdapterError, DataError, ModelError, RunError, TrainingError
+from kit.errors import (
+    AdapterError,
+    DataError,
+    ModelError,
+    OutOfMemoryError,
+    RunError,
+    TrainingError,
+)
 from kit.models import TRAINED
 from kit.optimizer import learning_rate
 from kit.policy import Policy
@@ -246,7 +253,7 @@ def test_out_of_memory_with_a_single_row_is_an_error_with_advice(base, make_conf
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(Policy, "logprobs", never)
-    with pytest.raises(TrainingError, match=r"single completion.*max_new_tokens"):
+    with pytest.raises(OutOfMemoryError, match=r"step 1: .*single completion.*max_new_tokens"):
         train(make_config(), base=base)
 
 

@@ -14,7 +14,7 @@ from kit.adapters import adapter_sha256
 from kit.app.job import Job, Message, Progress
 from kit.app.scoring import score
 from kit.app.tokens import Scores
-from kit.errors import ConfigError, ModelError
+from kit.errors import ConfigError, ModelError, is_out_of_memory
 from kit.models import Base, load_adapters
 from kit.policy import BASE, Policy
 from kit.rollout import Request, Sampling, stream
@@ -112,8 +112,8 @@ def _advice(job: Job) -> Iterator[None]:
     """ModelError with what to do when memory runs out."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if not _is_out_of_memory(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -129,8 +129,3 @@ def _by_side(sides: Sequence[str], values: Sequence) -> dict[str, tuple]:
         side: tuple(value for mine, value in zip(sides, values, strict=True) if mine == side)
         for side in dict.fromkeys(sides)
     }
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """The CPU's allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
