@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
-from kit.errors import AdapterError
+from kit.errors import AdapterError, RunError
+from kit.files import parse_json
 from kit.runs import RunFolder
 
 CONFIG = "adapter_config.json"
@@ -80,6 +82,36 @@ def adapter_sha256(source: str) -> str:
     return digest.hexdigest()
 
 
+def adapter_fault(source: str) -> str | None:
+    """Why an adapter cannot be used as it was saved; None where nothing speaks against it.
+
+    Of an adapter without the kit's probe nobody knows what was saved.
+    """
+    try:
+        found, paths = adapter_sha256(source), _find(source)
+        probe = paths[WEIGHTS].with_name(PROBE)
+        if not os.path.lexists(probe):
+            return None
+        with safe_open(probe, framework="np") as file:
+            saved = parse_json((file.metadata() or {})["settings"])["adapter_sha256"]
+    except AdapterError as error:
+        return str(error)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        return f"{probe} cannot be read ({error!r})"
+    if found != saved:
+        return "its weights or settings are not those that were saved"
+    return None
+
+
+def check_unchanged(source: str) -> None:
+    """AdapterError for an adapter of the kit's that was damaged or changed after it was saved."""
+    if fault := adapter_fault(source):
+        raise AdapterError(
+            f"the adapter {source} cannot be used: {fault}. Put back a sound copy (the run's "
+            f"checkpoints hold its weights too), or delete its {PROBE} to take it as it is now"
+        )
+
+
 def adapter_folder(source: str) -> Path:
     """Where the files of an adapter are: a run's best one, a folder's own, or a hub id's download.
 
@@ -101,8 +133,12 @@ def adapter_folder(source: str) -> Path:
 def check_has_adapter(run: RunFolder) -> None:
     """AdapterError for a run that was stopped before it had one."""
     if not run.adapter.is_dir():
+        try:
+            status = run.status
+        except RunError:  # run.json is damaged
+            status = "unknown"
         raise AdapterError(
-            f"{run.path} has no adapter yet (status: {run.status}); go on with: "
+            f"{run.path} has no adapter yet (status: {status}); go on with: "
             f"kit train {run.path} --resume"
         )
 
@@ -111,7 +147,9 @@ def _read(source: str) -> tuple[dict[str, Any], Path]:
     """The checked configuration, and where the weights are."""
     paths = _find(source)
     try:
-        settings = json.loads(paths[CONFIG].read_text(encoding="utf-8"))
+        settings = parse_json(paths[CONFIG].read_bytes())
+    except OSError as error:
+        raise AdapterError(f"cannot read {source}/{CONFIG}: {error.strerror}") from error
     except ValueError as error:
         raise AdapterError(f"{source}/{CONFIG} is not valid JSON: {error}") from error
     kind = settings.get("peft_type") if isinstance(settings, dict) else None
@@ -160,9 +198,11 @@ def _check_weights(source: str, path: Path, settings: dict[str, Any]) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             ranks = {file.get_slice(k).get_shape()[0] for k in file.keys() if "lora_A" in k}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, IndexError) as error:
         raise AdapterError(f"cannot read the adapter {path}: {error}") from error
     rank = settings.get("r")
+    if type(rank) is not int:
+        raise AdapterError(f"{source}/{CONFIG} names no rank: r is {str(rank)[:80]!r}")
     if not settings.get("rank_pattern") and ranks != {rank}:
         raise AdapterError(
             f"cannot load the adapter {source}: its configuration says rank {rank}, its weights "

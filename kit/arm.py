@@ -12,10 +12,10 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from kit.adapters import adapter_fault
 from kit.card import write_card
 from kit.checkpoint import (
-    latest_checkpoint,
-    load_checkpoint,
+    load_newest,
     random_state,
     save_adapter,
     save_checkpoint,
@@ -33,7 +33,7 @@ from kit.policy import Policy
 from kit.preflight import TRUNCATED_WARNING, preflight
 from kit.rewards import build_reward
 from kit.rollout import Request, Sampled, Sampling
-from kit.runs import RunFolder, append_json, environment, this_process
+from kit.runs import RunFolder, binding_settings, environment, this_process
 from kit.sft import SFT
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Arm:
     def record(self, step: int, metrics: dict[str, float]) -> None:
         """Write the metrics of a step, counted from 1."""
         if self.accelerator.is_main_process:
-            append_json(self.run.metrics, [{"step": step, **metrics}])
+            self.run.append(self.run.metrics, [{"step": step, **metrics}])
         if self.config.train.report_to:
             self.accelerator.log(metrics, step=step)
         if metrics.get("completion/truncated_share", 0) > TRUNCATED_WARNING:
@@ -196,7 +196,11 @@ class Arm:
                 "owes_validation": self.owes_validation,
             }
             keep = self.config.train.keep_checkpoints
-            save_checkpoint(self.run.checkpoints, step, self.policy, state, keep)
+            about = {
+                "records": self.run.record_marks(),
+                "settings": binding_settings(self.config),
+            }
+            save_checkpoint(self.run.checkpoints, step, self.policy, state, keep, about)
         self.saved = step
 
     def finish(self) -> None:
@@ -230,17 +234,36 @@ class Arm:
 
     def _restore(self) -> int:
         """Load the newest checkpoint, if any; returns the step to go on with."""
-        path = latest_checkpoint(self.run.checkpoints)
-        if path is None:
+        state = load_newest(self.run.checkpoints, self.policy, self.optimizer)
+        if state is None:
             self._forget_after(-1)  # even the validation before the first step is repeated
             return 0
-        state = load_checkpoint(path, self.policy)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.best = state["best"]
-        self.owes_validation = state.get("owes_validation", False)
+        self.run.check_settings(self.config, state["step"], state["settings"])
+        self._check_records(state["step"], state["records"])
+        self.owes_validation = state["owes_validation"]
         self._forget_after(state["step"])
-        log.info("resuming from %s", path)
+        self.best = state["best"]
+        if self.best is not None and (fault := adapter_fault(str(self.run.adapter))):
+            log.warning(
+                "the best adapter so far cannot be used (%s); the next that is measured, or the "
+                "last, takes its place",
+                fault,
+            )
+            self.best = None
         return state["step"]
+
+    def _check_records(self, step: int, marks: dict[str, dict[str, Any]]) -> None:
+        """Say, here and in run.json, which records are not as the checkpoint left them."""
+        changed = self.run.changed_records(marks)
+        if not changed or not self.accelerator.is_main_process:
+            return
+        remark = (
+            f"{', '.join(changed)}: changed or lost after it was written; found when training went "
+            f"on from step {step}"
+        )
+        log.warning("%s: %s", self.run.path, remark)
+        known = self.run.read_description().get("remarks") or []
+        self.run.describe(remarks=[*known, remark])
 
     def _forget_after(self, steps: int) -> None:
         if self.accelerator.is_main_process:
@@ -282,7 +305,7 @@ class Arm:
             "validation/mean_tokens": result.mean_tokens,
             "validation/truncated_share": result.truncated.value,
         }
-        append_json(self.run.metrics, [record])
+        self.run.append(self.run.metrics, [record])
         tqdm.write(
             f"{self.run.label}, after {step} steps: held-out accuracy {result.strict} strict, "
             f"{result.lenient} lenient, {result.mean_tokens:.0f} tokens"

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
@@ -70,12 +70,16 @@ def benchmark(
     shared = [path for path, count in Counter(led.path for led in ledgers).items() if count > 1]
     if shared:
         raise ConfigError(f"two data sets would share {shared[0]}; evaluate them one by one")
-    if any(ledger.missing for ledger in ledgers):
-        with _loaded(targets, base) as (policy, adapters):
-            _sample_missing(groups, policy, adapters, environment() | {"command": command})
-    for ledger in ledgers:
-        if ledger.record["status"] != "finished":  # stopped after the last row was written
-            _finish(ledger)
+    with ExitStack() as held:
+        for ledger in ledgers:
+            if ledger.record["status"] != "finished":
+                held.enter_context(ledger.claimed())
+        if any(ledger.missing for ledger in ledgers):
+            with _loaded(targets, base) as (policy, adapters):
+                _sample_missing(groups, policy, adapters, environment() | {"command": command})
+        for ledger in ledgers:
+            if ledger.record["status"] != "finished":  # stopped after the last row was written
+                _finish(ledger)
     return [read_result(ledger.path) for ledger in ledgers]
 
 

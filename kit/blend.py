@@ -13,9 +13,10 @@ import torch
 from kit.adapters import CARD, adapter_folder, adapter_sha256
 from kit.bases import BaseSource, base_of
 from kit.card import blend_card
-from kit.checkpoint import WRITE_ERRORS, new_folder, write_adapter
+from kit.checkpoint import write_adapter
 from kit.config import SYSTEM_PROMPT, ModelConfig
 from kit.errors import AdapterError
+from kit.files import WRITE_ERRORS, new_folder, write_atomically
 from kit.merge import read_updates
 from kit.models import load_adapters, load_base
 from kit.policy import Policy
@@ -74,7 +75,7 @@ def blend(
         with new_folder(output) as partial:
             write_adapter(Policy(base, model, BLEND), partial)
             card = blend_card(partial, parts, how, _system_prompt(adapters), output.name)
-            (partial / CARD).write_text(card.content, encoding="utf-8")
+            write_atomically(partial / CARD, card.content)
     except WRITE_ERRORS as error:
         raise AdapterError(f"could not write {output}: {error}") from error
     finally:

@@ -14,11 +14,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from kit.adapters import CARD, adapter_sha256
 from kit.bases import BaseSource, base_of
 from kit.config import EMBEDDED, Config
-from kit.errors import ModelError, ResultsError
+from kit.errors import ModelError, ResultsError, RunError
+from kit.files import write_atomically
 from kit.models import NF4
 from kit.probe import read_probe
 from kit.results import Result, read_result
-from kit.runs import RunFolder, write_atomically
+from kit.runs import RunFolder
 from kit.sources import KNOWN, READERS
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,14 @@ SHOWN = (  # what the example sets of a quantization
 def write_card(run: RunFolder) -> Path:
     """Write README.md of a run's adapter, from the run's files as they are now."""
     path = run.adapter / CARD
-    write_atomically(path, run_card(run).content)
+    content = run_card(run).content
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise RunError(
+            f"cannot write the card {path}: {error.strerror}; once that is mended, the same "
+            "command with --resume writes it"
+        ) from error
     return path
 
 
@@ -252,7 +260,9 @@ def _percent(figure: dict[str, Any]) -> str:
 
 
 def _training_section(config: Config, facts: dict[str, Any], base: BaseSource) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    # a run.json that was deleted is written anew without them
+    versions = ", ".join(f"{n} {v}" for n, v in facts.get("versions", {}).items()) or "unknown"
+    hardware = facts.get("hardware", "hardware not recorded")
     commit = (facts.get("git") or {}).get("commit", "unknown")
     settings = config.model_dump(mode="json", exclude={"output": True, "data": {"data_dir"}})
     for section, key in (("model", "id"), ("model", "adapter"), ("data", "name")):
@@ -261,8 +271,8 @@ def _training_section(config: Config, facts: dict[str, Any], base: BaseSource) -
         function["path"] = _public(function["path"])
     listed = _fenced(yaml.safe_dump(settings, sort_keys=False), "yaml")
     return (
-        f"## Training\n\n{facts.get('steps', 'unfinished:')} steps, seed {facts['seed']}, base "
-        f"revision {base.revision or 'none'}, kit commit {commit}. {facts['hardware']}. "
+        f"## Training\n\n{facts.get('steps', 'unfinished:')} steps, seed {config.train.seed}, base "
+        f"revision {base.revision or 'none'}, kit commit {commit}. {hardware}. "
         f"{versions}.\n\nAll settings:\n\n{listed}"
     )
 

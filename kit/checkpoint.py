@@ -1,59 +1,54 @@
-"""Checkpoints: saved atomically, resumed exactly.
+"""Checkpoints: saved atomically, checked before they are used, resumed exactly.
 
 One folder `checkpoints/step-000025` holds the adapter, the optimizer, the loss scaler, the random
-states and the counters. It is written beside its final name and renamed when complete, so a crash
-or a full disk leaves the one before untouched.
+states and the counters, and a manifest with the size and hash of each file. It is written beside
+its final name and renamed when complete, so a crash or a full disk leaves the one before untouched.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import random
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from peft import set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from kit.adapters import CARD, CONFIG, WEIGHTS
-from kit.errors import RunError
+from kit.adapters import CARD, CONFIG, WEIGHTS, read_adapter_config
+from kit.errors import AdapterError, RunError, first_line
+from kit.files import WRITE_ERRORS, digest, new_folder, remove, write_atomically
 from kit.models import TRAINED
 from kit.policy import Policy
 from kit.probe import take_probe, write_probe
+from kit.runs import MANIFEST, MANIFEST_SCHEMA, read_manifest
 
-WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what a full disk makes libraries raise
+log = logging.getLogger(__name__)
+
+STATE = "state.pt"
+FILES = (STATE, f"adapter/{CONFIG}", f"adapter/{WEIGHTS}")
+NAME = re.compile(r"step-\d{6,}")
+# what torch makes of a file that is none of its own, or a damaged one
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, TypeError, AttributeError)
 
 
-@contextmanager
-def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A folder beside `path` to write into, renamed to it at the end; removed if anything fails.
+class Restorable(Protocol):
+    """What a state can be put back into."""
 
-    Raises FileExistsError when `path` exists, unless it is to be replaced.
-    """
-    if path.exists() and not replace:
-        raise FileExistsError(f"{path} exists")
-    partial, old = (path.with_name(path.name + ending) for ending in (".part", ".old"))
-    for rest in (partial, old):  # of an earlier attempt that was killed
-        shutil.rmtree(rest, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        _sync(partial)
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if old.exists():
-            old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be trusted; the message says why, without its path."""
 
 
 def save_adapter(policy: Policy, path: Path) -> None:
@@ -90,17 +85,27 @@ def _save_weights(policy: Policy, folder: Path) -> None:
 
 
 def save_checkpoint(
-    folder: Path, step: int, policy: Policy, state: dict[str, Any], keep: int
+    folder: Path,
+    step: int,
+    policy: Policy,
+    state: dict[str, Any],
+    keep: int,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Save everything needed to go on with `step`, then delete all but the `keep` newest.
 
-    Raises RunError when the disk is full or not writable; earlier checkpoints survive that.
+    `about` goes into the manifest: `records`, size and hash of metrics and samples up to here, and
+    `settings`, the configuration's by their dotted names. Raises RunError when the disk is
+    full or not writable; earlier checkpoints survive that.
     """
     path = folder / f"step-{step:06d}"
     try:
         with new_folder(path, replace=True) as partial:
             _save_weights(policy, partial / "adapter")
-            torch.save({**state, "step": step, "random": random_state()}, partial / "state.pt")
+            torch.save({**state, "step": step, "random": random_state()}, partial / STATE)
+            _write_manifest(partial, step, about or {})
+        for old in [p for p in _complete(folder) if p.name <= path.name][:-keep]:
+            remove(old)
     except WRITE_ERRORS as error:
         before = latest_checkpoint(folder)
         rescue = f"the last good one is {before}" if before else "there is none before it"
@@ -108,24 +113,148 @@ def save_checkpoint(
             f"could not save the checkpoint of step {step}: {error}; {rescue}. "
             "Free some disk space and continue with --resume"
         ) from error
-    for old in _complete(folder)[:-keep]:
-        shutil.rmtree(old)
     return path
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint, or None."""
+    """The newest checkpoint that was written to its end, or None; whether it is sound is seen
+    when it is loaded."""
     complete = _complete(folder)
     return complete[-1] if complete else None
 
 
-def load_checkpoint(path: Path, policy: Policy) -> dict[str, Any]:
-    """Put the adapter and the random states back; returns the rest of the saved state."""
-    state = torch.load(path / "state.pt", weights_only=True)
-    weights = load_file(path / "adapter" / "adapter_model.safetensors")
+def load_newest(folder: Path, policy: Policy, optimizer: Restorable) -> dict[str, Any] | None:
+    """Put the newest sound checkpoint's adapter, optimizer and random states back.
+
+    Returns its `best` score and `step`, and of its manifest `records` and `settings`; None where
+    there is no checkpoint at all.
+    Newer ones that are damaged are named in a warning. Raises RunError when all are damaged.
+    """
+    faults = []
+    for path in reversed(_complete(folder)):
+        try:
+            state = load_checkpoint(path, policy, optimizer)
+        except Damaged as damage:
+            faults.append(f"{path}: {damage}")
+            continue
+        for fault in faults:
+            log.warning("%s; it is damaged and not used", fault)
+        log.info("resuming from %s", path)
+        return state
+    if faults:
+        raise RunError(
+            f"no checkpoint can be used ({'; '.join(faults)}). Put a sound copy there, or delete "
+            f"{folder} to train from the start"
+        )
+    for path in sorted(folder.glob("*")) if folder.is_dir() else ():
+        log.warning("%s is no finished checkpoint; training begins at step 0", path)
+    return None
+
+
+def load_checkpoint(path: Path, policy: Policy, optimizer: Restorable) -> dict[str, Any]:
+    """Put adapter, optimizer and random states back; returns the rest of the saved state.
+
+    Raises Damaged for files that are not those that were saved; the adapter is as it was then.
+    """
+    manifest = _check_manifest(path)
+    state, weights = _read_state(path), _read_weights(path, policy)
+    step = int(path.name.removeprefix("step-"))
+    if state["step"] != step:
+        raise Damaged(f"{STATE} is of step {state['step']}")
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        set_random_state(state["random"])
+    except UNREADABLE as error:
+        raise Damaged(f"{STATE} does not fit this run: {first_line(error)}") from error
     set_peft_model_state_dict(policy.peft, weights, adapter_name=policy.trained)
-    set_random_state(state.pop("random"))
+    if manifest is None:
+        log.warning(
+            "%s has no %s (an older version wrote it, or it was deleted): it could not be "
+            "compared with what was saved",
+            *(path, MANIFEST),
+        )
+    about = {key: (manifest or {}).get(key, {}) for key in ("records", "settings")}
+    return {
+        "best": state["best"],
+        "owes_validation": state.get("owes_validation", False),
+        "step": step,
+        **about,
+    }
+
+
+def _write_manifest(folder: Path, step: int, about: Mapping[str, Any]) -> None:
+    """The last file: what is there is complete."""
+    files = {
+        name: {"size": (folder / name).stat().st_size, "sha256": digest(folder / name)}
+        for name in FILES
+    }
+    manifest = {"schema": MANIFEST_SCHEMA, "step": step, "files": files}
+    manifest |= {"records": {}, "settings": {}, **about}
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+def _check_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest, once all files are as it says; None where there is none."""
+    try:
+        lacking = [name for name in FILES if not (path / name).is_file()]
+        if lacking:
+            raise Damaged(f"it lacks {', '.join(lacking)}")
+        if not os.path.lexists(path / MANIFEST):
+            return None
+        manifest = read_manifest(path / MANIFEST)
+        if manifest["files"].keys() != set(FILES):
+            raise ValueError(f"it names {', '.join(sorted(manifest['files'])) or 'nothing'}")
+        for name in FILES:
+            stated = manifest["files"][name]
+            if (path / name).stat().st_size != stated["size"]:
+                raise Damaged(f"{name} has another size than was saved")
+            if digest(path / name) != stated["sha256"]:
+                raise Damaged(f"{name} has other bytes than were saved")
+    except OSError as error:
+        raise Damaged(f"it cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise Damaged(f"{MANIFEST} is not usable: {error}") from error
+    return manifest
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path / STATE) as packed:  # torch does not compare the checksums
+            if (broken := packed.testzip()) is not None:
+                raise Damaged(f"{STATE} is damaged in {broken}")
+        # to the processor first: another machine may have no GPU, or fewer
+        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except (*UNREADABLE, zipfile.BadZipFile, NotImplementedError) as error:
+        raise Damaged(f"{STATE} cannot be read: {first_line(error)}") from error
+    wanted = {"optimizer": dict, "random": dict, "step": int}
+    if not isinstance(state, dict) or "best" not in state:
+        raise Damaged(f"{STATE} holds no state of a run")
+    wrong = [name for name, kind in wanted.items() if not isinstance(state.get(name), kind)]
+    if wrong:
+        raise Damaged(f"{STATE} lacks {', '.join(wrong)}")
     return state
+
+
+def _read_weights(path: Path, policy: Policy) -> dict[str, torch.Tensor]:
+    """All weights of the adapter, finite and of their shapes."""
+    try:
+        read_adapter_config(str(path / "adapter"))
+        weights = load_file(path / "adapter" / WEIGHTS)
+    except AdapterError as error:
+        raise Damaged(first_line(error)) from error
+    except (*UNREADABLE, SafetensorError) as error:
+        raise Damaged(f"{WEIGHTS} cannot be read: {first_line(error)}") from error
+    own = get_peft_model_state_dict(
+        policy.peft, adapter_name=policy.trained, save_embedding_layers=False
+    )
+    shapes, wanted = ({k: tuple(v.shape) for k, v in ws.items()} for ws in (weights, own))
+    if shapes != wanted:
+        odd = sorted(name for name, _ in shapes.items() ^ wanted.items())
+        raise Damaged(f"{WEIGHTS} lacks weights or has others, e.g. {odd[0]}")
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise Damaged(f"{WEIGHTS}: {name} is not finite")
+    return weights
 
 
 def random_state() -> dict[str, Any]:
@@ -154,12 +283,5 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def _complete(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if not p.suffix)  # .part, .old
-
-
-def _sync(folder: Path) -> None:
-    """Make the files durable before a rename makes them visible."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    """Checkpoints by step; .part and .old are remains, other names are not the kit's."""
+    return sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name))

@@ -8,21 +8,22 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from kit.benchmark import benchmark, table
 from kit.config import Config, flatten, load_config
 from kit.data import load_problems
-from kit.errors import ConfigError
+from kit.errors import ConfigError, RunError
+from kit.files import only_one, write_atomically
 from kit.models import Base, load_base
-from kit.runs import RunFolder, write_atomically
+from kit.runs import COMPARE_SCHEMA, LOCK, RunFolder, read_comparison, writing
 from kit.settings import EvalSettings
 from kit.targets import Target, data_config
 from kit.trainer import train_together
 
-SCHEMA = 1  # of compare.json
 OWN = {"output", "train.seed"}  # every run has its own
 DECLARED = ("objective",)
 MAY_VARY = ("objective", "optim", "lora", "reward", "train.updates_per_rollout")
@@ -62,20 +63,21 @@ def compare(
     for config in sets:  # what is wrong with them shows before hours of training, not after
         load_problems(config, settings.split, seed=settings.seed)
     study = Study(output, arms, seeds)
-    study.describe(status="running", data=names, command=command)
-    base = load_base(first.model)
-    for seed in seeds:
-        if not study.train(seed, base):
+    with study.alone():
+        study.describe(status="running", data=names, command=command)
+        base = load_base(first.model)
+        for seed in seeds:
+            if not study.train(seed, base):
+                study.describe(status="interrupted")
+                print(f"stopped; the same command continues {output}")
+                return output
+        try:
+            results = benchmark(study.targets(), sets, settings, base=base, command=command)
+        except KeyboardInterrupt:
             study.describe(status="interrupted")
-            print(f"stopped; the same command continues {output}")
-            return output
-    try:
-        results = benchmark(study.targets(), sets, settings, base=base, command=command)
-    except KeyboardInterrupt:
-        study.describe(status="interrupted")
-        raise
-    print(table(results))
-    study.describe(status="finished")
+            raise
+        print(table(results))
+        study.describe(status="finished")
     print(f"Tables, plots and statistics: kit report {output}")
     return output
 
@@ -95,11 +97,10 @@ class Study:
     def train(self, seed: int, base: Base) -> bool:
         """All unfinished arms of a seed, together; False when the user stopped it.
 
-        Arms that failed stay as they are: their metrics are a result too.
+        Arms that failed stay as they are: their metrics are a result too. What stopped them from
+        outside, like a full disk, is no failure of theirs.
         """
-        pending = [
-            arm for arm in self.arms if self.run(arm, seed).status not in ("finished", "failed")
-        ]
+        pending = [arm for arm in self.arms if not self.run(arm, seed).has_ended]
         if not pending:
             print(f"seed {seed}: finished already")
             return True
@@ -111,7 +112,7 @@ class Study:
             seconds = self.read().get("seconds", {})
             seconds[str(seed)] = seconds.get(str(seed), 0.0) + time.perf_counter() - started
             self.describe(seconds=seconds)
-        return all(self.run(arm, seed).status in ("finished", "failed") for arm in pending)
+        return all(self.run(arm, seed).has_ended for arm in pending)
 
     def targets(self) -> list[Target]:
         """The base and every finished adapter."""
@@ -131,13 +132,24 @@ class Study:
         return targets
 
     def read(self) -> dict[str, Any]:
-        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        return read_comparison(self.path)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other comparisons out of the folder; RunError while one is in it."""
+        busy = RunError(
+            f"another kit compare works in {self.output}; wait for it, or choose another --output"
+        )
+        with ExitStack() as held:
+            with writing(self.output):
+                held.enter_context(only_one(self.output / LOCK, busy))
+            yield
 
     def describe(self, **facts: Any) -> None:
         """Merge facts into compare.json."""
         differing = differing_fields(self.arms)
         record = self.read() | {
-            "schema": SCHEMA,
+            "schema": COMPARE_SCHEMA,
             "arms": {arm: {"differs": values} for arm, values in differing.items()},
             "seeds": list(self.seeds),
             "runs": {
@@ -149,8 +161,8 @@ class Study:
             },
             "base": {"id": next(iter(self.arms.values())).model.id, "results": "base"},
         }
-        self.output.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, json.dumps(record | facts, indent=2) + "\n")
+        with writing(self.path):
+            write_atomically(self.path, json.dumps(record | facts, indent=2) + "\n")
 
     def _config(self, arm: str, seed: int) -> Config:
         config = self.arms[arm]

@@ -24,6 +24,7 @@ AnswerKind = Literal["number", "latex"]  # how an answer is compared with the go
 EMBEDDED = "embedded"
 EMBEDDED_PATH = Path(__file__).parent / "assets" / "tiny-qwen2.5"
 DEMO_RECIPE = Path(__file__).parent / "assets" / "demo.yaml"
+MOST_VALUES = 100_000  # in a configuration file, aliases unfolded; the kit's own have about 60
 
 # ValueError: bad UTF-8, a date such as 2001-99-99, a number of 5,000 digits; RecursionError: deep
 # nesting
@@ -349,22 +350,52 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """One YAML file, merged over what it extends."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, of any origin; ConfigError, in one line, for everything else.
+
+    A key that is there twice, of which YAML would take the last, is an error too.
+    """
     try:
-        content = path.read_bytes()
+        text = path.read_text(encoding="utf-8")
+        _unfolded(yaml.compose(text, yaml.SafeLoader), {})
+        values = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except ValueError as error:  # a null byte in the path
-        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}") from None
-    if path.resolve() in seen:
-        raise ConfigError(f"{path} extends itself, through {', '.join(str(p) for p in seen)}")
-    try:
-        values = yaml.safe_load(content.decode("utf-8"))
-    except YAML_ERRORS as error:
+    except RecursionError:
+        raise ConfigError(f"{path} is not valid YAML: it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, no such date, …
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def _unfolded(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """How many values a node stands for, aliases unfolded; ValueError for a key that is there
+    twice, for more values than any configuration has, and for what is inside itself."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise ValueError("it holds itself, by an alias")
+        return known[id(node)]
+    known[id(node)] = 0  # until it is counted
+    children: list[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"the key {twice!r} is there twice")
+    known[id(node)] = count = 1 + sum(_unfolded(child, known) for child in children)
+    if count > MOST_VALUES:
+        raise ValueError(f"it stands for more than {MOST_VALUES} values")
+    return count
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """One YAML file, merged over what it extends."""
+    values = read_yaml(path)  # first: a link in a circle cannot be resolved
+    if path.resolve() in seen:
+        raise ConfigError(f"{path} extends itself, through {', '.join(str(p) for p in seen)}")
     parent = values.pop("extends", None)
     if parent is None:
         return values

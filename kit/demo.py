@@ -8,10 +8,11 @@ from typing import Any
 
 from kit.benchmark import benchmark
 from kit.config import DEMO_RECIPE, Config, load_config
+from kit.files import write_atomically
 from kit.hardware import peak_memory_mb, reset_peak_memory
 from kit.models import Base, load_base
 from kit.results import Result
-from kit.runs import RunFolder, read_metrics, write_atomically
+from kit.runs import RunFolder, read_metrics, writing
 from kit.settings import EvalSettings
 from kit.targets import Target
 from kit.trainer import train_together
@@ -38,7 +39,8 @@ def demo(output: Path) -> list[dict[str, Any]]:
     if not all(_is_finished(output / arm) for arm in ARMS):
         return []  # stopped by the user; the trainer has said how to go on
     summary = compare(base, configs, output)
-    write_atomically(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    with writing(output / "summary.json"):
+        write_atomically(output / "summary.json", json.dumps(summary, indent=2) + "\n")
     print(table(summary))
     print(where_to_look(output))
     return summary

@@ -42,7 +42,7 @@ from kit.optimizer import Optimizer, UpdateResult
 from kit.policy import Policy
 from kit.rewards import Reward, Scores
 from kit.rollout import Completion, Request, Sampled, count_tokens
-from kit.runs import RunFolder, append_json
+from kit.runs import RunFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -295,7 +295,7 @@ class GRPO:
         if not self.accelerator.is_main_process:
             return
         count = min(self.config.train.samples_per_step, len(rollout.completions))
-        append_json(
+        self.run.append(
             self.run.samples,
             [
                 {
@@ -316,7 +316,7 @@ class GRPO:
         )
 
     def _write_nonfinite(self, step: int, rollout: Rollout, rows: list[int]) -> None:
-        append_json(
+        self.run.append(
             self.run.nonfinite,
             [
                 {

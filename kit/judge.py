@@ -10,17 +10,18 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kit.errors import ConfigError, ResultsError
+from kit.files import lock_of, only_one, write_atomically
 from kit.judge_models import JudgeConfig, JudgeModel, open_judge
 from kit.judgements import Judgement, Question, collect
 from kit.results import Key, Row, key_of, read_rows
 from kit.rubric import CRITERIA, OVERALL, pair_messages, point_messages, read_pair, read_points
-from kit.runs import write_atomically
 from kit.stats import Estimate, Proportion, bootstrap_mean
 from kit.votes import sign_test
 
@@ -229,30 +230,43 @@ def run_judge(
             "temperature and sample in common; evaluate both with the same settings"
         )
     pairs = [_pair(left[key], right[key]) for key in keys] if right_jsonl else []
-    judge = open_judge(config)
-    judgements = output.with_name(output.name + ".jsonl")
-    summary: PairwiseSummary | PointwiseSummary
-    if right_jsonl is None:
-        summary = judge_points(judge, [left[key] for key in keys], judgements)
-    else:
-        summary = judge_pairs(judge, pairs, judgements)
     path = output.with_name(output.name + ".json")
-    cost = summary.usage.cost(config)
-    record = {
-        "schema": SCHEMA,
-        "kind": "points" if right_jsonl is None else "pairs",
-        "judge": config.model,
-        "left": str(left_jsonl),
-        "right": None if right_jsonl is None else str(right_jsonl),
-        "limit": limit,
-        "settings": config.model_dump(),
-        **summary.record(),
-        "usage": {**dataclasses.asdict(summary.usage), "cost": cost},
-    }
-    write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    busy = ResultsError(f"another kit judge writes {path}; wait for it, or choose another --output")
+    with ExitStack() as held:
+        with _writing(path):
+            held.enter_context(only_one(lock_of(path), busy))
+        judge = open_judge(config)
+        judgements = output.with_name(output.name + ".jsonl")
+        summary: PairwiseSummary | PointwiseSummary
+        if right_jsonl is None:
+            summary = judge_points(judge, [left[key] for key in keys], judgements)
+        else:
+            summary = judge_pairs(judge, pairs, judgements)
+        cost = summary.usage.cost(config)
+        record = {
+            "schema": SCHEMA,
+            "kind": "points" if right_jsonl is None else "pairs",
+            "judge": config.model,
+            "left": str(left_jsonl),
+            "right": None if right_jsonl is None else str(right_jsonl),
+            "limit": limit,
+            "settings": config.model_dump(),
+            **summary.record(),
+            "usage": {**dataclasses.asdict(summary.usage), "cost": cost},
+        }
+        with _writing(path):
+            write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     print(f"{summary}\n{config.model}: {summary.usage}", end="")
     print(f", cost {cost:.4g} -> {path}" if cost is not None else f" -> {path}")
     return summary
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResultsError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _rows(path: Path) -> dict[Key, Row]:

@@ -18,10 +18,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from kit.errors import ResultsError
+from kit.files import append_line, parse_json
 from kit.judge_models import JudgeModel, Reply
 from kit.results import Key
 from kit.rubric import Messages, Verdict
-from kit.votes import append_line
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,13 @@ def collect(
             i = missing[position]
             found[i] = Judgement(reply, None if reply.text is None else read(reply.text))
             line = _line(questions[i], asked[i], judge.signature, found[i])
-            append_line(path, json.dumps(line).encode())
+            try:
+                append_line(path, json.dumps(line).encode())
+            except OSError as error:
+                raise ResultsError(
+                    f"cannot write the judgements {path}: {error.strerror}; once that is mended, "
+                    "the same command goes on from the last that was written"
+                ) from error
             counts = Counter(judgement.status for judgement in found.values())
             bar.set_postfix(malformed=counts["malformed"], failed=counts["failed"], refresh=False)
             bar.update()
@@ -88,16 +94,22 @@ def _stored(path: Path, questions: Sequence[Question], asked: Sequence[str]) -> 
     positions = {(question.key, question.order): i for i, question in enumerate(questions)}
     replies: dict[int, Reply] = {}
     unreadable = 0
-    for text in filter(None, path.read_bytes().split(b"\n")):
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise ResultsError(f"cannot read the judgements {path}: {error.strerror}") from None
+    for text in filter(None, lines):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             key = (line["id"], line["temperature"], line["sample"])
             reply = Reply(line["reply"], None, **line["usage"])
             digest, order = line["asked"], line["order"]
+            if not isinstance(reply.text, str | None):
+                raise TypeError("the reply is no text")
+            i = positions.get((key, order))  # TypeError for what is no key
         except (ValueError, KeyError, TypeError):
             unreadable += 1
             continue
-        i = positions.get((key, order))
         if i is None or reply.text is None:
             continue
         if digest != asked[i]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ from typing import Any
 from kit.config import DataConfig, flatten
 from kit.data import ProblemSet
 from kit.errors import DataError, ResultsError
-from kit.results import SCHEMA, Key, Row, key_of, read_result, read_rows
-from kit.runs import append_json, write_atomically
+from kit.files import append_json, lock_of, only_one, sync_folder, write_atomically
+from kit.results import SCHEMA, Key, Row, digests, key_of, read_result, read_rows
 from kit.settings import EvalSettings
 from kit.targets import PROBLEM_FIELDS
 
 MAY_GROW = {"settings.temperatures", "settings.samples", "settings.limit"}
 MAY_MOVE = {"target.name", "target.run", "target.adapter"}  # its weights are told by their hash
+
+
+Mark = tuple[int, int]  # time of the last change, size
 
 
 @dataclass(slots=True)
@@ -37,6 +40,27 @@ class Ledger:
     problems: dict[str, Row]  # by id
     rows: dict[Key, Row]
     missing: set[Key]
+    seen: tuple[Mark, Mark]  # both files when they were read
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other evaluations off these files.
+
+        Raises ResultsError while one is at them, or has been since they were read.
+        """
+        busy = ResultsError(
+            f"another evaluation is writing {self.path}; wait for it, or keep yours apart with "
+            "--tag NAME"
+        )
+        with ExitStack() as held:
+            with _writing(self.path):
+                held.enter_context(only_one(lock_of(self.path), busy))
+            if _marks(self.path) != self.seen:
+                raise ResultsError(
+                    f"another evaluation has written {self.path} since this one began; the same "
+                    "command goes on from what is there now"
+                )
+            yield
 
     def check_revision(self, revision: str | None) -> None:
         """Raise ResultsError where the rows there are from another revision of the base."""
@@ -58,6 +82,7 @@ class Ledger:
                 os.truncate(self._completions, size)
             else:
                 self._completions.unlink(missing_ok=True)
+                sync_folder(self.path.parent)
             self._save()
 
     def add(self, rows: list[Row], seconds: float, tokens: int) -> None:
@@ -77,6 +102,7 @@ class Ledger:
         """Write the figures, an entry for each temperature."""
         self.record |= {"status": "finished", "results": figures}
         with _writing(self.path):
+            self.record["digests"] = digests(self.record, self._completions)
             self._save()
 
     @property
@@ -103,12 +129,13 @@ def open_ledger(
     ResultsError where rows of other settings are there, or rows would be needed that were not
     asked for; DataError where problems cannot be told apart.
     """
+    seen = _marks(path)
     before = None if overwrite else _read_before(path)
     settings = asked.joined(before["settings"]) if before else asked
     record = _new_record(target, config, settings, tag)
     if before:
         _check_same(path, before, record)
-        known = target["base_revision"] or before["target"]["base_revision"]
+        known = target["base_revision"] or before["target"].get("base_revision")
         record["target"]["base_revision"] = known
         record = before | {key: record[key] for key in ("target", "settings")}
     problem_set = load(settings.limit)
@@ -127,8 +154,20 @@ def open_ledger(
             )
     missing = grid - rows.keys()
     if missing:
-        record |= {"status": "running", "n": len(problems), "results": []}
-    return Ledger(path, record, settings, problem_set, problems, rows, missing)
+        record |= {"status": "running", "n": len(problems), "results": [], "digests": None}
+    return Ledger(path, record, settings, problem_set, problems, rows, missing, seen)
+
+
+def _marks(path: Path) -> tuple[Mark, Mark]:
+    """Time and size of both files, zeros where there is none."""
+    found = []
+    for file in (path, path.with_suffix(".jsonl")):
+        try:
+            state = file.stat()
+            found.append((state.st_mtime_ns, state.st_size))
+        except OSError:
+            found.append((0, 0))
+    return found[0], found[1]
 
 
 def _grid(settings: EvalSettings, ids: Iterable[str]) -> set[Key]:
@@ -163,6 +202,7 @@ def _new_record(
         "seconds": 0.0,
         "tokens_per_second": None,
         "results": [],
+        "digests": None,
     }
 
 

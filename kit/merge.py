@@ -27,12 +27,13 @@ from kit.adapters import (
     WEIGHTS,
     adapter_folder,
     adapter_sha256,
+    check_unchanged,
     read_adapter_config,
 )
 from kit.agreement import Agreement, agreements, tokenizer_of
 from kit.bases import BaseSource, base_of
-from kit.checkpoint import WRITE_ERRORS, new_folder
 from kit.errors import AdapterError
+from kit.files import WRITE_ERRORS, new_folder, write_atomically
 from kit.hardware import DTYPES
 from kit.models import check_torchao, stop_ids
 
@@ -90,6 +91,7 @@ def merge(adapter: str, output: Path, dtype: str = "bfloat16", shard_bytes: int 
         raise AdapterError(f"{output} exists; choose another folder, or delete it first")
     check_torchao()  # before gigabytes are written
     folder = adapter_folder(adapter)
+    check_unchanged(str(folder))
     base = base_of(str(folder))
     updates = read_updates(folder)
     shards = base_shards(base)
@@ -105,7 +107,7 @@ def merge(adapter: str, output: Path, dtype: str = "bfloat16", shard_bytes: int 
                 "dtype": dtype,
                 "agreement": [asdict(agreement) for agreement in found],
             }
-            (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            write_atomically(partial / RECORD, json.dumps(record, indent=2) + "\n")
     except WRITE_ERRORS as error:
         raise AdapterError(f"could not merge into {output}: {error}") from error
     return Merged(output, base, folder, found)
@@ -127,6 +129,10 @@ def read_updates(folder: Path) -> dict[str, Update]:
         special["init_lora_weights"] = start
     weights = load_file(folder / WEIGHTS)
     pairs = ("lora_A.weight", "lora_B.weight")
+    for name in weights:
+        other = name.replace(*(("lora_A", "lora_B") if "lora_A" in name else ("lora_B", "lora_A")))
+        if name.endswith(pairs) and other not in weights:
+            raise AdapterError(f"{folder / WEIGHTS} has {name} without {other}")
     special |= {f"the tensor {name}": "" for name in weights if not name.endswith(pairs)}
     if special:
         listed = ", ".join(f"{key}={value!r}" if value else key for key, value in special.items())
@@ -220,7 +226,7 @@ def _write_weights(
         save_file(tensors, folder / filename, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": {"total_size": size}, "weight_map": plan.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def _empty(path: Path, name: str, dtype: torch.dtype) -> Tensor:
@@ -247,9 +253,9 @@ def _write_settings(base: BaseSource, adapter: Path, folder: Path, dtype: str) -
     config = _read_json(base, "config.json")
     key = "dtype" if "dtype" in config else "torch_dtype"
     text = json.dumps(config | {key: dtype}, indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    write_atomically(folder / "config.json", text)
     text = json.dumps(_generation_settings(base, adapter, config), indent=2) + "\n"
-    (folder / "generation_config.json").write_text(text, encoding="utf-8")
+    write_atomically(folder / "generation_config.json", text)
     for name in TOKENIZER_FILES:
         if (path := base.file(name)) is not None:
             shutil.copyfile(path, folder / name)

@@ -15,7 +15,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, PeftModelForCausalLM, get_peft_model, import_utils
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from kit.adapters import WEIGHTS, check_leaves_base, read_adapter_config
+from kit.adapters import WEIGHTS, check_leaves_base, check_unchanged, read_adapter_config
 from kit.backends import Unsloth, check_unpatched, load_unsloth
 from kit.config import LoraConfig, ModelConfig
 from kit.errors import (
@@ -251,6 +251,7 @@ def _check_loaded(model: PeftModel, name: str, missing: list[str]) -> None:
 def check_adapter(base: Base, source: str) -> None:
     """Raise AdapterError unless `source` holds a safetensors LoRA adapter of this base, which it
     leaves as it is."""
+    check_unchanged(source)
     settings = read_adapter_config(source)
     trained_on = settings.get("base_model_name_or_path")
     if trained_on not in (base.id, str(Path(base.id))):

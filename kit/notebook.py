@@ -18,12 +18,13 @@ from pathlib import Path
 from kit import child
 from kit.attached import locate
 from kit.config import Config, load_config
-from kit.errors import AdapterError, ConfigError, first_line
+from kit.errors import AdapterError, ConfigError, RunError, first_line
 from kit.estimate import DEFAULT_GPU, find_gpu
 from kit.estimate import estimate as estimate_arm
+from kit.files import only_one, publish, sync_file
 from kit.notebook_view import LiveCurves, offer_download
 from kit.place import CHECKOUT, Place, keep_folder
-from kit.runs import RunFolder
+from kit.runs import RunFolder, writing
 
 CONFIGS = CHECKOUT / "configs"
 SEED = 0
@@ -176,18 +177,27 @@ def pack(plan: Plan) -> Path:
         report([plan.folder])
     path = plan.folder.with_name(f"{plan.folder.name}.zip")
     partial = path.with_name(f"{path.name}.part")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as packed:
-            for file in sorted(plan.folder.rglob("*")):
-                name = file.relative_to(plan.folder.parent)
-                if file.is_file() and not NOT_PACKED.intersection(name.parts):
-                    packed.write(file, name)
-        partial.replace(path)
-    finally:  # when the disk is full, the part is in the way of everything else
-        partial.unlink(missing_ok=True)
+    busy = RunError(f"{path} is being written already; wait for it")
+    with writing(path), only_one(plan.folder / ".zip.lock", busy):
+        try:
+            _write_zip(plan, partial)
+            publish(partial, path)
+        finally:  # when the disk is full, the part is in the way of everything else
+            partial.unlink(missing_ok=True)
     print(f"{path} ({path.stat().st_size / 2**20:.1f} MB): adapters, metrics, answers, report.html")
     offer_download(path, plan.place)
     return path
+
+
+def _write_zip(plan: Plan, path: Path) -> None:
+    with path.open("wb") as opened:
+        with zipfile.ZipFile(opened, "w", zipfile.ZIP_DEFLATED) as packed:
+            for file in sorted(plan.folder.rglob("*")):
+                name = file.relative_to(plan.folder.parent)
+                is_wanted = file.is_file() and file.suffix != ".lock"
+                if is_wanted and not NOT_PACKED.intersection(name.parts):
+                    packed.write(file, name)
+        sync_file(opened)
 
 
 def push(plan: Plan, hub: str = "") -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kit.adapters import PROBE, adapter_sha256
 from kit.errors import AdapterError, NotFiniteError, room_for
+from kit.files import parse_json
 from kit.fresh import chat_ids, last_logits, surroundings
 from kit.policy import BASE, Policy
 
@@ -32,6 +33,13 @@ QUESTIONS = (
 )
 POSITIONS = 8
 LIKELIEST = 64
+SETTINGS: dict[str, Any] = {  # what every probe says
+    **dict.fromkeys(("adapter_sha256", "dtype", "attention", "device", "processor"), str),
+    **dict.fromkeys(("positions", "threads"), int),
+    "questions": list,
+    "versions": dict,
+    "quantization": dict | None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +103,11 @@ def read_probe(folder: Path) -> Probe | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            settings = json.loads((file.metadata() or {})["settings"])
+            settings = parse_json((file.metadata() or {})["settings"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name, kind in SETTINGS.items():
+            if not isinstance(settings[name], kind):
+                raise ValueError(f"{name} is {str(settings[name])[:80]!r}")
         ids = [tensors[f"ids.{i}"].tolist() for i in range(len(settings["questions"]))]
         return Probe(settings, ids, tensors["top"], tensors["adapter"], tensors["base"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

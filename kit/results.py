@@ -5,6 +5,7 @@ docs/results.md explains every field.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import ConfigError, ResultsError
+from kit.files import digest, parse_json
 from kit.sources import READERS
 
 SCHEMA = 2  # raised when a field changes its meaning
@@ -24,11 +26,26 @@ FIELDS = (
     *("hardware", "versions", "git", "command", "started", "seconds", "tokens_per_second"),
     "results",
 )
+FIELD_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("status", "data"), str),
+    **dict.fromkeys(("tag", "command", "started", "hardware"), str | None),
+    **dict.fromkeys(("n", "seen_in_training"), int | None),
+    **dict.fromkeys(("target", "settings"), dict),
+    **dict.fromkeys(("seconds", "tokens_per_second"), int | float | None),
+    "results": list,
+}
 ROW_FIELDS = (
     *("id", "temperature", "sample", "question", "answer", "category", "difficulty"),
     *("completion", "tokens", "truncated"),
     *("strict_answer", "lenient_answer", "strict", "lenient"),
 )
+ROW_TYPES: dict[str, Any] = {
+    "temperature": int | float,
+    **dict.fromkeys(("sample", "tokens"), int),
+    **dict.fromkeys(("question", "completion", "category", "difficulty"), str),
+    **dict.fromkeys(("strict_answer", "lenient_answer"), str | None),
+    **dict.fromkeys(("truncated", "strict", "lenient"), bool),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +93,11 @@ class Result:
         return [row for row in rows if temperature in (None, row["temperature"])]
 
 
+def digests(record: dict[str, Any], completions: Path) -> dict[str, str]:
+    """Hashes of the figures in a record and of the completions they were counted on."""
+    return {"figures": _digest_of_figures(record), "rows": digest(completions)}
+
+
 def result_path(folder: Path, data: str, tag: str | None = None) -> Path:
     """Where the figures on a data set go: `<data>[.<tag>].json`; the completions lie beside it."""
     if tag is not None and not re.fullmatch(r"[\w-]+", tag):
@@ -96,7 +118,33 @@ def read_result(path: str | Path) -> Result:
         old = f"has schema {record['schema']}, this kit reads {SCHEMA}"
         fault = old if record["schema"] != SCHEMA else f"lacks {', '.join(lacking)}"
         raise ResultsError(f"{path} {fault}; make it anew with: {_anew(path, record['data'])}")
+    if trouble := _fault_of(record):
+        raise ResultsError(f"{path}: {trouble}; make it anew with: {_anew(path, record['data'])}")
     return Result(path, record)
+
+
+def _fault_of(record: dict[str, Any]) -> str | None:
+    """What is wrong with the types of a record, or with its figures; None: nothing."""
+    for name, kind in FIELD_TYPES.items():
+        value = record[name]
+        if not isinstance(value, kind) or type(value) is bool:
+            return f"{name} is {str(value)[:80]!r}, which is not usable"
+    for name in ("name", "base"):
+        if not isinstance(record["target"].get(name), str):
+            return f"its target has no {name}"
+    if not all(isinstance(entry, dict) and "temperature" in entry for entry in record["results"]):
+        return "its figures have no temperature"
+    saved = record.get("digests")
+    if saved is None:  # it is still running, or of an older version of this kit
+        return None
+    if not isinstance(saved, dict) or saved.get("figures") != _digest_of_figures(record):
+        return "its figures were changed after they were counted"
+    return None
+
+
+def _digest_of_figures(record: dict[str, Any]) -> str:
+    figures = json.dumps([record["n"], record["results"]], sort_keys=True)
+    return hashlib.sha256(figures.encode()).hexdigest()
 
 
 def find_results(folder: str | Path) -> list[Result]:
@@ -114,8 +162,9 @@ def read_rows(path: Path, faults: list[str] | None = None) -> list[Row]:
     """The completions in a .jsonl.
 
     What follows the last line break was cut off by a crash and is left out. ResultsError for
-    everything else that is no row, and for a row that is there twice; where there is a list for
-    `faults`, such a line is added to it in words and the others are read.
+    everything else that is no row, for a row that is there twice, and where the figures beside
+    them were counted on others; where there is a list for `faults`, that is added to it in words
+    and the rest is read.
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]  # completions may hold other line separators
@@ -136,7 +185,22 @@ def read_rows(path: Path, faults: list[str] | None = None) -> list[Row]:
             faults.append(fault)
         else:
             rows[key_of(row)] = row
+    if not _is_as_counted(path):
+        fault = f"{path} was changed after its figures were counted"
+        if faults is None:
+            raise ResultsError(f"{fault}; put it back, or replace the results with --overwrite")
+        faults.append(fault)
     return list(rows.values())
+
+
+def _is_as_counted(completions: Path) -> bool:
+    """Whether completions are those that the finished figures beside them were counted on; True
+    where nobody has noted which those were."""
+    try:
+        saved = parse_json(completions.with_suffix(".json").read_bytes())["digests"]["rows"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+    return digest(completions) == saved
 
 
 def key_of(row: Row) -> Key:
@@ -144,10 +208,7 @@ def key_of(row: Row) -> Key:
 
 
 def _parse_row(line: bytes) -> Row:
-    try:
-        row = json.loads(line)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    row = parse_json(line)
     if not isinstance(row, dict):
         raise ValueError("a row must be a JSON object")
     lacking = [field for field in ROW_FIELDS if field not in row]
@@ -155,17 +216,20 @@ def _parse_row(line: bytes) -> Row:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     if any(isinstance(part, (list, dict)) for part in key_of(row)):
         raise ValueError("its id, temperature and sample must be plain values")
+    for name, kind in ROW_TYPES.items():
+        if not isinstance(row[name], kind) or (type(row[name]) is bool) != (kind is bool):
+            raise ValueError(f"its {name} is {str(row[name])[:80]!r}")
     return row
 
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except OSError as error:
         raise ResultsError(
             f"there are no results at {path} ({error.strerror}); make them with: {_anew(path)}"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ResultsError(
             f"{path} is not valid JSON ({error}); make it anew with: {_anew(path)}"
         ) from None

@@ -28,7 +28,6 @@ from kit.errors import (
     KitError,
     NotFiniteError,
     OutOfMemoryError,
-    RewardError,
     RunError,
     TrainingError,
     is_out_of_memory,
@@ -54,8 +53,6 @@ SHOWN = {
     "loss": "sft/loss",
     "tok/s": "time/rollout_tokens_per_second",
 }
-# what ends a run without its own doing: mended, the run goes on, in a comparison too
-INTERRUPTIONS = (OutOfMemoryError, RewardError, RunError)
 LESS_MEMORY = (
     "What needs less and changes no result, added to the command: rollout.dequantize=never "
     "rollout.max_rows=1 train.micro_batch_tokens=1024 train.logprob_chunk=64 "
@@ -96,6 +93,7 @@ def train_together(
         if accelerators[0].is_main_process:
             for run, config in zip(runs, configs, strict=True):
                 locks.callback(run.open(config, resume).release)
+            locks.enter_context(_ends_noted(runs))
         accelerators[0].wait_for_everyone()
         _train_together(configs, runs, accelerators, base)
     return runs
@@ -120,15 +118,19 @@ def _train_together(
             for config, run, accelerator in zip(configs, runs, accelerators, strict=True):
                 trainer.add(config, run, accelerator)
         trainer.run_to_end()
-    except KeyboardInterrupt:
-        trainer.describe(status="interrupted")
-        raise
-    except BaseException as error:
-        interrupted = isinstance(error, INTERRUPTIONS)
-        trainer.describe(status="interrupted" if interrupted else "failed", error=str(error))
-        raise
     finally:
         trainer.close()
+
+
+@contextmanager
+def _ends_noted(runs: Sequence[RunFolder]) -> Iterator[None]:
+    """Say in run.json how an attempt ended that did not come to its end."""
+    try:
+        yield
+    except BaseException as error:
+        for run in runs:
+            run.note_end(error)
+        raise
 
 
 class Trainer:
@@ -322,7 +324,7 @@ class Trainer:
 
     def _give_up(self, arm: Arm, error: TrainingError) -> None:
         log.error("%s failed and is left out from here on: %s", arm.run.path, error)
-        arm.describe(status="failed", error=str(error))
+        arm.describe(status="failed", error=str(error), resumable=False)
         self.arms.remove(arm)
 
     def _set_gradient_checkpointing(self, on: bool) -> None:

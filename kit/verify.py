@@ -28,6 +28,7 @@ from kit.adapters import (
     read_adapter_config,
 )
 from kit.bases import BaseSource, base_of
+from kit.files import parse_json
 from kit.models import NF4
 from kit.probe import Probe, probe_settings, read_probe
 
@@ -84,7 +85,7 @@ def _files(folder: Path, where: str = "") -> Check:
     try:
         has_template = CHAT_TEMPLATE in names or "chat_template" in _tokenizer_settings(folder)
         faults += [] if has_template else ["no chat template"]
-    except ValueError:
+    except (OSError, ValueError):
         faults.append("tokenizer_config.json is not valid JSON")
     targets = read_adapter_config(str(folder)).get("target_modules")
     if not isinstance(targets, list):
@@ -94,7 +95,10 @@ def _files(folder: Path, where: str = "") -> Check:
 
 def _tokenizer_settings(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = parse_json(path.read_bytes()) if path.is_file() else {}
+    if not isinstance(settings, dict):
+        raise ValueError("not an object")
+    return settings
 
 
 def _hash(folder: Path, probe: Probe | None) -> Check:

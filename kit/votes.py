@@ -6,6 +6,7 @@ The app writes them; `kit votes` counts and exports them.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 from collections import Counter
@@ -15,13 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from filelock import FileLock
 from pydantic import AwareDatetime, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 from scipy.stats import binomtest
 
 from kit.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from kit.errors import ResultsError
+from kit.files import append_line, write_atomically
 from kit.stats import Proportion
 
 SCHEMA: Literal[1] = 1  # raised when a field changes its meaning
@@ -118,26 +119,12 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def append_vote(path: Path, vote: Vote) -> None:
-    """Add one line to votes.jsonl; safe from several processes at once."""
-    append_line(path, _VOTE.dump_json(vote))
+    """Add one line to votes.jsonl; safe from several processes at once.
 
-
-def append_line(path: Path, line: bytes) -> None:
-    """Append a line and wait until it is on the disk, behind a lock beside the file.
-
-    A line that an earlier crash cut off is ended first, so that it spoils no other. Raises
-    ResultsError when the file cannot be written.
+    Raises ResultsError when the file cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(path.name + ".lock")), path.open("a+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size:
-                file.seek(size - 1)
-                line = line if file.read(1) == b"\n" else b"\n" + line
-            file.write(line + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(path, _VOTE.dump_json(vote))
     except OSError as error:
         raise ResultsError(f"cannot write {path}: {error.strerror}") from error
 
@@ -215,9 +202,11 @@ def export_preferences(votes_path: Path, out_path: Path) -> tuple[int, int]:
     preferences = to_preferences(votes)
     if not preferences:
         raise ResultsError(f"{votes_path} has no vote for left or right, so nothing to export")
+    lines = (json.dumps(preference, ensure_ascii=False) + "\n" for preference in preferences)
     try:
-        with out_path.open("x", encoding="utf-8") as file:
-            file.writelines(json.dumps(p, ensure_ascii=False) + "\n" for p in preferences)
+        if os.path.lexists(out_path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        write_atomically(out_path, "".join(lines))
     except OSError as error:
         raise ResultsError(f"cannot write {out_path}: {error.strerror}; name a new file") from error
     return len(preferences), corrupt

@@ -183,7 +183,7 @@ def test_names_lose_what_all_have_in_common(names, short):
 def test_a_run_that_has_only_begun_says_what_is_missing(tmp_path):
     run = read_run(write_run(tmp_path / "run", metrics=None, status=None))
     assert run.missing == ("run.json", "metrics.jsonl")
-    assert (run.status, run.step, run.faults) == ("unknown", 0, ())
+    assert (run.status, run.step, run.faults) == ("not started", 0, ())
     assert run.config is not None and run.config.train.steps == 9
 
 

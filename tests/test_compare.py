@@ -11,9 +11,10 @@ import yaml
 from safetensors.torch import load_file
 
 from kit.cli import main
-from kit.compare import check_arms, compare, differing_fields, load_arms
-from kit.errors import ConfigError, TrainingError
+from kit.compare import Study, check_arms, compare, differing_fields, load_arms
+from kit.errors import ConfigError, ResultsError, RunError, TrainingError
 from kit.grpo import GRPO
+from kit.report.collect import collect
 from kit.results import read_result
 from kit.runs import read_metrics
 from kit.settings import EvalSettings
@@ -284,3 +285,54 @@ def test_a_stopped_comparison_goes_on(recipes, base, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out/compare.json").read_text())["status"] == "finished"
     steps = [m["step"] for m in read_metrics(tmp_path / "out/clip/seed-0/metrics.jsonl")]
     assert steps == [0, 1, 2, 2]
+
+
+# --- the comparison's own file -------------------------------------------------------------------
+
+
+def study(folder, recipes):
+    return Study(folder, load_arms(recipes, []), [0])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is damaged"),
+        (b"[1]", "must hold a JSON object"),
+        (b'{"schema": 1, "seconds": 3}', "arms is 'None'"),
+        (b'{"schema": 9}', "has schema 9, this kit reads 1"),
+    ],
+)
+def test_a_damaged_comparison_is_refused_in_a_line(recipes, tmp_path, content, message):
+    (tmp_path / "compare.json").write_bytes(content)
+    for read in (study(tmp_path, recipes).describe, lambda **_: collect([tmp_path])):
+        with pytest.raises(ResultsError, match=message) as refusal:
+            read(status="running")
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_comparison_names_no_folder_outside(recipes, tmp_path):
+    one = study(tmp_path, recipes)
+    one.describe(status="running", command=None)
+    record = json.loads(one.path.read_text())
+    record["runs"]["clip"]["0"] = "../elsewhere"
+    one.path.write_text(json.dumps(record))
+    with pytest.raises(ResultsError, match="its runs are no folders in it"):
+        one.read()
+
+
+def test_one_comparison_at_a_time_works_in_a_folder(recipes, tmp_path):
+    with (
+        study(tmp_path / "out", recipes).alone(),
+        pytest.raises(RunError, match="another kit compare works in"),
+        study(tmp_path / "out", recipes).alone(),
+    ):
+        raise AssertionError("not reached")
+
+
+def test_what_was_stopped_from_outside_is_tried_again(recipes, tmp_path):
+    one = study(tmp_path, recipes)
+    for arm, error in (("clip", RunError("full")), ("pspo", TrainingError("NaN"))):
+        one.run(arm, 0).path.mkdir(parents=True)
+        one.run(arm, 0).note_end(error)
+    assert [one.run(arm, 0).has_ended for arm in REGIONS] == [False, True, False]

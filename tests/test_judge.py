@@ -213,6 +213,9 @@ def write_rows(path: Path, completions: list[str], **changed: Any) -> Path:
     rows = [
         {
             **dict.fromkeys(ROW_FIELDS),
+            **dict.fromkeys(("category", "difficulty"), ""),
+            **dict.fromkeys(("truncated", "strict", "lenient"), False),
+            "tokens": 3,
             "id": f"p{i}",
             "temperature": 0.0,
             "sample": 0,

@@ -188,7 +188,7 @@ def test_files_that_are_no_results(tmp_path, content, message):
 
 
 def test_a_line_that_was_cut_off_is_no_row(opened):
-    ledger = fill(opened())
+    ledger = fill(opened(), finish=False)
     completions = ledger.path.with_suffix(".jsonl")
     whole = completions.read_bytes()
     rows = read_rows(completions)
@@ -411,3 +411,94 @@ def test_a_full_disk_is_an_error_of_one_line(opened, monkeypatch):
     with pytest.raises(ResultsError, match="No space left on device; once that is mended"):
         ledger.add([row(("p0", 0.0, 0))], 1.0, 1)
     assert len(ledger.missing) == 6
+
+
+# --- two evaluations at once ---------------------------------------------------------------------
+
+
+def test_a_second_evaluation_waits_its_turn(opened):
+    first, second = opened(), opened()
+    with first.claimed():
+        with pytest.raises(ResultsError, match="another evaluation is writing"), second.claimed():
+            raise AssertionError("not reached")
+        fill(first)
+    with (
+        pytest.raises(ResultsError, match=r"has written .* since this one began"),
+        second.claimed(),
+    ):
+        raise AssertionError("not reached")
+    third = opened()
+    assert not third.missing and third.record["status"] == "finished"
+    with opened(tag="other").claimed():  # which are other files
+        pass
+
+
+def test_a_claim_that_fails_writes_nothing(opened, tmp_path):
+    with opened().claimed(), pytest.raises(ResultsError), opened().claimed():
+        raise AssertionError("not reached")
+    assert [path.name for path in (tmp_path / "eval").iterdir()] == ["sums.json.lock"]
+
+
+# --- results that were changed -------------------------------------------------------------------
+
+
+def test_changed_figures_and_rows_are_refused(opened):
+    ledger = fill(opened())
+    figures, completions = ledger.path.read_text(), ledger.path.with_suffix(".jsonl")
+    rows = completions.read_text()
+    ledger.path.write_text(figures.replace('"temperature": 0.0', '"temperature": 0.5'))
+    with pytest.raises(ResultsError, match="its figures were changed after they were counted"):
+        read_result(ledger.path)
+    ledger.path.write_text(figures)
+    completions.write_text(rows.replace('"strict": false', '"strict": true', 1))
+    with pytest.raises(ResultsError, match="was changed after its figures were counted"):
+        read_result(ledger.path).rows()
+    with pytest.raises(ResultsError, match="was changed after its figures were counted"):
+        opened(temperature=[0, 1])
+    faults: list[str] = []
+    assert len(read_rows(completions, faults)) == 6 and len(faults) == 1
+    completions.write_text(rows)
+    assert not opened().missing
+
+
+def test_results_of_older_versions_are_read_without_digests(opened):
+    ledger = fill(opened())
+    record = json.loads(ledger.path.read_text())
+    del record["digests"]
+    ledger.path.write_text(json.dumps(record))
+    assert len(read_result(ledger.path).rows()) == 6 and not opened().missing
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": 5}, "target is '5'"),
+        ({"target": {}}, "its target has no name"),
+        ({"settings": []}, "settings is"),
+        ({"n": "x"}, "n is 'x'"),
+        ({"n": True}, "n is 'True'"),
+        ({"results": {}}, "results is"),
+        ({"results": [1]}, "its figures have no temperature"),
+        ({"status": None}, "status is 'None'"),
+    ],
+)
+def test_results_of_wrong_types_are_refused(opened, changes, message):
+    ledger = fill(opened())
+    ledger.path.write_text(json.dumps(json.loads(ledger.path.read_text()) | changes))
+    with pytest.raises(ResultsError, match=message) as refusal:
+        read_result(ledger.path)
+    assert "--overwrite" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"strict": None}, {"tokens": "x"}, {"sample": 0.5}, {"completion": 3}, {"truncated": 1}],
+)
+def test_a_row_of_wrong_types_is_refused(opened, changes):
+    ledger = fill(opened(), finish=False)
+    completions = ledger.path.with_suffix(".jsonl")
+    lines = completions.read_text().split("\n")
+    lines[2] = json.dumps(json.loads(lines[2]) | changes)
+    completions.write_text("\n".join(lines))
+    with pytest.raises(ResultsError, match=f"line 3 is not usable: its {next(iter(changes))}"):
+        read_rows(completions)

@@ -260,7 +260,7 @@ def test_a_run_stands_for_its_adapter(plain, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("{}")
-    with pytest.raises(AdapterError, match=r"has no adapter yet \(status: unknown\)"):
+    with pytest.raises(AdapterError, match=r"has no adapter yet \(status: not started\)"):
         adapter_folder(str(run))
     shutil.copytree(plain, run / "adapter", ignore=lambda *_: ["run"])
     assert adapter_folder(str(run)) == run / "adapter"

@@ -30,6 +30,7 @@ from kit.app.inert import inert_markdown, printable
 from kit.app.options import AppOptions
 from kit.app.stored import Found, Stored, find_stored
 from kit.errors import KitError
+from kit.files import write_atomically
 
 PAGE = 20  # rows of the table
 _CLICK = f"() => document.querySelector('#{DOWNLOAD}').click()"
@@ -253,7 +254,7 @@ def _write(
     name, text = export(selection, selection.cases[selection.position(key)])
     folder = folder or tempfile.TemporaryDirectory(prefix="kit-browse-")
     path = Path(folder.name, name)
-    path.write_text(text, encoding="utf-8")
+    write_atomically(path, text)
     download = gr.DownloadButton(value=str(path), visible="hidden")
     return {parts.folder: folder, parts.download: download}
 

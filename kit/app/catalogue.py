@@ -23,7 +23,7 @@ from kit.app.roots import (
     given_source,
     read_settings,
 )
-from kit.config import EMBEDDED, SYSTEM_PROMPT, Config, ModelConfig, build_config
+from kit.config import EMBEDDED, SYSTEM_PROMPT, Config, ModelConfig, build_config, read_yaml
 from kit.errors import AdapterError, ConfigError, KitError, RunError
 from kit.runs import RunFolder
 
@@ -227,7 +227,7 @@ def _finished_run(folder: Path) -> RunFolder | None:
         return run
     try:
         status = run.status
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except RunError:
         status = "unreadable"  # run.json is cut off, or no record
     raise AdapterError(
         f"no adapter yet (status: {status}); go on with: kit train {folder} --resume"
@@ -264,7 +264,7 @@ def _read_config(path: Path) -> Config:
             # the loader would crash on the first and may unfold the second without end
             if depth > MAX_NESTING or isinstance(event, yaml.AliasEvent):
                 raise ConfigError("it is too nested, or has aliases")
-        return build_config(yaml.load(text, Loader=_LOADER))
+        return build_config(read_yaml(path))
     except ConfigError as error:
         raise ConfigError(f"cannot use {path}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:

@@ -12,6 +12,7 @@ import gradio as gr
 from kit.app.comparator import comparator_json, pair_json, pair_markdown
 from kit.app.desk import to_pair
 from kit.app.shown import Shown
+from kit.files import write_atomically
 
 Update = dict[Any, Any]
 
@@ -42,7 +43,7 @@ class ExportView:
         update: Update = {self.box: gr.update(visible=True)}
         for button, (name, text) in files.items():
             path = folder / name
-            path.write_text(text, encoding="utf-8")
+            write_atomically(path, text)
             update[button] = gr.update(value=str(path))
         return update
 

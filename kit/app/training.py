@@ -5,7 +5,6 @@ A run may be half-written, damaged or made by somebody else; what is wrong is sa
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -19,9 +18,9 @@ import yaml
 
 from kit.app.inert import printable
 from kit.app.verdicts import FORMAT_MISSED, RIGHT, TRUNCATED, WRONG
-from kit.config import Config, build_config, differences
+from kit.config import Config, build_config, differences, read_yaml
 from kit.errors import ConfigError, RunError
-from kit.runs import read_metrics, status_of
+from kit.runs import NOT_STARTED, parse_description, read_metrics, status_of
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +151,7 @@ def read_run(path: Path) -> Run:
     )
     return Run(
         config=config,
-        status=status_of(description or {}),
+        status=status_of(description or {}) if parts["run.json"] else NOT_STARTED,
         metrics=metrics or (),
         samples=samples or (),
         changed=_changed(path, FILES),
@@ -254,7 +253,7 @@ def _read_version(path: Path, parse: Callable[[Path], Part], _changed: int, _siz
 def _parse_config(path: Path) -> Part:
     text = path.read_text(encoding="utf-8")
     _check_yaml(text)
-    return Part(build_config(yaml.safe_load(text)))
+    return Part(build_config(read_yaml(path)))
 
 
 def _check_yaml(text: str) -> None:
@@ -270,10 +269,7 @@ def _check_yaml(text: str) -> None:
 
 
 def _parse_description(path: Path) -> Part:
-    record = json.loads(path.read_bytes())
-    if not isinstance(record, dict):
-        raise ValueError("it must hold a JSON object")
-    return Part(record)
+    return Part(parse_description(path.read_bytes()))
 
 
 def _parse_lines(path: Path) -> Part:

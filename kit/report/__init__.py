@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import ResultsError
+from kit.files import only_one, write_atomically
 from kit.report.accuracy import describe_accuracy
 from kit.report.arms import describe_arms, differing_fields
 from kit.report.collect import collect
@@ -24,9 +25,10 @@ from kit.report.paired import compare_arms, describe_differences
 from kit.report.paper import describe_paper, measure_paper
 from kit.report.scores import measure_scores
 from kit.report.slices import describe_slices
-from kit.runs import write_atomically
+from kit.runs import LOCK
 
 SCHEMA = 1  # of report.json
+PATIENCE = 60.0  # seconds that another report has to be written, which takes about one
 
 
 def report(
@@ -104,21 +106,22 @@ def _command(
 
 
 def _write(folder: Path, title: str, sections: list[Section], record: dict[str, Any]) -> None:
-    """Figures first, so that no page names one that is not there."""
+    """Figures first, so that no page names one that is not there; one report after the other."""
+    busy = ResultsError(
+        f"another process holds {folder / LOCK}; end it, or choose another --output"
+    )
     try:
-        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
-        for section in sections:
-            for block in section.blocks:
-                if isinstance(block, Figure):
-                    path = folder / figure_path(block)
-                    partial = path.with_name(path.name + ".part")
-                    partial.write_bytes(block.png)
-                    partial.replace(path)
-        text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        write_atomically(folder / "report.json", text)
-        command = record["command"]
-        write_atomically(folder / "report.md", to_markdown(title, sections, folder, command))
-        write_atomically(folder / "report.html", to_html(title, sections, folder, command))
+        with only_one(folder / LOCK, busy, wait=PATIENCE):
+            (folder / FIGURES).mkdir(exist_ok=True)
+            for section in sections:
+                for block in section.blocks:
+                    if isinstance(block, Figure):
+                        write_atomically(folder / figure_path(block), block.png)
+            text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False)
+            write_atomically(folder / "report.json", text + "\n")
+            command = record["command"]
+            write_atomically(folder / "report.md", to_markdown(title, sections, folder, command))
+            write_atomically(folder / "report.html", to_html(title, sections, folder, command))
     except OSError as error:
         raise ResultsError(f"cannot write the report to {folder}: {error.strerror}") from error
 

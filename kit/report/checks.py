@@ -44,15 +44,16 @@ def _stated(evidence: Evidence) -> Iterator[tuple[str, Any, Path]]:
     for run in evidence.runs:
         yield "id", run.config.model.id, run.path
         yield "quantization", run.config.model.quantization, run.path
-        if "base" in run.description:  # a run that never started knows no revision
-            yield "revision", run.description["base"]["revision"], run.path
+        base = run.description.get("base") or {}
+        if "revision" in base:  # a run that never started knows none
+            yield "revision", base["revision"], run.path
     for data in evidence.data:
         for seeds in evidence.subjects(data).values():
             for measured in seeds.values():
                 target, path = measured.result.record["target"], measured.result.path
                 yield "id", target["base"], path
-                yield "quantization", target["quantization"], path
-                yield "revision", target["base_revision"], path
+                yield "quantization", target.get("quantization"), path
+                yield "revision", target.get("base_revision"), path
 
 
 def _check_settings(data: str, results: list[Measured]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +16,8 @@ from kit.errors import ResultsError
 from kit.report.checks import check
 from kit.report.evidence import BASE, Arm, Evidence, Measured, Run
 from kit.results import Result, find_results
-from kit.runs import RunFolder, read_metrics
+from kit.runs import RunFolder, read_comparison, read_metrics
 
-COMPARE_SCHEMA = 1
 NOT_OF_THE_ARM = {"train.seed", "output"}
 
 
@@ -44,7 +42,7 @@ def collect(paths: Sequence[str | Path]) -> Evidence:
     base_folders: list[Path] = []
     for path in map(Path, paths):
         if (path / "compare.json").is_file():
-            comparisons[path / "compare.json"] = record = _read_compare(path / "compare.json")
+            comparisons[path / "compare.json"] = record = read_comparison(path / "compare.json")
             found += _runs_of(record, path, remarks)
             base_folders.append(path / record["base"]["results"])
         elif RunFolder(path).exists:
@@ -64,19 +62,6 @@ def collect(paths: Sequence[str | Path]) -> Evidence:
     )
     check(evidence)
     return evidence
-
-
-def _read_compare(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ResultsError(f"{path} is not valid JSON ({error}); run kit compare again") from None
-    if record.get("schema") != COMPARE_SCHEMA:
-        raise ResultsError(
-            f"{path} has schema {record.get('schema')!r}, this kit reads {COMPARE_SCHEMA}; run "
-            "kit compare again"
-        )
-    return record
 
 
 def _runs_of(record: Mapping[str, Any], folder: Path, remarks: list[str]) -> Iterator[Found]:
@@ -111,6 +96,11 @@ def _read_run(found: Found, remarks: list[str]) -> Run:
         results=_read_results(path / "eval", remarks),
         command=found.command or shlex.join(["kit", "train", str(path / "config.yaml")]),
     )
+    remarks += [f"{path}: {remark}" for remark in run.description.get("remarks", [])]
+    remarks += [
+        f"{path}: {name} was changed or lost after it was written"
+        for name in folder.altered_records()
+    ]
     if run.status != "finished":
         remarks.append(
             f"{path}: training is not finished (status: {run.status}, step {run.steps} of "
@@ -125,6 +115,13 @@ def _read_metrics(folder: RunFolder, remarks: list[str]) -> list[dict[str, Any]]
     if not folder.metrics.is_file():
         return []
     metrics = read_metrics(folder.metrics)
+    for number, record in enumerate(metrics, start=1):
+        odd = [key for key, value in record.items() if not isinstance(value, int | float)]
+        if odd or type(record.get("step")) is not int:
+            raise ResultsError(
+                f"{folder.metrics}, line {number}: {', '.join(odd) or 'step'} is no number; put "
+                "the file back, or leave this run out"
+            )
     if not folder.metrics.read_bytes().endswith(b"\n"):
         remarks.append(f"{folder.metrics}: the last line is cut off and left out")
     return metrics
@@ -157,7 +154,7 @@ def _read_verdicts(result: Result) -> pd.DataFrame:
         here = table[table["temperature"] == temperature]
         for measure in ("strict", "lenient"):
             found = (int(here[measure].sum()), len(here))
-            stated = (figures[measure]["count"], figures[measure]["n"])
+            stated = _counts(result, figures.get(measure))
             if found != stated:
                 raise ResultsError(
                     f"{result.path} counts {stated[0]} of {stated[1]} {measure} at temperature "
@@ -166,12 +163,19 @@ def _read_verdicts(result: Result) -> pd.DataFrame:
     return verdicts
 
 
+def _counts(result: Result, share: Any) -> tuple[Any, Any]:
+    try:
+        return share["count"], share["n"]
+    except (KeyError, TypeError):
+        raise ResultsError(f"{result.path} has figures without counts; evaluate anew") from None
+
+
 def _read_base(folders: Sequence[Path], remarks: list[str]) -> dict[str, Measured]:
     results: dict[str, Measured] = {}
     for folder in folders:
         found = _read_results(folder / "eval", remarks) or _read_results(folder, remarks)
         for data, measured in found.items():
-            if measured.result.record["target"]["adapter"] is not None:
+            if measured.result.record["target"].get("adapter") is not None:
                 raise ResultsError(
                     f"{measured.result.path} is of an adapter outside a run folder; a report "
                     "compares runs, and bare bases with them"
