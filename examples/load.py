@@ -8,7 +8,9 @@ Needs nothing of the kit:
 
 import argparse
 
+import torch
 from peft import PeftModel
+from prompts import Prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -20,14 +22,16 @@ args = parser.parse_args()
 # ten lines: the adapter learned under this system message, so it is asked under it too
 system = "Solve the problem step by step, then give the final answer as '#### <number>'."
 messages = [{"role": "system", "content": system}, {"role": "user", "content": args.question}]
-tokenizer = AutoTokenizer.from_pretrained(args.base)
+tokenizer = AutoTokenizer.from_pretrained(args.adapter)  # with the template it learned with
 base = AutoModelForCausalLM.from_pretrained(args.base, dtype="auto", device_map="auto")
 model = PeftModel.from_pretrained(base, args.adapter)
-prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
+prompts = Prompts(tokenizer)  # for which a question is text, even where it spells <|im_end|>
+ids = torch.tensor([prompts.chat_ids(messages)], device=model.device)
 # Qwen2.5's own settings punish repetition, which a sum step by step must do; a base that was not
 # tuned for chat does not know the end of a turn
-settings = {"repetition_penalty": 1.0, "stop_strings": "<|im_end|>", "tokenizer": tokenizer}
-output = model.generate(**inputs, max_new_tokens=512, do_sample=False, **settings)
-reply = output[0, inputs.input_ids.shape[1] :]
-print(tokenizer.decode(reply, skip_special_tokens=True))
+settings = {
+    "repetition_penalty": 1.0,
+    "eos_token_id": prompts.ends(base.generation_config.eos_token_id),
+}
+output = model.generate(ids, max_new_tokens=512, do_sample=False, **settings)
+print(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))

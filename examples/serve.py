@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from prompts import Prompts
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -32,7 +33,7 @@ if Path(args.out).exists():
     print(f"serving {args.out} as it is; delete it to merge again")
 else:
     partial = f"{args.out}.partial"  # so that an interrupted merge is not served next time
-    tokenizer = AutoTokenizer.from_pretrained(args.base)
+    tokenizer = AutoTokenizer.from_pretrained(args.adapter)  # with the template it learned with
     # added up in float32 and rounded once, to what the base is stored in; 4-bit weights would
     # swallow most of an adapter
     base = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
@@ -40,8 +41,8 @@ else:
     # Qwen2.5's own settings punish repetition, which a sum step by step must do
     merged.generation_config.repetition_penalty = 1.0
     # a base that was not tuned for chat names its end of text alone, and adapters end a turn
-    ends = tokenizer.get_vocab().keys() & {tokenizer.eos_token, "<|im_end|>", "<|endoftext|>"}
-    merged.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(sorted(ends))
+    ends = merged.generation_config.eos_token_id
+    merged.generation_config.eos_token_id = Prompts(tokenizer).ends(ends)
     merged.to(AutoConfig.from_pretrained(args.base).dtype).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     Path(partial).rename(args.out)

@@ -6,6 +6,7 @@ import re
 import torch
 from datasets import Dataset, load_dataset
 from peft import PeftModel
+from prompts import Prompts, guard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SYSTEM = "Solve the problem step by step, then give the final answer as '#### <number>'."
@@ -30,10 +31,11 @@ def load_policy(args: argparse.Namespace):
     base = AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype)
     # PEFT keeps the adapter's weights in float32
     model = PeftModel.from_pretrained(base, args.adapter, is_trainable=True)
-    tokenizer = AutoTokenizer.from_pretrained(args.base)
+    # with the template it learned with; what data says stays text, even where it says <|im_end|>
+    tokenizer = guard(AutoTokenizer.from_pretrained(args.adapter))
     # a base that was not tuned for chat names its end of text alone, and adapters end a turn
-    ends = tokenizer.get_vocab().keys() & {tokenizer.eos_token, "<|im_end|>", "<|endoftext|>"}
-    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(sorted(ends))
+    ends = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = Prompts(tokenizer).ends(ends)
     return model, tokenizer
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from kit.bases import BaseSource
-from kit.fresh import chat_ids
-from kit.models import NF4, PLAIN_TEMPLATE, use_exact_kernels
-from kit.probe import QUESTIONS
+from kit.models import NF4, use_exact_kernels
+from kit.probe import question_ids
+from kit.tokenizer import prepare_tokenizer
 
 NEW_TOKENS = 48
 
@@ -42,7 +42,7 @@ class Agreement:
 def agreements(base: BaseSource, adapter: Path, merged: Path, dtype: str) -> list[Agreement]:
     """Compare the folder `merged` with the adapter on the 16-bit and on the 4-bit base."""
     tokenizer = tokenizer_of(base, adapter)
-    prompts = [chat_ids(tokenizer, question) for question in QUESTIONS]
+    prompts = question_ids(tokenizer)
     model = _load(base.source, base.revision, dtype, adapter, BitsAndBytesConfig(**NF4))
     settings = GenerationConfig.from_pretrained(str(merged))
     texts = [_continued(model, prompt, settings) for prompt in prompts]
@@ -64,13 +64,12 @@ def compare(against: str, other: Tensor, merged: Tensor) -> Agreement:
 
 
 def tokenizer_of(base: BaseSource, adapter: Path) -> Any:
-    """The adapter's own, or the base's, with a chat template."""
+    """The adapter's own, or the base's, prepared as the kit does."""
     own = (adapter / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(
         str(adapter) if own else base.source, revision=None if own else base.revision
     )
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+    prepare_tokenizer(tokenizer, base.id)
     return tokenizer
 
 

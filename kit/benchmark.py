@@ -33,6 +33,7 @@ from kit.runs import environment
 from kit.settings import EvalSettings
 from kit.stopping import stop_as_ctrl_c
 from kit.targets import Target, check_targets, seen_in_training, shared_model
+from kit.tokenizer import warn_of_forged
 from kit.verifiers import NumberVerifier
 
 log = logging.getLogger(__name__)
@@ -216,6 +217,9 @@ def _sample_missing(
                 active = {name: ledger for name, ledger in group.items() if ledger.missing}
                 for ledger in active.values():
                     ledger.start(base.revision, base.hardware.reason, facts)
+                for ledger in list(active.values())[:1]:  # all have the same problems
+                    chats = (row["prompt"] for row in ledger.problems.values())
+                    warn_of_forged(base.tokenizer, chats, ledger.record["data"])
                 for temperature in sorted(
                     {t for led in active.values() for _, t, _ in led.missing}
                 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from kit import chat_ids
 from kit.adapters import CARD, adapter_sha256
 from kit.bases import BaseSource, base_of
 from kit.config import EMBEDDED, Config
@@ -209,7 +211,7 @@ def _load_section(folder: Path, base: BaseSource, repo: str | None, prompt: str)
 
 
 def _load_example(base: BaseSource, adapter: str, settings: dict[str, Any], prompt: str) -> str:
-    """Ten lines of Python with transformers and peft."""
+    """Ten lines of Python with transformers and peft, and before them a function for prompts."""
     source = "str(EMBEDDED_PATH)" if base.id == EMBEDDED else repr(_public(base.id))
     revision = f", revision={base.revision!r}" if base.revision else ""
     quantization = settings["quantization"] or {}
@@ -220,6 +222,9 @@ def _load_example(base: BaseSource, adapter: str, settings: dict[str, Any], prom
     system = [{"role": "system", "content": prompt}] if prompt else []
     messages = [*system, {"role": "user", "content": "What is 17 + 25?"}]
     lines = [
+        *inspect.getsource(chat_ids).partition('"""\n\n')[2].splitlines(),
+        "",
+        "import torch",
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig",
         *(["from kit.config import EMBEDDED_PATH"] if base.id == EMBEDDED else []),
@@ -229,9 +234,8 @@ def _load_example(base: BaseSource, adapter: str, settings: dict[str, Any], prom
         f"model = PeftModel.from_pretrained(base, {adapter!r})",
         f"tokenizer = AutoTokenizer.from_pretrained({adapter!r})",
         f"messages = {messages!r}",
-        "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, "
-        "return_tensors='pt', return_dict=True)",
-        "print(tokenizer.decode(model.generate(**prompt.to(model.device), max_new_tokens=256, "
+        "prompt = torch.tensor([chat_ids(tokenizer, messages)], device=model.device)",
+        "print(tokenizer.decode(model.generate(prompt, max_new_tokens=256, "
         f"do_sample=False, repetition_penalty=1.0{ends})[0]))",
     ]
     return "\n".join(lines)

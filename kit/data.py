@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kit.config import Config, DataConfig
 from kit.errors import DataError
 from kit.sources import KNOWN, TASK_PREFIX, Role, known_rows, own_rows, task_rows
+from kit.tokenizer import prompt_ids, warn_of_forged
 from kit.verifiers import LatexVerifier, NumberVerifier, TaskVerifier, Verifier
 
 if TYPE_CHECKING:
@@ -129,17 +130,9 @@ def drop_long_prompts(
 ) -> tuple[ProblemSet, int]:
     """The problems whose prompt, as a chat, has at most `max_tokens` tokens; how many others.
 
-    Raises DataError when none is left.
+    `tokenizer` is a base's. Raises DataError when none is left.
     """
-    lengths = [
-        len(tokens)
-        for tokens in tokenizer.apply_chat_template(
-            list(problem_set.problems["prompt"]),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-        )
-    ]
+    lengths = [len(prompt_ids(tokenizer, prompt)) for prompt in problem_set.problems["prompt"]]
     kept = [index for index, length in enumerate(lengths) if length <= max_tokens]
     if not kept:
         raise DataError(
@@ -188,9 +181,11 @@ class TrainingData:
 def load_training_data(config: Config, tokenizer: Any) -> TrainingData:
     """Load the problems, leave out those with long prompts, hold out the validation problems."""
     data = config.data
-    problems, dropped = drop_long_prompts(
-        load_problems(data, seed=config.train.seed), tokenizer, data.max_prompt_tokens
-    )
+    loaded = load_problems(data, seed=config.train.seed)
+    solved = config.method == "sft"
+    chats = ([*p["prompt"], {"content": p["solution"] if solved else ""}] for p in loaded.problems)
+    warn_of_forged(tokenizer, chats, data.name)
+    problems, dropped = drop_long_prompts(loaded, tokenizer, data.max_prompt_tokens)
     if dropped:
         log.warning(
             "%d problems with prompts over %d tokens are left out", dropped, data.max_prompt_tokens

@@ -1,12 +1,14 @@
 """A program of its own: what an adapter computes with transformers and peft, and nothing else.
 
 `kit verify` runs this file by its path in a new process: it must not import the kit. It reads a
-JSON request from standard input and writes logits (N, P, V) with and without the adapter, at the
-last P positions of N prompts, to a safetensors file whose metadata holds the report.
+JSON request from standard input (with the path of kit.prompts, which stands alone) and writes
+logits (N, P, V) with and without the adapter, at the last P positions of N prompts, to a
+safetensors file whose metadata holds the report.
 """
 
 import json
 import platform
+import runpy
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -31,13 +33,6 @@ def last_logits(model: Any, ids: list[int], positions: int) -> torch.Tensor:
     return logits[0].float().cpu()
 
 
-def chat_ids(tokenizer, question: str) -> list[int]:
-    """Token ids of a user's question in the chat template, up to where the answer begins."""
-    messages = [{"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
 def surroundings(device: torch.device) -> dict[str, Any]:
     """What decides the last bits of a result: versions, processor, threads."""
     return {
@@ -55,7 +50,9 @@ def main() -> None:
     has_gpu = settings["device"] == "cuda" and torch.cuda.is_available()
     device = torch.device("cuda" if has_gpu else "cpu")
     model, tokenizer = _load(request, settings, device)
-    token_ids = [chat_ids(tokenizer, question) for question in settings["questions"]]
+    prompts = runpy.run_path(request["prompts"])["Prompts"](tokenizer)
+    chats = [[{"role": "user", "content": question}] for question in settings["questions"]]
+    token_ids = [prompts.chat_ids(chat) for chat in chats]
     ids = request["ids"] or token_ids
     logits = {"adapter": _stacked(model, ids, settings["positions"])}
     with model.disable_adapter():

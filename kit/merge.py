@@ -35,7 +35,8 @@ from kit.bases import BaseSource, base_of
 from kit.errors import AdapterError
 from kit.files import WRITE_ERRORS, new_folder, write_atomically
 from kit.hardware import DTYPES
-from kit.models import check_torchao, stop_ids
+from kit.models import check_torchao
+from kit.tokenizer import stop_ids
 
 SHARD = 10**9  # bytes of a file of merged weights; making one takes this and some more memory
 INDEX = "model.safetensors.index.json"

@@ -28,6 +28,7 @@ from kit.errors import (
 )
 from kit.finite import watched
 from kit.hardware import Hardware, choose_hardware, empty_cache, free_memory
+from kit.tokenizer import end_of_turn, prepare_tokenizer, prompt_ids, stop_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,13 +44,6 @@ NF4: dict[str, Any] = {  # 4-bit NormalFloat with double quantization, for BitsA
 }
 TRAINED = "default"  # PEFT saves the adapter of this name at the top of the folder
 REFERENCE = "reference"
-
-PLAIN_TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'user' %}Question: {{ m.content }}\n"
-    "{% elif m.role == 'assistant' %}Answer: {{ m.content }}{{ eos_token }}\n"
-    "{% else %}{{ m.content }}\n\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}Answer: {% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -67,10 +61,7 @@ class Base:
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of a chat prompt, up to where the assistant's answer begins."""
-        text = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return prompt_ids(self.tokenizer, messages)
 
 
 def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
@@ -129,13 +120,14 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
     model.requires_grad_(False)
     model.eval()
     use_exact_kernels(model)  # before anything is computed
+    _switch_off_dropout(model)
     try:
         _check_supported(model, config.id)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise _no_room(config.id, error) from error
-    _prepare_tokenizer(tokenizer, config.id)
+    prepare_tokenizer(tokenizer, config.id)
     return Base(
         id=config.id,
         # the commit that a branch or tag stands for now
@@ -330,6 +322,20 @@ def use_exact_kernels(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def _switch_off_dropout(model: torch.nn.Module) -> None:
+    """GPT-2 and its like drop a tenth in training mode, which checkpointed gradients need: what is
+    differentiated would not be the policy that sampled.
+    """
+    names = ("attention_dropout", "activation_dropout", "dropout", "layerdrop")  # plain numbers
+    module: Any
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in names:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
 def _check_supported(model: PreTrainedModel, name: str) -> None:
     """Log-probabilities are computed from hidden states and the head's weight alone."""
     head = model.get_output_embeddings()
@@ -352,37 +358,6 @@ def _check_supported(model: PreTrainedModel, name: str) -> None:
         raise ModelError(
             f"{name} scales or caps its logits after the output head, which is not supported"
         )
-
-
-def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Give the tokenizer a pad token and a chat template if it has none."""
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of {name} has no end-of-text token")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_TEMPLATE
-        log.warning("%s has no chat template; using 'Question: … Answer: …'", name)
-
-
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that its chat template closes an assistant's turn with, or the end of text.
-
-    A model that was not tuned for chat names its end of text alone as where to stop.
-    """
-    mark = "\u2603"
-    turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
-    after = str(tokenizer.apply_chat_template(turn, tokenize=False)).rpartition(mark)[2]
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return ids[0] if ids and ids[0] in special else tokenizer.eos_token_id
-
-
-def stop_ids(tokenizer: PreTrainedTokenizerBase, eos: int | list[int] | None) -> frozenset[int]:
-    """What ends a completion: the model's eos_token_id, the tokenizer's, and the turn's end."""
-    ids = eos if isinstance(eos, list) else [eos]
-    own = (tokenizer.eos_token_id, end_of_turn(tokenizer))
-    return frozenset(i for i in (*ids, *own) if i is not None)
 
 
 def _fresh_lora(

@@ -20,8 +20,9 @@ from torch import Tensor
 from kit.adapters import PROBE, adapter_sha256
 from kit.errors import AdapterError, NotFiniteError, room_for
 from kit.files import parse_json
-from kit.fresh import chat_ids, last_logits, surroundings
+from kit.fresh import last_logits, surroundings
 from kit.policy import BASE, Policy
+from kit.tokenizer import prompt_ids
 
 QUESTIONS = (
     "Tom has 3 boxes with 12 apples each and gives 5 apples away. How many are left?",
@@ -58,13 +59,18 @@ class Probe:
             raise ValueError(f"shapes {sorted(shapes)} for {len(self.ids)} prompts")
 
 
+def question_ids(tokenizer: Any) -> list[list[int]]:
+    """Token ids of the questions, each as a chat."""
+    return [prompt_ids(tokenizer, [{"role": "user", "content": text}]) for text in QUESTIONS]
+
+
 def take_probe(policy: Policy) -> Probe:
     """Compute a few logits of the trained adapter, as it is, and of the base.
 
     Raises NotFiniteError, and OutOfMemoryError.
     """
     base = policy.base
-    ids = [chat_ids(base.tokenizer, question) for question in QUESTIONS]
+    ids = question_ids(base.tokenizer)
     with room_for("computing the probe of the adapter"), policy.sampling():
         with policy.view(policy.trained):
             full = torch.stack([last_logits(policy.causal, row, POSITIONS) for row in ids])

@@ -21,6 +21,7 @@ from kit.grpo import problem_index
 from kit.optimizer import Optimizer
 from kit.policy import Policy
 from kit.rollout import Request, Sampled
+from kit.tokenizer import text_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,7 +90,7 @@ class SFT:
         examples = []
         for problem in problems:
             if problem["solution"]:
-                ids = base.tokenizer(problem["solution"], add_special_tokens=False)["input_ids"]
+                ids = text_ids(base.tokenizer, problem["solution"])
                 examples.append((base.prompt_ids(problem["prompt"]), [*ids, base.end_id]))
         cap = self.config.rollout.max_new_tokens
         fitting = [example for example in examples if len(example[1]) <= cap]

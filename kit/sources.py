@@ -34,6 +34,7 @@ TASK_PREFIX = "reasoning_gym:"
 TASK_SIZE = 1000
 TEST_SEED_OFFSET = 500_000
 """Added to the seed for a task's test problems: problem i of a task is made from seed + i."""
+ROLES = ("system", "user", "assistant")
 READERS = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -233,13 +234,11 @@ def own_rows(name: str, config: DataConfig, split: Role | None) -> list[dict[str
 
 def _own_problem(row: Row, default_id: str, config: DataConfig, chat: bool) -> dict[str, Any]:
     """One row; an answer column in GSM8K's form (worked, then '#### <answer>') is taken apart."""
-    question, own = row.get(config.question_column), {}
+    question, own = row.get(config.question_column), dict[str, Any]()
     if chat:
-        try:
-            question = [m["content"] for m in row["prompt"] if m["role"] == "user"][-1]
-        except (KeyError, IndexError, TypeError):
-            raise DataError(f"{default_id}: prompt must hold messages, one by the user") from None
-        own["prompt"] = row["prompt"]
+        messages = _messages(row["prompt"], default_id)
+        own["prompt"] = messages
+        question = [m["content"] for m in messages if m["role"] == "user"][-1]
     if not question:
         raise DataError(f"{default_id} has no question")
     answer, solution = _text(row[config.answer_column]), _text(row.get("solution"))
@@ -257,6 +256,24 @@ def _own_problem(row: Row, default_id: str, config: DataConfig, chat: bool) -> d
     own["id"] = _text(row.get("id")) or default_id
     taken = (config.question_column, config.answer_column)
     return {column: value for column, value in row.items() if column not in taken} | own
+
+
+def _messages(prompt: Any, name: str) -> list[dict[str, str]]:
+    """A prompt's roles and contents, and nothing else: templates act on other fields too."""
+    try:
+        messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
+    except (KeyError, TypeError):
+        messages = []
+    if "user" not in [m["role"] for m in messages]:
+        raise DataError(f"{name}: prompt must hold messages, one by the user")
+    for message in messages:
+        if message["role"] not in ROLES:  # a template writes it outside of the message
+            raise DataError(
+                f"{name}: {message['role']!r:.40} speaks in prompt; allowed are {', '.join(ROLES)}"
+            )
+        if not isinstance(message["content"], str):
+            raise DataError(f"{name}: content must be text, got {message['content']!r:.40}")
+    return messages
 
 
 def _text(value: Any) -> str:

@@ -18,7 +18,7 @@ from tabulate import tabulate
 from torch import Tensor
 from transformers import BitsAndBytesConfig
 
-from kit import fresh
+from kit import fresh, prompts
 from kit.adapters import (
     ADAPTER_FILES,
     CARD,
@@ -130,6 +130,7 @@ def _compute(folder: Path, base: BaseSource, probe: Probe | None) -> Computed | 
             "revision": base.revision,
             "settings": settings,
             "ids": probe.ids if probe else None,
+            "prompts": str(Path(prompts.__file__).resolve()),
             "output": str(output),
         }
         done = subprocess.run(

@@ -3,19 +3,21 @@
 import json
 import logging
 import os
+import re
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import pytest
+from transformers import AutoTokenizer
 
-from kit.config import SYSTEM_PROMPT, DataConfig
+from kit.config import EMBEDDED_PATH, SYSTEM_PROMPT, DataConfig, build_config
 from kit.data import (
     ProblemSet,
     check_gold,
     drop_long_prompts,
     load_problems,
+    load_training_data,
     split_validation,
 )
 from kit.errors import DataError
@@ -320,6 +322,52 @@ def test_own_files_of_every_kind(tmp_path) -> None:
     assert sorted(tmp_path.iterdir()) == before  # no caches next to the data
 
 
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"role": "user<|im_end|>", "content": "x"}, "'user<|im_end|>' speaks in prompt; allowed"),
+        ({"role": "user", "content": None}, "content must be text, got None"),
+    ],
+)
+def test_roles_and_contents_of_own_chat_prompts_are_checked(tmp_path, message, said) -> None:
+    chat = [message, {"role": "user", "content": "1 + 1?"}]
+    path = write(tmp_path / "chat.jsonl", [{"prompt": chat, "answer": 2}])
+    with pytest.raises(DataError, match=re.escape(f"chat/0: {said}")):
+        load(str(path))
+
+
+def test_other_fields_of_own_chat_prompts_do_not_reach_the_template(tmp_path) -> None:
+    chat = [{"role": "user", "content": "1 + 1?", "name": "<|im_start|>"}]
+    path = write(tmp_path / "chat.jsonl", [{"prompt": chat, "answer": 2}])
+    assert load(str(path)).problems[0]["prompt"] == [{"role": "user", "content": "1 + 1?"}]
+
+
+@pytest.mark.parametrize(("method", "count"), [("grpo", 1), ("sft", 2)])
+def test_control_tokens_in_training_data_are_said_once(tmp_path, caplog, method, count) -> None:
+    rows = [
+        {"question": "Is it 1? <|im_end|>", "answer": 1},
+        {"question": "Is it 2?", "answer": "It is.<|im_end|>\n#### 2"},
+        {"question": "Is it 3?", "answer": 3},
+    ]
+    path = write(tmp_path / "mine.jsonl", rows)
+    config = build_config(
+        {
+            "model": {"id": "embedded"},
+            "method": method,
+            "data": {"name": str(path), "validation_size": 0},
+            "output": str(tmp_path / "run"),
+        }
+    )
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_PATH)
+    with caplog.at_level(logging.WARNING):
+        data = load_training_data(config, tokenizer)
+    assert len(data.train_set.problems) == 3  # none is left out
+    (line,) = [line for line in caplog.messages if "spell" in line]
+    assert line.startswith(
+        f"{count} problems of {path} spell control tokens of the model (<|im_end|>)"
+    )
+
+
 def test_own_chat_prompts_are_used_as_they_are(tmp_path) -> None:
     chat = [
         {"role": "user", "content": "Hello"},
@@ -468,24 +516,22 @@ def test_split_validation_sizes() -> None:
         split_validation(whole, 2, seed=0)
 
 
-def test_drop_long_prompts() -> None:
-    def apply_chat_template(conversations, **options):
-        assert options == {
-            "add_generation_prompt": True,
-            "tokenize": True,
-            "return_dict": False,
-        }
-        return [["<s>", *chat[-1]["content"].split(), "go"] for chat in conversations]
+def test_drop_long_prompts(monkeypatch) -> None:
+    asked = object()
 
-    tokenizer = SimpleNamespace(apply_chat_template=apply_chat_template)
+    def prompt_ids(tokenizer, messages):
+        assert tokenizer is asked
+        return ["<s>", *messages[-1]["content"].split(), "go"]
+
+    monkeypatch.setattr("kit.data.prompt_ids", prompt_ids)
     whole = problem_set(["a b c", "a", "a b c d", "a b"])  # 5, 3, 6 and 4 tokens
-    kept, dropped = drop_long_prompts(whole, tokenizer, 4)
+    kept, dropped = drop_long_prompts(whole, asked, 4)
     assert kept.problems["question"][:] == ["a", "a b"]
     assert dropped == 2
-    assert drop_long_prompts(whole, tokenizer, 6)[1] == 0
+    assert drop_long_prompts(whole, asked, 6)[1] == 0
     assert len(whole.problems) == 4
     with pytest.raises(DataError, match="longer than 2 tokens, the shortest has 3"):
-        drop_long_prompts(whole, tokenizer, 2)
+        drop_long_prompts(whole, asked, 2)
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from kit.config import PSPO
 from kit.errors import ConfigError, TrainingError
 from kit.integrations import MissingPackageError
 from kit.objectives import MAX_LOG_RATIO, pspo
+from kit.prompts import guard
 
 INSTALL = 'pip install "trl>=1.14,<1.17"'
 
@@ -107,6 +109,9 @@ class PSPOTrainer(GRPOTrainer):
             raise ConfigError(f"args must be a PSPOConfig, got {type(args).__name__}")
         self.alpha = args.alpha
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **others)
+        if isinstance(self.processing_class, PreTrainedTokenizerBase):
+            # what data says stays text, even where it spells a control token
+            self.processing_class = guard(self.processing_class)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         plain = self._get_per_token_logps_and_entropies
