@@ -1,10 +1,17 @@
-"""Adapter files: find them in a folder or on the hub, check them, and tell them apart by a hash."""
+"""Adapter files: find them in a folder or on the hub, check them, and tell them apart by a hash.
+
+Who wrote them is not known. What is read here is a plain LoRA adapter: settings of the right types,
+patterns that are quickly matched, ranks that its weights have, and no tensor that is not LoRA's.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,25 +51,60 @@ DECISIVE = (
 # starts of an adapter that leave the base as it is; the others (PiSSA, OLoRA, …) subtract from it
 HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
 
+# what PEFT writes into the base's own weights or puts in their place
+CHANGES = (
+    *("modules_to_save", "trainable_token_indices", "target_parameters"),
+    *("layer_replication", "ensure_weight_tying"),
+)
+# what decides the numbers of a plain LoRA adapter, or says where it came from
+PLAIN = (
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("fan_in_fan_out", "bias", "init_lora_weights", "lora_dropout", "inference_mode"),
+    *("task_type", "peft_type", "auto_mapping", "peft_version"),
+    *("base_model_name_or_path", "revision", "loftq_config", "eva_config", "runtime_config"),
+)
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_TENSOR = re.compile(
+    r"(?:base_model\.model\.)?(?P<module>[\w.]+)\."
+    r"lora_(?:[AB]\.weight|B\.bias|embedding_[AB]|magnitude_vector(?:\.weight)?)"
+)
+# PEFT runs them as regular expressions: with one repeat and no groups none takes long
+_PATTERN = re.compile(r"[^*+?{}()]*[*+]?[^*+?{}()]*")
+MAX_PATTERN = 300  # characters
+MAX_PATTERNS = 5_000
+
 
 def read_adapter_config(source: str) -> dict[str, Any]:
     """adapter_config.json of a folder or hub id; AdapterError when it or safe weights lack."""
-    return _read(source)[0]
+    return checked_files(source)[0]
 
 
 def check_leaves_base(source: str, settings: dict[str, Any]) -> None:
     """AdapterError when an adapter with these settings changes the base, which others share."""
-    changes = {
+    changes = {key: bool(settings.get(key)) for key in CHANGES} | {
         "bias": settings.get("bias", "none") != "none",
-        "layer_replication": bool(settings.get("layer_replication")),
         "init_lora_weights": settings.get("init_lora_weights") not in HARMLESS_STARTS,
     }
     named = [f"{key}={settings[key]!r}" for key, is_set in changes.items() if is_set]
     if named:
         raise AdapterError(
-            f"the adapter {source} changes the base model itself ({', '.join(named)}), which "
+            f"the adapter {source} changes the base model itself ({', '.join(named)[:200]}), which "
             "others share; convert it to a plain LoRA adapter"
         )
+
+
+def adapted_modules(weights: Path) -> set[str]:
+    """Names of the base's modules that an adapter's checked file has LoRA weights for."""
+    with safe_open(weights, framework="pt") as file:
+        found = (_TENSOR.fullmatch(key) for key in file.keys())  # noqa: SIM118
+        return {match["module"] for match in found if match}
+
+
+def is_expression(target: Any) -> bool:
+    """Whether a setting that names modules does so by a regular expression, not by a list."""
+    return isinstance(target, str) and target != "all-linear"
 
 
 def adapter_sha256(source: str) -> str:
@@ -71,7 +113,7 @@ def adapter_sha256(source: str) -> str:
     A copy in another folder, or saved by another version of PEFT, has the same one. Raises
     AdapterError as `read_adapter_config` does.
     """
-    settings, weights = _read(source)
+    settings, weights = checked_files(source)
     # what is not set is left out: other versions of PEFT leave it out of the file
     decisive = {key: settings[key] for key in DECISIVE if settings.get(key)}
     for key in ("target_modules", "exclude_modules"):  # sets, which PEFT saves in any order
@@ -121,7 +163,7 @@ def adapter_folder(source: str) -> Path:
     if run.exists:
         check_has_adapter(run)
         source = str(run.adapter)
-    _, weights = _read(source)
+    _, weights = checked_files(source)
     if _is_folder(source):
         return weights.parent
     try:
@@ -143,8 +185,8 @@ def check_has_adapter(run: RunFolder) -> None:
         )
 
 
-def _read(source: str) -> tuple[dict[str, Any], Path]:
-    """The checked configuration, and where the weights are."""
+def checked_files(source: str) -> tuple[dict[str, Any], Path]:
+    """The checked configuration, and where the weights are; AdapterError as above."""
     paths = _find(source)
     try:
         settings = parse_json(paths[CONFIG].read_bytes())
@@ -155,6 +197,7 @@ def _read(source: str) -> tuple[dict[str, Any], Path]:
     kind = settings.get("peft_type") if isinstance(settings, dict) else None
     if kind != "LORA":
         raise AdapterError(f"{source} is a {kind} adapter; only LORA works")
+    _check_settings(source, settings)
     _check_weights(source, paths[WEIGHTS], settings)
     return settings, paths[WEIGHTS]
 
@@ -193,18 +236,116 @@ def _is_folder(source: str) -> bool:
     return is_path or Path(source).exists()
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_rank(value: Any) -> bool:
+    return _is_whole(value) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    """Of those that a float holds; NaN is none."""
+    is_number = _is_whole(value) or isinstance(value, float)
+    return is_number and abs(value) <= sys.float_info.max
+
+
+def _is_pattern(value: Any) -> bool:
+    if not (isinstance(value, str) and 0 < len(value) <= MAX_PATTERN and _PATTERN.fullmatch(value)):
+        return False
+    try:
+        re.compile(value)
+    except re.error:
+        return False
+    return True
+
+
+def _one_or_list(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: is_one(value) or (isinstance(value, list) and all(map(is_one, value)))
+
+
+def _by_pattern(is_value: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, dict)
+        and all(_is_pattern(key) and is_value(one) for key, one in value.items())
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_SIMPLE = "with one repeat at most and no groups"
+_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "r": (_is_rank, "a whole number from 1"),
+    "lora_alpha": (_is_number, "a finite number"),
+    "lora_dropout": (lambda value: _is_number(value) and 0 <= value <= 1, "from 0 to 1"),
+    "rank_pattern": (_by_pattern(_is_rank), f"whole numbers by patterns {_SIMPLE}"),
+    "alpha_pattern": (_by_pattern(_is_number), f"numbers by patterns {_SIMPLE}"),
+    "target_modules": (_one_or_list(_is_text), "names of modules"),
+    "exclude_modules": (_one_or_list(_is_text), "names of modules"),
+    "layers_to_transform": (_one_or_list(_is_whole), "numbers of layers"),
+    "layers_pattern": (_one_or_list(_is_pattern), f"patterns {_SIMPLE}"),
+    "bias": (_is_text, "'none'"),
+} | {
+    key: (lambda value: isinstance(value, bool), "true or false")
+    for key in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out")
+}
+_NEEDED = ("r", "lora_alpha", "bias")  # null is no way to leave these out
+
+
+def _check_settings(source: str, settings: dict[str, Any]) -> None:
+    """Find what is of another type, or would keep PEFT busy for ever."""
+    for key, (is_allowed, allowed) in _ALLOWED.items():
+        value = settings.get(key)
+        may_lack = key not in settings and key != "r"
+        if may_lack or (value is None and key not in _NEEDED):
+            continue
+        if not is_allowed(value):
+            raise AdapterError(
+                f"cannot load the adapter {source}: {CONFIG} has {key}={_short(value)}, which must "
+                f"be {allowed}"
+            )
+
+
 def _check_weights(source: str, path: Path, settings: dict[str, Any]) -> None:
-    """Find an unreadable file or a wrong rank before PEFT has changed the base."""
+    """Find an unreadable file, a wrong rank or a tensor that is not LoRA's before PEFT has changed
+    the base: it would write a tensor that bears the name of one of the base's over that."""
     try:
         with safe_open(path, framework="pt") as file:
-            ranks = {file.get_slice(k).get_shape()[0] for k in file.keys() if "lora_A" in k}  # noqa: SIM118
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            shapes = {key: one.get_shape() for key, one in slices.items()}
+            types = {key: one.get_dtype() for key, one in slices.items()}
     except (OSError, SafetensorError, IndexError) as error:
         raise AdapterError(f"cannot read the adapter {path}: {error}") from error
-    rank = settings.get("r")
-    if type(rank) is not int:
-        raise AdapterError(f"{source}/{CONFIG} names no rank: r is {str(rank)[:80]!r}")
-    if not settings.get("rank_pattern") and ranks != {rank}:
-        raise AdapterError(
-            f"cannot load the adapter {source}: its configuration says rank {rank}, its weights "
-            f"have {sorted(ranks)}"
+    for key, shape in shapes.items():
+        problem = (
+            "is no weight of a LoRA adapter"
+            if not _TENSOR.fullmatch(key)
+            else f"is of type {types[key]}, not one of {', '.join(_FLOATS)}"
+            if types[key] not in _FLOATS
+            else f"has the shape {shape}, not two dimensions"
+            if "lora_A" in key and len(shape) != 2
+            else None
         )
+        if problem:
+            raise AdapterError(f"cannot load the adapter {source}: {key[:200]!r} {problem}")
+    ranks = {shape[0] for key, shape in shapes.items() if "lora_A" in key}
+    ranks |= {shape[0] for key, shape in shapes.items() if "lora_embedding_A" in key and shape}
+    _check_ranks(source, ranks, settings)
+
+
+def _check_ranks(source: str, ranks: set[int], settings: dict[str, Any]) -> None:
+    """PEFT makes room for what the configuration says before it looks at the weights."""
+    said = {settings["r"], *(settings.get("rank_pattern") or {}).values()}
+    fits = ranks == said if len(said) == 1 else ranks <= said and max(said) <= max(ranks, default=0)
+    if not fits or not ranks:
+        raise AdapterError(
+            f"cannot load the adapter {source}: its configuration says rank "
+            f"{', '.join(map(_short, sorted(said)))}, its weights have {sorted(ranks)}"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"

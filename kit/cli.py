@@ -16,6 +16,7 @@ from kit import __version__
 from kit.app.options import add_arguments, from_arguments
 from kit.config import Config, load_config
 from kit.errors import AdapterError, ConfigError, KitError, first_line, is_out_of_memory
+from kit.terminal import make_inert
 
 _SETTING = re.compile(r"[A-Za-z_]+=")
 _OVERRIDE = re.compile(r"[A-Za-z_.]+=")
@@ -23,7 +24,11 @@ _SETTING_OPTIONS = ("limit", "temperature", "samples", "max_new_tokens", "seed")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 for an error, 130 after Ctrl-C."""
+    """Run one command; returns the exit status: 0, 1 for an error, 130 after Ctrl-C.
+
+    From here on this process writes what it says inert (`kit.terminal`), its tracebacks too.
+    """
+    make_inert()
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     # the kit's own warnings say what matters; the libraries' are about their internals
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -15,7 +15,16 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, PeftModelForCausalLM, get_peft_model, import_utils
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from kit.adapters import WEIGHTS, check_leaves_base, check_unchanged, read_adapter_config
+from kit.adapters import (
+    PLAIN,
+    WEIGHTS,
+    adapted_modules,
+    check_leaves_base,
+    check_unchanged,
+    checked_files,
+    is_expression,
+    read_adapter_config,
+)
 from kit.backends import Unsloth, check_unpatched, load_unsloth
 from kit.config import LoraConfig, ModelConfig
 from kit.errors import (
@@ -28,6 +37,7 @@ from kit.errors import (
 )
 from kit.finite import watched
 from kit.hardware import Hardware, choose_hardware, empty_cache, free_memory
+from kit.rollback import rolled_back
 from kit.tokenizer import end_of_turn, prepare_tokenizer, prompt_ids, stop_ids
 
 if TYPE_CHECKING:
@@ -201,50 +211,51 @@ def add_lora(
 def load_adapters(base: Base, adapters: dict[str, str], onto: PeftModel | None = None) -> PeftModel:
     """Load LoRA adapters {name: folder or hub id} onto one base, frozen.
 
-    `onto` is that base with the adapters it has already.
+    `onto` is that base with the adapters it has already. When one of them cannot be loaded, or
+    loading is interrupted, model and base are as they were before.
 
     Raises AdapterError for a missing or unsafe file or an adapter of another base.
     """
     model: Any = onto
-    there = set() if onto is None else set(onto.peft_config)
-    for source in adapters.values():  # all of them, before any changes the base
-        check_adapter(base, source)
-    for name, source in adapters.items():
-        try:
-            if model is None:
-                settings = PeftLoraConfig.from_pretrained(source)
-                settings.inference_mode = True
-                model = PeftModelForCausalLM(base.model, settings, adapter_name=name)
-            _check_loaded(model, name, model.load_adapter(source, adapter_name=name).missing_keys)
-        except (ImportError, OSError, RuntimeError, ValueError) as error:
-            if onto is not None:  # what is half-loaded must not stay
-                for added in set(onto.peft_config) - there:
-                    onto.delete_adapter(added)
-            else:
-                if model is not None:
-                    model.unload()
-                vars(base.model).pop("peft_config", None)  # PEFT leaves it behind
-            reason = " ".join(str(error).split())
-            raise AdapterError(f"cannot load the adapter {source}: {reason}") from error
+    # all of them, before any changes the base
+    checked = {name: check_adapter(base, source) for name, source in adapters.items()}
+    with rolled_back(base.model if onto is None else onto):
+        for name, (settings, weights) in checked.items():
+            try:
+                if model is None:
+                    model = PeftModelForCausalLM(base.model, settings, adapter_name=name)
+                else:
+                    model.add_adapter(name, settings)
+                _check_loaded(model, name, model.load_adapter(str(weights.parent), name))
+            except Exception as error:  # whatever PEFT or torch makes of a stranger's files
+                said = isinstance(error, OSError | RuntimeError | ValueError)
+                reason = " ".join((str(error) if said else repr(error)).split())[:300]
+                raise AdapterError(f"cannot load the adapter {adapters[name]}: {reason}") from error
     model.eval()
     return model
 
 
-def _check_loaded(model: PeftModel, name: str, missing: list[str]) -> None:
-    """ValueError unless all weights of an adapter are there and finite."""
-    if missing:
+def _check_loaded(model: PeftModel, name: str, result: Any) -> None:
+    """ValueError unless all weights of an adapter are there, no others, and finite."""
+    if missing := result.missing_keys:
         raise ValueError(f"{WEIGHTS} lacks {len(missing)} of its weights, e.g. {missing[0]}")
+    if unexpected := result.unexpected_keys:
+        raise ValueError(
+            f"{len(unexpected)} weights are not in its configuration, e.g. {unexpected[0]}"
+        )
     for key, weight in model.named_parameters():
         # in a batch, NaN of one adapter would reach the rows of all
         if f".{name}." in key and not weight.isfinite().all():
             raise ValueError(f"{key} is not finite")
 
 
-def check_adapter(base: Base, source: str) -> None:
-    """Raise AdapterError unless `source` holds a safetensors LoRA adapter of this base, which it
-    leaves as it is."""
+def check_adapter(base: Base, source: str) -> tuple[PeftLoraConfig, Path]:
+    """Settings and weights of a safetensors LoRA adapter of this base, which it leaves as it is.
+
+    Raises AdapterError for any other.
+    """
     check_unchanged(source)
-    settings = read_adapter_config(source)
+    settings, weights = checked_files(source)
     trained_on = settings.get("base_model_name_or_path")
     if trained_on not in (base.id, str(Path(base.id))):
         raise AdapterError(
@@ -252,6 +263,43 @@ def check_adapter(base: Base, source: str) -> None:
             f"load it with model.id={trained_on}"
         )
     check_leaves_base(source, settings)
+    _check_plain(source, settings)
+    modules = adapted_modules(weights)
+    heads = [n for n, m in base.model.named_modules() if m is base.model.get_output_embeddings()]
+    if changed := modules & set(heads):
+        raise AdapterError(
+            f"the adapter {source} changes the output head ({', '.join(changed)}), whose weight "
+            "the kit computes log-probabilities from; train it without"
+        )
+    return _peft_settings(settings, modules), weights
+
+
+def _check_plain(source: str, settings: dict[str, Any]) -> None:
+    """AdapterError for what PEFT can do beyond LoRA on modules, all of which needs other care."""
+    defaults = PeftLoraConfig().to_dict()
+    special = [
+        f"{key}={settings[key]!r}"
+        for key, default in defaults.items()
+        if key not in PLAIN and settings.get(key) and settings[key] != default
+    ]
+    if special:
+        raise AdapterError(
+            f"the adapter {source} is more than LoRA ({', '.join(special)[:200]}), which the kit "
+            "does not load; convert it to a plain LoRA adapter"
+        )
+
+
+def _peft_settings(settings: dict[str, Any], modules: set[str]) -> PeftLoraConfig:
+    """PEFT's own record of checked settings, for an adapter that has weights for `modules`.
+
+    A regular expression of a stranger may take for ever, so the modules it chose stand in for it.
+    """
+    found = cast(PeftLoraConfig, PeftLoraConfig.from_peft_type(**settings))
+    found.inference_mode = True
+    if is_expression(found.target_modules) or is_expression(found.exclude_modules):
+        found.target_modules, found.exclude_modules = sorted(modules), None
+        found.layers_to_transform = found.layers_pattern = None
+    return found
 
 
 @contextmanager

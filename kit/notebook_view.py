@@ -123,7 +123,7 @@ def open_app(folder: Path, place: Place, *, share: bool = False) -> None:
 
     from kit.app.catalogue import find
     from kit.app.desk import Desk
-    from kit.app.page import build, settings
+    from kit.app.page import build, guard, settings
 
     if place.name == "kaggle" and not share:
         print("Kaggle shows no page of its own machine: set SHARE = True to see the app.")
@@ -136,6 +136,7 @@ def open_app(folder: Path, place: Place, *, share: bool = False) -> None:
         print(f"user {auth[0]}, password {auth[1]}")
     page.launch(
         **(settings(options) | {"server_port": None}),  # any free one
+        app_kwargs=guard(options, any_name=True),
         inline=True,
         prevent_thread_lock=True,
         quiet=True,

@@ -16,6 +16,7 @@ from gradio_client.exceptions import AppError
 from kit.app.catalogue import find
 from kit.app.comparison import Answer, Comparison, finish
 from kit.app.desk import Desk
+from kit.app.doors import Doors
 from kit.app.job import Progress
 from kit.app.options import AppOptions
 from kit.app.page import build, guard, settings
@@ -178,8 +179,14 @@ def test_names_of_this_computer_are_answered(served, name):
 
 
 def test_the_name_is_free_behind_a_password_and_in_a_notebook():
-    assert guard(AppOptions(host="0.0.0.0", auth=("me", "secret"))) == {}
-    assert guard(AppOptions(share=True, auth=("me", "secret"))) == {}
-    (only,) = guard(AppOptions(host="127.9.9.9"))["middleware"]
-    assert "127.9.9.9" in only.kwargs["allowed_hosts"]
+    def hosts(**given):
+        options = {"any_name": given.pop("any_name", False)}
+        first, *others = guard(AppOptions(**given), **options)["middleware"]
+        assert [one.cls for one in [first, *others]][-1] is Doors
+        return first.kwargs["allowed_hosts"] if others else None
+
+    assert hosts(host="0.0.0.0", auth=("me", "secret")) is None
+    assert hosts(share=True, auth=("me", "secret")) is None
+    assert hosts(any_name=True) is None
+    assert "127.9.9.9" in hosts(host="127.9.9.9")
     assert "app_kwargs" not in settings(AppOptions())

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from kit.app import roots as roots_module
 from kit.app.catalogue import advice, default_pair, find, read_choice
-from kit.app.options import AppOptions, add_arguments, from_arguments, parse_auth
+from kit.app.options import AppOptions, add_arguments, from_arguments
 from kit.app.roots import OutsideRoots, adapter_source, confine
 from kit.config import SYSTEM_PROMPT, ModelConfig
 from kit.errors import AdapterError, ConfigError
@@ -112,7 +112,7 @@ def test_every_option_is_read_from_the_command_line(tmp_path):
     ],
 )
 def test_what_others_can_reach_needs_a_password(given):
-    with pytest.raises(ConfigError, match="add --auth USER:PASSWORD"):
+    with pytest.raises(ConfigError, match="add --auth USER and a password in KIT_APP"):
         AppOptions(**given)
     assert AppOptions(**given, auth=("me", "secret"))
 
@@ -134,13 +134,52 @@ def test_a_port_out_of_range_is_refused(port):
         AppOptions(port=port)
 
 
-@pytest.mark.parametrize("text", ["", "me", ":", "me:", ":secret"])
+@pytest.mark.parametrize("text", ["", ":", "me:", ":secret"])
 def test_a_password_without_user_or_the_reverse_is_refused_unseen(text):
-    with pytest.raises(ConfigError, match="USER:PASSWORD") as caught:
-        parse_auth(text)
+    with pytest.raises(ConfigError, match="--auth must be USER or USER:PASSWORD") as caught:
+        parse("--auth", text)
     assert "secret" not in str(caught.value)
     with pytest.raises(ConfigError, match="is empty"):
         AppOptions(auth=("me", ""))
+
+
+def test_the_password_need_not_stand_on_the_command_line(tmp_path, monkeypatch):
+    file = tmp_path / "password"
+    for content in (b"hun:ter2", b"hun:ter2\n", b"hun:ter2\r\n"):
+        file.write_bytes(content)
+        assert parse("--auth", "me", "--password-file", str(file)).auth == ("me", "hun:ter2")
+    assert parse("--password-file", str(file)).auth == ("kit", "hun:ter2")
+    with pytest.raises(ConfigError, match=r"--auth me needs a password.* KIT_APP_PASSWORD or"):
+        parse("--auth", "me")
+    monkeypatch.setenv("KIT_APP_PASSWORD", "from:there")
+    assert parse().auth == ("kit", "from:there")
+    assert parse("--auth", "me", "--host", "0.0.0.0").auth == ("me", "from:there")
+    assert parse("--auth", "me:here").auth == ("me", "here")
+    assert parse("--password-file", str(file)).auth == ("kit", "hun:ter2")
+    monkeypatch.setenv("KIT_APP_PASSWORD", "")  # a secret that was not there opens nothing
+    with pytest.raises(ConfigError, match="KIT_APP_PASSWORD is empty"):
+        parse()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "must have one line with the password"),
+        (b"\n", "must have one line with the password"),
+        (b"secret\nsecret\n", "must have one line with the password"),
+        (b"secret\xff", "it is not UTF-8 text"),
+        (None, "No such file"),
+    ],
+)
+def test_a_file_without_one_password_is_refused_unseen(tmp_path, content, message):
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse("--password-file", str(file))
+    assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigError, match="has a password already"):
+        parse("--auth", "me:secret", "--password-file", str(file))
 
 
 def test_the_password_is_not_printed_with_the_options():
@@ -633,11 +672,11 @@ def test_adapters_that_are_named_are_the_pair(here):
     [
         ("adapter/adapter_config.json", b"\xff\x00garbage", "is not valid JSON"),
         ("adapter/adapter_config.json", b'{"peft_type": "LO', "is not valid JSON"),
-        ("adapter/adapter_config.json", b"[" * 100_000, "cannot read the adapter"),
+        ("adapter/adapter_config.json", b"[" * 100_000, "is not valid JSON"),
         ("adapter/adapter_config.json", b"[1, 2]", "only LORA works"),
         ("adapter/adapter_config.json", b"{}", "only LORA works"),
-        ("adapter/adapter_config.json", b'{"peft_type": "LORA"}', "says rank None"),
-        ("adapter/adapter_config.json", b'{"peft_type": "LORA", "r": [2]}', "cannot read"),
+        ("adapter/adapter_config.json", b'{"peft_type": "LORA"}', "has r=None, which must be"),
+        ("adapter/adapter_config.json", b'{"peft_type": "LORA", "r": [2]}', "has r=[2], which"),
         ("adapter/adapter_config.json", b'{"peft_type": "LORA", "r": 2}', "names no base model"),
         ("adapter/adapter_config.json", b" " * (1 << 20) + b" ", "is larger than 1048576 bytes"),
         ("adapter/adapter_model.safetensors", b"", "cannot read the adapter"),
@@ -676,7 +715,7 @@ def test_names_of_a_base_that_are_no_text_are_unusable(here, changes):
 def test_a_weight_without_dimensions_is_unusable(here):
     folder = Path(save_adapter(here / "runs" / "a"))
     save_file({"x.lora_A.weight": torch.tensor(1.0)}, folder / "adapter_model.safetensors")
-    assert "cannot read the adapter" in dict(find(AppOptions()).unusable)["a"]
+    assert "has the shape [], not two" in dict(find(AppOptions()).unusable)["a"]
 
 
 @pytest.mark.parametrize(

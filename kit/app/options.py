@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
 from kit.errors import ConfigError
+
+PASSWORD = "KIT_APP_PASSWORD"  # environment variable; the command line is seen by `ps`
+USER = "kit"  # where --auth names none
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,8 @@ class AppOptions:
             what = "--share" if self.share else f"--host {self.host}"
             raise ConfigError(
                 f"{what} lets others open the app, run its model and read its runs: add "
-                f"--auth USER:PASSWORD, or leave {what} out to serve this computer alone"
+                f"--auth USER and a password in {PASSWORD} or --password-file FILE, or leave "
+                f"{what} out to serve this computer alone"
             )
 
     @property
@@ -63,15 +69,46 @@ class AppOptions:
         return tuple(folder.resolve() for folder in folders if folder is not None)
 
 
-def parse_auth(text: str) -> tuple[str, str]:
-    """User and password of "user:password"; the password may hold colons.
+def read_auth(
+    given: str | None, file: Path | None, environment: Mapping[str, str]
+) -> tuple[str, str] | None:
+    """User and password of --auth, --password-file and the environment; None where none is asked.
 
-    Raises ConfigError, without showing the text, when a part lacks.
+    --auth is "user" or "user:password", where the password may hold colons; without one it is in
+    the file, or else in the variable PASSWORD. Raises ConfigError, without showing any of them,
+    when a part lacks.
     """
-    user, _, password = text.partition(":")
-    if not user or not password:
-        raise ConfigError("--auth must be USER:PASSWORD, both of them not empty")
-    return user, password
+    user, colon, password = (USER if given is None else given).partition(":")
+    if not user or (colon and not password):
+        raise ConfigError("--auth must be USER or USER:PASSWORD, neither of them empty")
+    if colon:
+        if file is not None:
+            raise ConfigError("--auth has a password already: leave it or --password-file out")
+        return user, password
+    if file is not None:
+        return user, _read_password(file)
+    if environment.get(PASSWORD):
+        return user, environment[PASSWORD]
+    if PASSWORD in environment:
+        raise ConfigError(f"{PASSWORD} is empty; put a password into it, or unset it")
+    if given is not None:
+        raise ConfigError(
+            f"--auth {user} needs a password: put one into the environment variable {PASSWORD} or "
+            "into a file for --password-file"
+        )
+    return None
+
+
+def _read_password(file: Path) -> str:
+    """The one line of a file; ConfigError when it cannot be read or is not one line."""
+    try:
+        password = file.read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"cannot read --password-file {file}: {reason}") from error
+    if not password or "\n" in password:
+        raise ConfigError(f"--password-file {file} must have one line with the password")
+    return password
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +166,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also open a public link through Gradio's servers; needs --auth",
     )
-    access.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this before anything")
+    access.add_argument(
+        "--auth",
+        metavar="USER[:PASSWORD]",
+        help=f"ask for this before anything; the password is better given in {PASSWORD} or "
+        "--password-file, for the command line shows in the list of processes and in the shell's "
+        f"history (the user is {USER} where a password is given and --auth is not)",
+    )
+    access.add_argument(
+        "--password-file", type=Path, metavar="FILE", help="a file with the password alone"
+    )
 
 
 def from_arguments(namespace: argparse.Namespace) -> AppOptions:
@@ -144,7 +190,7 @@ def from_arguments(namespace: argparse.Namespace) -> AppOptions:
         host=namespace.host,
         port=namespace.port,
         share=namespace.share,
-        auth=None if namespace.auth is None else parse_auth(namespace.auth),
+        auth=read_auth(namespace.auth, namespace.password_file, os.environ),
         cpu=namespace.cpu,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+import uvicorn
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -22,6 +23,7 @@ from kit.app.api import Api
 from kit.app.catalogue import find
 from kit.app.compare_view import MODEL, CompareView
 from kit.app.desk import Desk
+from kit.app.doors import PER_ADDRESS, WINDOW, Doors
 from kit.app.options import AppOptions
 from kit.errors import ModelError
 
@@ -89,6 +91,8 @@ def launch(options: AppOptions) -> None:
     """Start the app and serve until it is stopped."""
     desk = Desk(options, find(options))
     page = build(desk)
+    # colours would be spelled out as any other control
+    uvicorn.config.LOGGING_CONFIG["formatters"]["default"]["use_colors"] = False
     try:
         page.launch(**settings(options), app_kwargs=guard(options), prevent_thread_lock=True)
     except OSError as error:
@@ -111,6 +115,9 @@ def settings(options: AppOptions) -> dict[str, Any]:
         "server_port": options.port,
         "share": options.share,
         "auth": options.auth,
+        # a page that is told to wait would else say nothing at all
+        "auth_message": f"After {PER_ADDRESS} wrong passwords the login is closed for "
+        f"{WINDOW / 60:g} minutes.",
         "css": "\n".join(styles),
         "theme": THEME,
         "footer_links": ["api", "settings"],
@@ -119,18 +126,20 @@ def settings(options: AppOptions) -> dict[str, Any]:
     }
 
 
-def guard(options: AppOptions) -> dict[str, Any]:
-    """Arguments of the web application that keep pages of other sites out.
+def guard(options: AppOptions, *, any_name: bool = False) -> dict[str, Any]:
+    """Arguments of the web application that close what the page does not use and keep pages of
+    other sites out.
 
     Whoever owns a name can have it lead to this computer, and a page of theirs that is open in a
     browser here is then let in like ours (DNS rebinding). So without a password only names of this
     computer are answered. With one the name is free, as behind a proxy; so it is in a notebook,
-    whose proxies hand on names of their own.
+    whose proxies hand on names of their own (`any_name`).
     """
-    if options.auth is not None:
-        return {}
-    names = ["localhost", "127.0.0.1", options.host]
-    return {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names)]}
+    doors = [Middleware(Doors)]
+    if options.auth is None and not any_name:
+        names = ["localhost", "127.0.0.1", options.host]
+        doors.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=names))
+    return {"middleware": doors}
 
 
 def _take_over(selected: dict[str, Any] | None) -> list[Any]:
