@@ -1,52 +1,66 @@
 """One process in which answers that must be evaluated to be compared are compared.
 
-math-verify (LaTeX) and some reasoning-gym tasks evaluate expressions: on hostile text that can
-take forever or exhaust memory. `Worker` runs them in a child process with a limit per answer; a
-child that exceeds it is killed and replaced. Signal-based limits inside those libraries would not
-do: they only work in the main thread and cannot interrupt native code.
+math-verify (LaTeX) and the reasoning-gym tasks are large libraries that evaluate what they are
+given: on hostile text that can take forever, exhaust memory or act on the machine. `Worker` starts
+a process that has imported them and nothing else: its environment is what Python needs to find
+packages. That process judges nothing itself: each batch of answers is judged by a fork of it, which
+may not do anything but compute (`kit.confine`) and ends with the batch, so that no answer can
+change what judges the next batch. One past its time is killed, one in which something was raised
+ends, and another goes on. Tasks whose scorer evaluates the answer are handed what
+`kit.task_grammar` has read in it. Without `fork` (Windows) the process judges itself: what an
+answer could change there would last, and one past its time costs a new start.
 
-Protocol: JSON lines. Parent -> child `{"limit", "answer"}` with `"gold"` (LaTeX) or `"entry"` (a
-task's problem, pickled by the parent and in base64: made again in the child it may come out
-differently); child -> parent `{"right", "read"}`. The child's first line is `{"ready": true}` or
-`{"fatal": reason}`. One request is under way at a time.
+Protocol: JSON lines. Parent -> child `{"limit", "requests"}`; each request has `"answer"`, and
+`"gold"` (LaTeX) or `"entry"` (a task's problem, by `pack`: made again in the child it may come out
+differently). Child -> parent one `Reply` for each. The child's first line is `{"ready": true}` or
+`{"fatal": reason}`. One batch is under way at a time.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import gc
 import json
 import logging
 import os
-import pickle
 import queue
 import re
+import select
 import signal
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from kit.confine import confine
 from kit.errors import DataError
 from kit.latex import judge_latex
+from kit.task_grammar import EVALUATING_TASKS, rewrite
 
 START_SECONDS = 120.0  # importing sympy from a cold disk
-MEMORY_BYTES = 4 << 30
+GRACE_SECONDS = 10.0  # for a process that should have answered, on a busy machine
+FORKS = hasattr(os, "fork")
 
-# Tasks whose scorer evaluates the answer as Python; a test compares this with their source.
-EVALUATING_TASKS = frozenset(
-    {"binary_matrix", "countdown", "intermediate_integration", "n_queens"}
-    | {"polynomial_multiplication", "puzzle24", "simple_integration", "spiral_matrix"}
-    | {"string_insertion"}
+# of the environment: what Python and its packages need to be found and loaded
+_KEPT = (
+    *("PYTHONHOME", "PYTHONUSERBASE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
+    *("SYSTEMROOT", "PATH", "APPDATA"),
 )
-_FUNCTIONS = frozenset(
-    {"sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan"}
-    | {"sinh", "cosh", "tanh", "exp", "log", "ln", "sqrt", "Integral"}
-)
-_BEFORE_PARENTHESIS = re.compile(r"(\w+|\S|)\s*\(")
+# what a fork writes for an answer: right, wrong, not read
+_VERDICTS = {b"1": (True, True), b"0": (False, True), b"?": (False, False)}
+_RAISED = b"!"  # not read, and the fork ends
+_CONTAINERS: dict[str, Callable[[Iterable[Any]], Any]] = {
+    "list": list,
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+}
+
+
+Request = dict[str, Any]
 
 
 class Reply(NamedTuple):
@@ -54,7 +68,8 @@ class Reply(NamedTuple):
 
     right: bool
     read: bool
-    """False where the answer could not be parsed, or the child died over it."""
+    """False where the answer could not be parsed, or its judge died over it."""
+    timed_out: bool = False
 
 
 class Worker:
@@ -76,39 +91,61 @@ class Worker:
         self._replies: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._stop: Callable[[], None] = lambda: None
 
-    def ask(self, request: dict[str, Any]) -> Reply:
-        """Judge one answer. Past the limit it is wrong, and counted in `timeouts`.
+    def ask(self, request: Request) -> Reply:
+        """Judge one answer, as `ask_many` does."""
+        return self.ask_many([request])[0]
 
-        Raises DataError when the child cannot start, for instance because a library is missing.
+    def ask_many(self, requests: Sequence[Request]) -> list[Reply]:
+        """Judge a batch. What takes longer than the limit is wrong, and counted in `timeouts`.
+
+        A child that is found dead, whatever ended it, is replaced and asked again, once: the
+        answer need not have been the cause. Raises DataError when the child cannot start, for
+        instance because a library is missing.
         """
+        replies: list[Reply] = []
+        deaths = 0  # over the answer whose turn it is
         with self._lock:
-            if self._child is None or self._child.poll() is not None:
-                self._start()
-            try:
-                self._send(request | {"limit": self.limit})
-                line = self._replies.get(timeout=self.limit)
-            except queue.Empty:
-                self.timeouts += 1
-                self._stop()
-                return Reply(right=False, read=True)
-            except BrokenPipeError:
-                line = None
-            except BaseException:  # interrupted: a late reply must not answer the next request
-                self._stop()
-                raise
-            if line is None:  # it died over this answer: out of memory, or a stack overflow
-                self._stop()
-                return Reply(right=False, read=False)
-            return Reply(**json.loads(line))
+            while len(replies) < len(requests):
+                new = self._ask(requests[len(replies) :])
+                deaths = 0 if new else deaths + 1
+                replies += new
+                if deaths == 2:
+                    replies.append(Reply(right=False, read=False))
+                    deaths = 0
+        self.timeouts += sum(reply.timed_out for reply in replies)
+        return replies
+
+    def _ask(self, requests: Sequence[Request]) -> list[Reply]:
+        """The replies until the child is dead or hangs."""
+        if self._child is None or self._child.poll() is not None:
+            self._start()
+        replies: list[Reply] = []
+        try:
+            self._send({"limit": self.limit, "requests": requests})
+            for _ in requests:
+                line = self._replies.get(timeout=self.limit + (GRACE_SECONDS if FORKS else 0))
+                if line is None:
+                    self._stop()
+                    break
+                replies.append(Reply(**json.loads(line)))
+        except queue.Empty:
+            self._stop()
+            replies.append(Reply(right=False, read=True, timed_out=True))
+        except OSError:  # a broken pipe, on Windows by another name
+            self._stop()
+        except BaseException:  # interrupted: a late reply must not answer the next request
+            self._stop()
+            raise
+        return replies
 
     def close(self) -> None:
         """End the child; a later `ask` starts another."""
         with self._lock:
             self._stop()
 
-    def _send(self, request: dict[str, Any]) -> None:
+    def _send(self, batch: dict[str, Any]) -> None:
         assert self._child is not None and self._child.stdin is not None
-        self._child.stdin.write(json.dumps(request) + "\n")
+        self._child.stdin.write(json.dumps(batch) + "\n")
         self._child.stdin.flush()
 
     def _start(self) -> None:
@@ -120,7 +157,7 @@ class Worker:
             stderr=subprocess.DEVNULL,
             text=True,
             encoding="utf-8",
-            env=_child_environment(),
+            env=_environment(),
         )
         # a queue of its own: a late line of the previous child can never answer this one's request
         replies: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -137,11 +174,12 @@ class Worker:
             raise DataError(f"the process that compares answers cannot start: {greeting['fatal']}")
 
 
-def _child_environment() -> dict[str, str]:
-    """One thread (a BLAS pool per core would use up the memory limit), and this package's path."""
+def _environment() -> dict[str, str]:
+    """`_KEPT`, this package, and one thread: a pool per core would use up the memory limit."""
     paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return os.environ | one_thread | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    return kept | one_thread | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def _forward(stream: IO[str], replies: queue.SimpleQueue[str | None]) -> None:
@@ -159,51 +197,156 @@ def _end(child: subprocess.Popen[str]) -> None:
             child.stdin.close()
 
 
-def may_evaluate(answer: str) -> bool:
-    """Whether an answer calls nothing but elementary functions, so that evaluating it is harmless.
+def pack(value: Any) -> Any:
+    """What JSON can hold of a task's problem: containers are lists that begin with their type.
 
-    An expression without calls cannot act on anything outside it: every `(` must open a bracket,
-    not a call, or follow the name of a function in the list.
+    Raises DataError where it holds anything else but numbers, text, booleans and None.
     """
-    if "__" in answer:
-        return False
-    before = {match[1] for match in _BEFORE_PARENTHESIS.finditer(answer)}
-    return all(word in _FUNCTIONS or word in {"", *"+-*/^,([{=<>"} for word in before)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    name = type(value).__name__
+    if type(value) is dict:
+        return [name, *([pack(key), pack(held)] for key, held in value.items())]
+    if type(value) in (list, tuple, set, frozenset):
+        return [name, *map(pack, value)]
+    raise DataError(
+        f"this task cannot be used: its problems hold a {type(value).__module__}.{name}, and only "
+        "numbers, text, lists, tuples, sets and dictionaries can be handed to the process that "
+        "scores answers; choose another task"
+    )
+
+
+def unpack(packed: Any) -> Any:
+    """What `pack` was given."""
+    if not isinstance(packed, list):
+        return packed
+    name, *held = packed
+    if name == "dict":
+        return {unpack(key): unpack(value) for key, value in held}
+    return _CONTAINERS[name](map(unpack, held))
 
 
 def judge_task(dataset: Any, entry: Any, answer: str) -> Reply:
     """Score an answer by its reasoning-gym data set; right is a score of exactly 1."""
-    if entry["metadata"]["source_dataset"] in EVALUATING_TASKS and not may_evaluate(answer):
+    task = entry["metadata"]["source_dataset"]
+    rewritten = rewrite(task, answer, entry) if task in EVALUATING_TASKS else answer
+    if rewritten is None:
         return Reply(right=False, read=False)
-    return Reply(bool(dataset.score_answer(answer, entry) == 1.0), read=True)
+    right = bool(dataset.score_answer(rewritten, entry) == 1.0)
+    return Reply(right and _stands(task, rewritten, entry), read=True)
 
 
-def _judge_for(task: list[str]) -> Callable[[dict[str, Any]], Reply]:
-    """The judge, with all that is slow to build built before any limit applies."""
+def _stands(task: str, answer: str, entry: Any) -> bool:
+    """Whether an answer is right that the task's own scorer takes for right.
+
+    Some take what they should not: NaN, which is near every number; any four numbers for a game
+    with four given ones; every answer for yes.
+    """
+    if task in ("complex_arithmetic", "number_sorting"):
+        return "nan" not in answer.lower()
+    if task == "puzzle24":
+        return sorted(map(int, re.findall("[0-9]+", answer))) == sorted(
+            entry["metadata"]["numbers"]
+        )
+    if task == "game_of_life_halting":
+        return answer.strip().lower() == str(entry["answer"]).lower()
+    return True
+
+
+Judge = Callable[[Request], Reply]
+
+
+def _judge_for(task: list[str]) -> tuple[Judge, Request, set[str]]:
+    """The judge, a first request to it, and what its formulas may name besides."""
     if not task:
-        judge_latex("\\frac{1}{2}", "0.5")
-        return lambda request: Reply(*judge_latex(request["gold"], request["answer"]))
+        first = {"gold": "\\frac{1}{2}", "answer": "0.5"}
+        return lambda request: Reply(*judge_latex(request["gold"], request["answer"])), first, set()
 
     import reasoning_gym
 
     name, options = task
-    dataset = reasoning_gym.create_dataset(name, **json.loads(options))
+    dataset: Any = reasoning_gym.create_dataset(name, **json.loads(options))
 
-    def judge(request: dict[str, Any]) -> Reply:
-        entry = pickle.loads(base64.b64decode(request["entry"]))
-        return judge_task(dataset, entry, request["answer"])
+    def judge(request: Request) -> Reply:
+        return judge_task(dataset, unpack(request["entry"]), request["answer"])
 
-    return judge
+    own = dataset[0]
+    names = {n for field in ("symbols", "variables") for n in getattr(dataset.config, field, ())}
+    return judge, {"entry": pack(own), "answer": str(own["answer"])}, names
 
 
-def _limit_memory() -> None:
-    if sys.platform == "win32":  # the time limit alone protects
-        return
-    import resource
+def _judged(judge: Judge, request: Request) -> Reply | None:
+    """None where the judge raised something."""
+    try:
+        return judge(request)
+    except Exception:  # hostile input meets large libraries: whatever they raise, it is not right
+        return None
 
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    with contextlib.suppress(ValueError, OSError):  # a lower limit is already set, or none can be
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, hard))
+
+def judge_batch(
+    judge: Judge, requests: Sequence[Request], limit: float, names: Iterable[str] = ()
+) -> Iterator[Reply]:
+    """Judge in forks of this process that may only compute, `limit` seconds an answer."""
+    done = 0
+    while done < len(requests):
+        for reply in _judge_in_fork(judge, requests[done:], limit, names):
+            yield reply
+            done += 1
+
+
+def _judge_in_fork(
+    judge: Judge, requests: Sequence[Request], limit: float, names: Iterable[str]
+) -> Iterator[Reply]:
+    """The replies until the fork has ended or is stopped: one at least."""
+    verdicts, held = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            _judge_confined(judge, requests, limit, names, held)
+        finally:
+            os._exit(0)  # whatever happened: the fork must never go on as its parent
+    os.close(held)
+    try:
+        for _ in requests:
+            if not select.select([verdicts], [], [], limit)[0]:
+                yield Reply(right=False, read=True, timed_out=True)
+                return
+            verdict = os.read(verdicts, 1)
+            yield Reply(*_VERDICTS.get(verdict, (False, False)))
+            if verdict not in _VERDICTS:  # it ended, or died over the answer
+                return
+    finally:
+        os.close(verdicts)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+
+
+def _judge_confined(
+    judge: Judge, requests: Sequence[Request], limit: float, names: Iterable[str], held: int
+) -> None:
+    """Write a verdict on each request to `held`, the only thing that is left open."""
+    seconds = (limit + 1) * len(requests)
+    # a fork whose parent is gone must not live on: the signal is not handled, so it kills
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    os.dup2(2, 0)  # nothing is read there, and what is written there is lost
+    os.closerange(3, held)
+    os.closerange(held + 1, held + 64)
+    confine(seconds, names)
+    for request in requests:
+        reply = _judged(judge, request)
+        if reply is None:
+            os.write(held, _RAISED)
+            return
+        os.write(held, b"1" if reply.right else b"0" if reply.read else b"?")
+
+
+def _check(judge: Judge, first: Request, names: Iterable[str]) -> None:
+    """Load what libraries load when first used, and see that a fork judges as this process does."""
+    here = _judged(judge, first)
+    if FORKS and here is not None:
+        there = next(judge_batch(judge, [first], START_SECONDS, names))
+        if there != here:
+            raise RuntimeError(f"confined, it judges {there} what is {here}")
 
 
 def main(task: list[str]) -> None:
@@ -218,27 +361,28 @@ def main(task: list[str]) -> None:
         replies.flush()
 
     try:
-        judge = _judge_for(task)
+        judge, first, names = _judge_for(task)
+        _check(judge, first, names)
     except Exception as error:  # a library missing or broken, whatever it raises
         send({"fatal": f"{type(error).__name__}: {error}"})
         return
-    _limit_memory()
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy the pages of all that is loaded
+    if not FORKS:
+        confine(float("inf"), names)
     send({"ready": True})
     for line in sys.stdin:
-        request = json.loads(line)
-        _set_alarm(2 * request["limit"] + 1)
-        try:
-            reply = judge(request)
-        except Exception:  # hostile input meets two large libraries; the child must outlive it
-            reply = Reply(right=False, read=False)
-        _set_alarm(0)
-        send(reply._asdict())
+        batch = json.loads(line)
+        for reply in _replies(judge, batch, names):
+            send(reply._asdict())
 
 
-def _set_alarm(seconds: float) -> None:
-    """The signal is not handled, so it kills: a child whose parent is gone must not live on."""
-    if sys.platform != "win32":
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+def _replies(judge: Judge, batch: dict[str, Any], names: Iterable[str]) -> Iterator[Reply]:
+    if FORKS:
+        yield from judge_batch(judge, batch["requests"], batch["limit"], names)
+    else:
+        for request in batch["requests"]:
+            yield _judged(judge, request) or Reply(right=False, read=False)
 
 
 if __name__ == "__main__":

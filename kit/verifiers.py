@@ -6,9 +6,7 @@ because it evaluates expressions that a model wrote.
 
 from __future__ import annotations
 
-import base64
-import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +21,7 @@ from kit.answers import (
     numbers_equal,
     parse_number,
 )
-from kit.math_worker import Worker
+from kit.math_worker import Worker, pack
 
 Row = Mapping[str, Any]
 
@@ -87,20 +85,33 @@ class WorkerVerifier:
         return self.verify_many([completion], [row])[0]
 
     def verify_many(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]:
-        return _verdicts(completions, rows, self._extract, self._judge)
+        """Judge each different (problem, answer) of the batch once."""
+        found = [self._extract(text, row) for text, row in zip(completions, rows, strict=True)]
+        questions = {
+            _key(answer, row): self._question(answer, row)
+            for answers, row in zip(found, rows, strict=True)
+            for answer in answers
+            if answer is not None
+        }
+        replies = self.worker.ask_many(list(questions.values()))
+        self.parse_failures += sum(not reply.read for reply in replies)
+        right = {key: reply.right for key, reply in zip(questions, replies, strict=True)}
+        return [
+            Verdict(right.get(_key(s, row), False), right.get(_key(n, row), False), s, n)
+            for (s, n), row in zip(found, rows, strict=True)
+        ]
 
     def _extract(self, completion: str, row: Row) -> tuple[str | None, str | None]:
         """The strict and the lenient answer."""
         raise NotImplementedError
 
-    def _question(self, answer: str, row: Row) -> dict[str, str]:
+    def _question(self, answer: str, row: Row) -> dict[str, Any]:
         """What the worker is asked about an answer."""
         raise NotImplementedError
 
-    def _judge(self, answer: str, row: Row) -> bool:
-        reply = self.worker.ask(self._question(answer, row))
-        self.parse_failures += not reply.read
-        return reply.right
+
+def _key(answer: str | None, row: Row) -> tuple[Any, str, str | None]:
+    return row.get("id"), str(row["answer"]), answer
 
 
 class LatexVerifier(WorkerVerifier):
@@ -136,34 +147,12 @@ class TaskVerifier(WorkerVerifier):
         self, task: str, options: str, entries: Mapping[str, Any], limit: float = 3.0
     ) -> None:
         """`options`: the arguments of reasoning_gym.create_dataset, as JSON; `entries`: the task's
-        own problems, by the `id` of the row."""
+        own problems, by the `id` of the row. Raises DataError where they cannot be handed on."""
         super().__init__(Worker(task, options, limit=limit))
-        self.entries = entries
+        self.entries = {id: pack(entry) for id, entry in entries.items()}
 
     def _extract(self, completion: str, row: Row) -> tuple[str | None, str | None]:
         return task_answers(completion, lines="\n" in str(row["answer"]).strip())
 
-    def _question(self, answer: str, row: Row) -> dict[str, str]:
-        entry = base64.b64encode(pickle.dumps(self.entries[row["id"]])).decode()
-        return {"entry": entry, "answer": answer}
-
-
-def _verdicts(
-    completions: Sequence[str],
-    rows: Sequence[Row],
-    extract: Callable[[str, Row], tuple[str | None, str | None]],
-    judge: Callable[[str, Row], bool],
-) -> list[Verdict]:
-    """Judge each different (problem, answer) of the batch once."""
-    judged: dict[tuple[Any, str, str], bool] = {}
-
-    def right(answer: str | None, row: Row) -> bool:
-        if answer is None:
-            return False
-        key = (row.get("id"), str(row["answer"]), answer)
-        if key not in judged:
-            judged[key] = judge(answer, row)
-        return judged[key]
-
-    found = [(*extract(text, row), row) for text, row in zip(completions, rows, strict=True)]
-    return [Verdict(right(s, row), right(n, row), s, n) for s, n, row in found]
+    def _question(self, answer: str, row: Row) -> dict[str, Any]:
+        return {"entry": self.entries[row["id"]], "answer": answer}

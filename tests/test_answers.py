@@ -1,6 +1,5 @@
 """Finding and comparing final answers: hand-made texts, hostile ones included."""
 
-import inspect
 import json
 import os
 import signal
@@ -21,7 +20,7 @@ from kit.answers import (
     parse_number,
 )
 from kit.config import SYSTEM_PROMPT
-from kit.math_worker import EVALUATING_TASKS, Reply, Worker, judge_task, may_evaluate
+from kit.math_worker import Reply, Worker
 from kit.verifiers import LatexVerifier, NumberVerifier, TaskVerifier, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -310,9 +309,12 @@ def test_an_interrupted_request_does_not_answer_the_next(latex, monkeypatch) -> 
 
 def test_each_different_answer_is_asked_for_once(latex, monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr(
-        latex.worker, "ask", lambda request: asked.append(request) or Reply(True, True)
-    )
+
+    def ask_many(requests):
+        asked.extend(requests)
+        return [Reply(True, True)] * len(requests)
+
+    monkeypatch.setattr(latex.worker, "ask_many", ask_many)
     latex.verify_many(["#### x", "#### x", "#### y"], [row("x")] * 3)
     assert [request["answer"] for request in asked] == ["x", "y"]
 
@@ -366,54 +368,6 @@ def spelling():
 def test_task_verifier(spelling, text: str, strict: bool, lenient: bool) -> None:
     verdict = spelling.verify(text, row("cba", "spell_backward/0"))
     assert (verdict.strict, verdict.lenient) == (strict, lenient)
-
-
-def test_tasks_that_evaluate_answers_are_known() -> None:
-    """A new version of reasoning-gym must not bring an `eval` of model text unseen."""
-    from reasoning_gym.factory import DATASETS
-
-    found = set()
-    for name, (dataset, _) in DATASETS.items():
-        source = inspect.getsource(dataset.score_answer)
-        if any(call in source for call in ("eval(answer", "parse_expr(answer", "exec(answer")):
-            found.add(name)
-    assert found == EVALUATING_TASKS
-
-
-@pytest.mark.parametrize(
-    "answer",
-    ["(1 + 2) * 3", "-4*(x - 8)**(3/2)/3 + C", "sin(x) + log (x)", "[['a', 'b'], ['c']]", "((1))"],
-)
-def test_expressions_may_be_evaluated(answer: str) -> None:
-    assert may_evaluate(answer)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "open('x', 'w')",
-        "eval ('1')",
-        "eval\\\n('1')",
-        "(lambda: 1)()",
-        "[print][0](1)",
-        "x.__class__",
-        "'a'.join(['b'])",
-        "exec\t('1')",
-        "{0: print}[0](1)",
-        "\N{FULLWIDTH LATIN SMALL LETTER E}val('1')",
-        "sin.log(1) if x else(1)",
-        "eval#\n(1)",
-    ],
-)
-def test_calls_are_never_evaluated(answer: str, tmp_path) -> None:
-    assert not may_evaluate(answer)
-
-    class Task:
-        def score_answer(self, answer, entry):
-            raise AssertionError("the task must not see it")
-
-    entry = {"metadata": {"source_dataset": "countdown"}}
-    assert judge_task(Task(), entry, answer) == Reply(right=False, read=False)
 
 
 def test_import_is_light() -> None:

@@ -270,10 +270,11 @@ def test_a_task_that_evaluates_answers() -> None:
     row, verify = found.problems[0], found.verifier.verify
     assert verify(f"#### ({row['answer']})", row).strict  # right, and not the gold answer's text
     assert not verify(f"#### {row['answer']} + 0", row).strict  # right, with other numbers
-    assert not verify("#### nothing of the kind", row).lenient
     assert found.verifier.parse_failures == 0
-    assert not verify("#### open('x')", row).strict
+    assert not verify("#### nothing of the kind", row).lenient
     assert found.verifier.parse_failures == 1
+    assert not verify("#### open('x')", row).strict
+    assert found.verifier.parse_failures == 2
     found.verifier.worker.close()
 
 
