@@ -125,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate.temperature=0,0.4. What is finished is not done again.",
     )
     compare.add_argument("targets", nargs="+", metavar="CONFIG | key=value")
-    compare.add_argument("--seeds", default="0", help="with commas; three or more say something")
+    compare.add_argument(
+        "--seeds", default="0", help="with commas; five or more tell methods apart"
+    )
     compare.add_argument(
         "--vary", default="", metavar="FIELDS", help="further fields that may differ, with commas"
     )

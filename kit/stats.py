@@ -15,11 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.special import comb
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
+
+from kit.crossed import CrossedMean, wild_bootstrap_p
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+SMALL_P = 0.05
+ENOUGH_SEEDS = 5  # for a claim about methods: what benchmarks/false_claims.py says of fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +104,38 @@ class Difference:
     value: float  # mean of a - b
     low: float
     high: float
-    p: float
-    test: str  # which test `p` comes from
+    tests: dict[str, float]  # two-sided p by the name of the test
     only_a: int  # (problem, seed) pairs where a is better
     only_b: int
     problems: int
     seeds: int
+
+    @property
+    def p(self) -> float:
+        """The largest: below any level where every test is."""
+        return max(self.tests.values())
+
+    @property
+    def test(self) -> str:
+        """What `p` comes from."""
+        return ", ".join(self.tests)
+
+    @property
+    def has_too_few_seeds(self) -> bool:
+        """Whether it is neither one of two adapters nor enough for one of two methods."""
+        return 1 < self.seeds < ENOUGH_SEEDS
+
+    def is_shown(self, corrected_p: float) -> bool:
+        """Corrected p below 0.05, an interval that excludes 0, and seeds enough to say so."""
+        excludes_0 = self.low > 0 or self.high < 0
+        return corrected_p < SMALL_P and excludes_0 and not self.has_too_few_seeds
 
 
 def bootstrap_mean(values: ArrayLike) -> Estimate:
     """Mean of independent values with a bootstrap interval; (P,), at least one."""
     values = np.asarray(values, dtype=float)
     mean = float(values.mean())
-    if len(values) < 2 or np.ptp(values) == 0:
+    if np.ptp(values) == 0:  # or a single one
         return Estimate(mean, mean, mean)
     interval = stats.bootstrap(
         (values,),
@@ -161,34 +183,43 @@ def majority_at_k(
     return bootstrap_mean(values)
 
 
+def seeds_and_problems(values_S_P: ArrayLike, least: float, most: float) -> Estimate:
+    """Mean over seeds and problems, both of them random, of values between `least` and `most`."""
+    return _within(CrossedMean.of(values_S_P), least, most)
+
+
 def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
     """Compare two arms on the same problems: (S, P) each, values in [0, 1].
 
-    Row s of both is training seed s; a value is a verdict or a mean over samples. The interval
-    resamples seeds and problems together (the pigeonhole bootstrap, Owen 2007, Ann. Appl. Stat. 1),
-    because the problems are the same under every seed, and `p` is that of the same bootstrap. With
-    one seed problems alone are resampled, which says nothing about other seeds; `p` is then
-    McNemar's exact test, or, where values are means over samples, a sign-flip test over problems.
+    Row s of both is training seed s; a value is a verdict or a mean over samples. The interval is
+    for other seeds and other problems (kit.crossed), and there are two tests: Student's, which
+    belongs to it, and a wild bootstrap of the seeds' means, which shares none of its formulas. With
+    one seed the interval resamples problems, which says nothing about other seeds; the test is then
+    McNemar's exact one, or, where values are means over samples, one of sign flips over problems.
     """
     left, right = np.atleast_2d(np.asarray(a, float)), np.atleast_2d(np.asarray(b, float))
     if left.shape != right.shape or left.size == 0:
         raise ValueError(f"both arms need the same (S, P) values, got {left.shape}, {right.shape}")
     difference = left - right
     seeds, problems = difference.shape
-    means = _resampled_means(difference)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     if seeds > 1:
-        test, p = "bootstrap over seeds and problems", _bootstrap_p(means)
-    elif np.isin([left, right], (0, 1)).all():
-        test, p = "McNemar, exact", mcnemar_exact(left[0], right[0])
+        mean = CrossedMean.of(difference)
+        estimate = _within(mean, -1, 1)
+        tests = {
+            "Student's t over seeds and problems": float(mean.p),
+            "wild bootstrap over seeds": wild_bootstrap_p(difference.mean(axis=1)),
+        }
     else:
-        test, p = "sign flips over problems", _sign_flip(difference[0])
+        estimate = _few_kinds_mean(difference[0])
+        if np.isin([left, right], (0, 1)).all():
+            tests = {"McNemar, exact": mcnemar_exact(left[0], right[0])}
+        else:
+            tests = {"sign flips over problems": _sign_flip(difference[0])}
     return Difference(
-        value=float(difference.mean()),
-        low=float(low),
-        high=float(high),
-        p=p,
-        test=test,
+        value=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        tests=tests,
         only_a=int((difference > 0).sum()),
         only_b=int((difference < 0).sum()),
         problems=problems,
@@ -208,37 +239,35 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction for testing several times; never below the p it corrects."""
-    if not p_values:
-        return []
-    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)
+    # the smallest times all of them, the next times one less, and none below the one before it
+    rising = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(1.0, rising)
+    return [float(value) for value in corrected]
 
 
-def _resampled_means(difference: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(RESAMPLES,) means of (S, P) values with rows and columns drawn with replacement."""
+def _within(mean: CrossedMean, least: float, most: float) -> Estimate:
+    """With its interval, cut off at the bounds of what is possible."""
+    low, high = mean.interval(LEVEL)
+    return Estimate(float(mean.value), max(float(low), least), min(float(high), most))
+
+
+def _few_kinds_mean(values: NDArray[np.float64]) -> Estimate:
+    """bootstrap_mean, hundreds of times as fast where most of the values (P,) are equal."""
+    kinds, counts = np.unique(values, return_counts=True)
     rng = np.random.default_rng(0)
-    seeds, problems = difference.shape
-    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
-    # equal columns are exchangeable: it is enough to draw how often each kind of column comes
-    kinds, counts = np.unique(difference.T, axis=0, return_counts=True)
-    means = np.empty(RESAMPLES)
-    for start in range(0, RESAMPLES, 1000):  # in parts: there may be as many kinds as problems
-        part = slice(start, start + 1000)
-        columns = rng.multinomial(problems, counts / problems, size=1000) / problems
-        means[part] = ((rows[part] @ kinds.T) * columns).sum(axis=1)
-    return means
-
-
-def _bootstrap_p(means: NDArray[np.float64]) -> float:
-    """Two-sided p of a difference of 0: twice the share of resamples on its rarer side."""
-    rarer = min((means <= 0).sum(), (means >= 0).sum())
-    return float(min(1.0, 2 * (rarer + 1) / (len(means) + 1)))
+    drawn = rng.multinomial(len(values), counts / len(values), size=RESAMPLES) / len(values)
+    low, high = np.quantile(drawn @ kinds, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(values.mean()), float(low), float(high))
 
 
 def _sign_flip(values: NDArray[np.float64]) -> float:
     """p of a mean of 0 when each value's sign is as likely as the other."""
     values = values[values != 0]  # a zero stays what it is
-    if len(values) == 0:
-        return 1.0
+    if len(values) < 2:
+        return 1.0  # one value is as extreme with either sign
     result = stats.permutation_test(
         (values,),
         lambda x, axis: x.mean(axis=axis),

@@ -275,6 +275,13 @@ def test_accuracy_over_seeds_has_a_deviation_and_an_interval_over_seeds_and_prob
     assert 0.5 < strict["ci95"][0] <= low + 0.01 and high - 0.01 <= strict["ci95"][1] < 0.95
 
 
+def test_seeds_that_differ_widely_bound_little(tmp_path):
+    """The seeds' accuracies of a committed study: three of them leave nearly the whole scale."""
+    [score] = scores_of(write_arms(tmp_path, {"clip": [6, 36, 37]}))
+    # mean 0.658, sd 0.44, so 0.25 x 4.3 (t of two degrees of freedom) to either side, cut at 1
+    assert score.figures["strict"]["ci95"] == [0, 1]
+
+
 def test_seeds_that_are_all_right_do_not_pretend_to_certainty(tmp_path):
     [score] = scores_of(write_arms(tmp_path, {"pspo": [40, 40]}))
     # Wilson's lower bound of 40 of 40: 40 / (40 + 1.96^2)
@@ -357,20 +364,38 @@ def test_one_seed_compares_adapters_and_says_so(tmp_path):
 
 
 def test_a_difference_over_seeds_is_claimed_in_words(tmp_path):
-    c = compared(write_arms(tmp_path, {"clip": [20, 20, 20], "pspo": [28, 30, 32]}))["pspo", "d"]
-    assert c.difference.value == pytest.approx(0.25) and c.seeds == (0, 1, 2)
-    assert c.per_seed_p == {0: 2 / 2**8, 1: 2 / 2**10, 2: 2 / 2**12}
+    arms = {"clip": [20] * 5, "pspo": [28, 30, 32, 31, 29]}
+    c = compared(write_arms(tmp_path, arms))["pspo", "d"]
+    assert c.difference.value == pytest.approx(0.25) and c.seeds == (0, 1, 2, 3, 4)
+    assert c.per_seed_p == {s: 2 / 2**n for s, n in enumerate((8, 10, 12, 11, 9))}
     words = re.fullmatch(
         r"pspo is higher than clip on d \(strict, greedy\) by 25\.0 points "
-        r"\[(\d+\.\d), (\d+\.\d)\], p < 0\.001",
+        r"\[(\d+\.\d), (\d+\.\d)\], p = 0\.00\d",
         str(c),
     )
     # about as wide as for one seed that gains 10 of 40: [12.5, 40.0]
-    assert words and 9 < float(words[1]) < 16 and 36 < float(words[2]) < 44
+    assert words and 9 < float(words[1]) < 16 and 36 < float(words[2]) < 42
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 4])
+def test_few_seeds_claim_nothing_about_methods(tmp_path, seeds):
+    paths = write_arms(tmp_path, {"clip": [0] * seeds, "pspo": [40] * seeds}, base=0)
+    c = compared(paths)["pspo", "d"]
+    assert c.corrected_p < 0.2 and c.difference.low == 1  # as sure as so few seeds can be
+    assert c.finding == "too few seeds" and not c.is_shown
+    assert str(c) == (
+        f"too few seeds ({seeds} of 5) to claim a difference between pspo and clip on d (strict, "
+        "greedy): 100.0 points [100.0, 100.0]"
+    )
+    evidence = collect(paths)
+    against_base = [
+        c for c in compare_arms(evidence, measure_scores(evidence)) if c.b.arm == "base"
+    ]
+    assert {c.finding for c in against_base} == {"too few seeds"}
 
 
 def test_lower_is_said_with_positive_points(tmp_path):
-    c = compared(write_arms(tmp_path, {"clip": [30, 30], "pspo": [20, 20]}))["pspo", "d"]
+    c = compared(write_arms(tmp_path, {"clip": [30] * 5, "pspo": [20] * 5}))["pspo", "d"]
     low, high = -c.difference.high, -c.difference.low
     assert 0 < low < 0.25 < high and c.finding == "lower"
     expected = f"pspo is lower than clip on d (strict, greedy) by 25.0 points [{100 * low:.1f}, "
@@ -378,7 +403,8 @@ def test_lower_is_said_with_positive_points(tmp_path):
 
 
 def test_no_difference_is_shown_where_there_is_none(tmp_path):
-    c = compared(write_arms(tmp_path, {"clip": [20, 21], "pspo": [21, 20]}))["pspo", "d"]
+    arms = {"clip": [20, 21, 20, 20, 20], "pspo": [21, 20, 20, 20, 20]}
+    c = compared(write_arms(tmp_path, arms))["pspo", "d"]
     low, high = number(100 * c.difference.low, 1), number(100 * c.difference.high, 1)
     assert str(c) == (
         f"no difference shown between pspo and clip on d (strict, greedy): 0.0 points [{low}, "
@@ -388,16 +414,27 @@ def test_no_difference_is_shown_where_there_is_none(tmp_path):
 
 
 def test_equal_verdicts_are_told(tmp_path):
-    c = compared(write_arms(tmp_path, {"clip": [20, 20], "pspo": [20, 20]}))["pspo", "d"]
+    c = compared(write_arms(tmp_path, {"clip": [20] * 5, "pspo": [20] * 5}))["pspo", "d"]
     assert str(c).endswith("0.0 points [0.0, 0.0], as both were right on the same problems")
 
 
 def test_seeds_that_disagree_show_no_difference(tmp_path):
-    """One seed gains 12 problems of 40, the other loses one: a third may lose too."""
-    c = compared(write_arms(tmp_path, {"clip": [20, 20], "pspo": [32, 19]}))["pspo", "d"]
+    """One seed gains 12 problems of 40, one loses one and the others none."""
+    arms = {"clip": [20] * 5, "pspo": [32, 19, 20, 20, 20]}
+    c = compared(write_arms(tmp_path, arms))["pspo", "d"]
     assert c.per_seed_p[0] == 2 / 2**12  # alone this seed would show a difference
     assert c.difference.low < 0 < c.difference.high
-    assert str(c).startswith("no difference shown between pspo and clip on d (strict, greedy): 13.")
+    assert str(c).startswith("no difference shown between pspo and clip on d (strict, greedy): 5.")
+
+
+def test_samples_that_differ_on_one_problem_are_compared(tmp_path):
+    """One seed and two samples: the sign-flip test has one sign to flip."""
+    for region, right in (("clip", [[0, 1]]), ("pspo", [[1, 1]])):
+        folder = write_run(tmp_path / region, region=region)
+        write_result(folder / "eval", {0.8: [*right, [1, 1], [0, 0]]}, data="d")
+    c = compared([tmp_path / "clip", tmp_path / "pspo"])["pspo", "d"]
+    assert c.difference.tests == {"sign flips over problems": 1}
+    assert c.difference.only_a == 1 and c.finding == "no difference shown"
 
 
 def test_a_claim_needs_both_a_small_p_and_an_interval_without_0(tmp_path):

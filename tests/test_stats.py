@@ -76,6 +76,13 @@ def test_effective_samples_by_hand():
     assert share.record()["n"] == 8  # what was counted
 
 
+def test_samples_never_count_more_than_once():
+    # shares 1/2, 1/4, 1/2, 1/4: mean 3/8, variance 1/48, of the mean 1/192; 15/64 x 192 = 45 > 16
+    share = Proportion.of_samples([[1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 0, 1]])
+    assert share.effective_n == 16
+    assert share.record() == {"value": 3 / 8, "ci95": list(share.interval), "count": 6, "n": 16}
+
+
 def test_where_problems_cannot_be_told_apart_each_counts_once():
     assert Proportion.of_samples([[1, 1, 1]] * 5).effective_n == 5
     assert Proportion.of_samples([[0, 0, 0]] * 5).effective_n == 5
@@ -120,6 +127,13 @@ def test_bootstrap_interval_is_that_of_the_mean():
 def test_values_that_do_not_vary_have_no_width():
     assert bootstrap_mean([0.25, 0.25, 0.25]) == Estimate(0.25, 0.25, 0.25)
     assert bootstrap_mean([1]) == Estimate(1, 1, 1)
+
+
+def test_bootstrap_of_two_values_and_of_a_rare_one():
+    # two values are drawn twice each: half of the means are 1/2, a quarter is 0 and a quarter 1
+    assert bootstrap_mean([0, 1]) == Estimate(0.5, 0.0, 1.0)
+    # one of ten: the means are Binomial(10, 0.1) / 10, whose 97.5 % quantile is 0.3
+    assert bootstrap_mean([0] * 9 + [1]) == Estimate(0.1, 0.0, pytest.approx(0.3))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 6])
@@ -175,8 +189,8 @@ def test_mcnemar_is_the_exact_sign_test_of_disagreements(only_a, only_b):
 def test_holm_by_hand():
     # sorted 0.01, 0.02, 0.04: times 3, 2, 1 -> 0.03, 0.04, 0.04
     assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04], abs=1e-12)
-    # 0.5 x 2 is cut at 1, and the one after it is not below it
-    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0], abs=1e-12)
+    # 0.7 x 2 is cut at 1, and the one after it is not below it
+    assert holm([0.7, 0.9]) == [1.0, 1.0]
     assert holm([0.3]) == [0.3] and holm([]) == []
 
 
@@ -202,35 +216,85 @@ def test_shares_are_tested_by_sign_flips():
     assert paired_difference(a, b).test.startswith("sign flips")
 
 
-def test_several_seeds_are_tested_by_the_bootstrap_of_their_interval():
-    # +1 on one problem, -0.5 on the other, under both seeds: a quarter of the resamples draws the
-    # second problem twice and is negative, so p = 2 * 1/4
-    difference = paired_difference([[1, 0.0], [1, 0.0]], [[0, 0.5], [0, 0.5]])
-    assert difference.p == pytest.approx(0.5, abs=0.03)
-    assert difference.test.startswith("bootstrap")
-    # two seeds that disagree completely say nothing, however many problems there are
-    opposite = paired_difference([[1] * 50, [0] * 50], [[0] * 50, [1] * 50])
-    assert opposite.p > 0.4 and (opposite.low, opposite.high) == (-1, 1)
+@pytest.mark.parametrize(("a", "b", "p"), [([0.5, 1, 0], [1, 1, 0], 1), ([0.5], [0.5], 1)])
+def test_one_problem_that_differs_is_as_likely_either_way(a, b, p):
+    difference = paired_difference(a, b)
+    assert difference.p == p and difference.test == "sign flips over problems"
+    assert difference.low <= difference.value <= difference.high
+
+
+def test_two_problems_that_differ_flip_four_ways():
+    # +0.5 and +0.5: two of four sign patterns are as extreme; so are +0.5 and -0.5's, all of them
+    assert paired_difference([1, 1, 1], [0.5, 0.5, 1]).p == pytest.approx(2 / 4, abs=1e-12)
+    assert paired_difference([1, 0, 1], [0.5, 0.5, 1]).p == 1
+
+
+def test_p_is_two_sided():
+    """Either arm may be the better one: exchanged, the difference changes its sign and no p."""
+    rng = np.random.default_rng(3)
+    better, worse = rng.random((2, 5, 40)) < np.array([0.7, 0.4])[:, None, None]
+    for a, b in ((better, worse), (better[:1], worse[:1]), (better[:1] / 2, worse[:1] / 2)):
+        one, other = paired_difference(a, b), paired_difference(b, a)
+        assert one.value == -other.value > 0
+        assert one.tests == pytest.approx(other.tests, abs=1e-12) and one.p < 0.05
+        assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=0.03)
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (2, 6), (5, 6), (8, 6), (3, 1)])
+def test_identical_arms_have_a_p_of_1(shape):
+    for values in (
+        np.ones(shape),
+        np.arange(np.prod(shape)).reshape(shape) % 2,
+        np.full(shape, 0.3),
+    ):
+        same = paired_difference(values, values)
+        assert set(same.tests.values()) == {1.0} and same.value == 0
+        assert not same.is_shown(0.0)
+        assert (same.only_a, same.only_b) == (0, 0)
+
+
+def test_several_seeds_have_two_tests_and_the_larger_p_counts():
+    # seeds gain the first 2, 2, 2, 3 and 2 of 10 problems
+    b = np.zeros((5, 10))
+    a = np.array([[i < n for i in range(10)] for n in (2, 2, 2, 3, 2)], float)
+    difference = paired_difference(a, b)
+    assert list(difference.tests) == [
+        "Student's t over seeds and problems",
+        "wild bootstrap over seeds",
+    ]
+    assert difference.p == max(difference.tests.values())
+    assert difference.test == "Student's t over seeds and problems, wild bootstrap over seeds"
+    # every seed gains about as much, so that with these problems others would too; but it is the
+    # same two problems that are gained, and of others perhaps none
+    assert difference.tests["wild bootstrap over seeds"] < 0.05 < difference.p
+    assert difference.low < 0
+
+
+@pytest.mark.parametrize(("seeds", "few"), [(1, False), (2, True), (4, True), (5, False)])
+def test_from_two_seeds_on_a_claim_needs_five(seeds, few):
+    difference = paired_difference(np.ones((seeds, 50)), np.zeros((seeds, 50)))
+    assert difference.has_too_few_seeds is few
+    assert difference.is_shown(0.049) is not few
+    opposite = paired_difference(np.zeros((seeds, 50)), np.ones((seeds, 50)))
+    assert opposite.is_shown(0.049) is not few
+    assert not difference.is_shown(0.05)
+
+
+def test_one_problem_says_nothing_of_others():
+    difference = paired_difference([[1], [1], [1], [1], [0]], [[0]] * 5)
+    assert difference.value == 0.8 and (difference.low, difference.high) == (-1, 1)
+    assert difference.p == 1
+
+
+def test_the_interval_stays_where_differences_can_be():
+    difference = paired_difference([[1] * 9 + [0], [0] * 10], [[0] * 10] * 2)
+    assert (difference.low, difference.high) == (-1, 1)  # half of it would be 0.45 x 12.7
 
 
 def test_shapes_must_agree():
     for a, b in (([1, 0], [1, 0, 1]), ([], []), ([[1, 0]], [[1, 0], [1, 0]])):
         with pytest.raises(ValueError, match=r"need the same \(S, P\) values"):
             paired_difference(a, b)
-
-
-def test_several_seeds_widen_the_interval_by_how_much_they_differ():
-    """Both arms answer the same problems; training seeds shift one arm by -0.2, 0 and 0.2."""
-    rng = np.random.default_rng(2)
-    base = rng.random((1, 200)) * 0.5 + 0.25
-    same = np.repeat(base, 3, axis=0)
-    shifted = same + np.array([[-0.2], [0.0], [0.2]])
-    difference = paired_difference(shifted, same)
-    assert difference.value == pytest.approx(0, abs=1e-12)
-    # 3 shifts drawn with replacement: mean 0, sd sqrt(0.0267 / 3) = 0.094; the 95 % range of the
-    # 27 equally likely draws is [-0.2, 0.2], as all three are equal in 1/27 of them
-    assert (difference.low, difference.high) == pytest.approx((-0.2, 0.2), abs=1e-9)
-    assert paired_difference(shifted[1], same[1]).high == pytest.approx(0, abs=1e-12)
 
 
 def test_intervals_of_paired_differences_cover(monkeypatch):

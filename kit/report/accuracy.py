@@ -36,8 +36,8 @@ def describe_accuracy(
                 "Percentages. Strict: right and in the form '#### <number>'; lenient: right "
                 "wherever the answer stands. Where strict rises and lenient does not, the form was "
                 "learned and not the mathematics. In brackets the 95 % interval: Wilson's for one "
-                "seed (of this adapter), for several seeds after the mean ± standard deviation a "
-                "bootstrap over seeds and problems (of the method)."
+                "seed (of this adapter), for several seeds after the mean ± standard deviation one "
+                "for other seeds and other problems (of the method)."
             ]
         )
     )

@@ -16,9 +16,8 @@ from kit.report.document import NONE, Block, Figure, Section, Table, Text, numbe
 from kit.report.evidence import BASE, Arm, Evidence
 from kit.report.figures import Dot, Style, draw_dots
 from kit.report.scores import MEASURES, Score, label, origin, verdicts
-from kit.stats import Difference, holm, mcnemar_exact, paired_difference
+from kit.stats import ENOUGH_SEEDS, Difference, holm, mcnemar_exact, paired_difference
 
-LEVEL = 0.05
 REFERENCE = "clip"
 
 
@@ -38,12 +37,12 @@ class Comparison:
 
     @property
     def is_shown(self) -> bool:
-        """Corrected p below 0.05 and an interval that excludes 0."""
-        excludes_0 = self.difference.low > 0 or self.difference.high < 0
-        return self.corrected_p < LEVEL and excludes_0
+        return self.difference.is_shown(self.corrected_p)
 
     @property
     def finding(self) -> str:
+        if self.difference.has_too_few_seeds:
+            return "too few seeds"
         if not self.is_shown:
             return "no difference shown"
         return "higher" if self.difference.value > 0 else "lower"
@@ -68,8 +67,8 @@ class Comparison:
             )
         else:
             text = (
-                f"no difference shown between {a} and {b} on {self.where}: {number(value, 1)} "
-                f"points [{number(low, 1)}, {number(high, 1)}]"
+                f"{self.finding}{self._for_methods()} between {a} and {b} on {self.where}: "
+                f"{number(value, 1)} points [{number(low, 1)}, {number(high, 1)}]"
             )
             if d.only_a == d.only_b == 0:
                 text += ", as both were right on the same problems"
@@ -80,6 +79,11 @@ class Comparison:
                 else "; one seed: this compares two adapters, not two methods"
             )
         return text
+
+    def _for_methods(self) -> str:
+        if not self.difference.has_too_few_seeds:
+            return ""
+        return f" ({self.difference.seeds} of {ENOUGH_SEEDS}) to claim a difference"
 
     def _tests(self) -> str:
         if self.family == self.data_sets:
@@ -100,6 +104,7 @@ class Comparison:
             "ci95": [d.low, d.high],
             "p": d.p,
             "test": d.test,
+            "tests": d.tests,
             "p_holm": self.corrected_p,
             "family": self.family,
             "only_a": d.only_a,
@@ -149,9 +154,10 @@ def describe_differences(
             [
                 "All arms answered the same problems, so differences are taken problem by "
                 "problem. In brackets the 95 % interval of the difference in percentage points, "
-                "from a bootstrap over seeds and problems (with one seed over problems alone). A "
-                "difference counts as shown where its interval excludes 0 and its p, corrected by "
-                "Holm's method, is below 0.05. "
+                "for other seeds and other problems (with one seed for other problems alone). A "
+                "difference counts as shown where its interval excludes 0 and every test's p, "
+                "corrected by Holm's method, is below 0.05; over several seeds it is one of two "
+                f"methods, and needs {ENOUGH_SEEDS} of them. "
                 "Corrected together are the tests of one pair of arms and one measure over all "
                 "data sets and temperatures; that there are several pairs is not corrected for. "
                 "\u201cNo difference shown\u201d does not mean that there is none: the interval "
@@ -246,8 +252,8 @@ def _against(b: str, comparisons: list[Comparison], looks: dict[str, Style]) -> 
             ),
             rows=[_row(c) for c in comparisons],
             origin=everything,
-            note="Better / worse: pairs of problem and seed on which only one of the two is right "
-            "(or right more often).",
+            note="p: the larger one where two tests are named. Better / worse: pairs of problem "
+            "and seed on which only one of the two is right (or right more often).",
             folded=True,
         ),
     ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from kit.report.document import Origin
 from kit.report.evidence import Evidence, Measured
-from kit.stats import Proportion, paired_difference
+from kit.stats import Proportion, seeds_and_problems
 
 MEASURES = ("strict", "lenient")
 
@@ -76,7 +76,7 @@ def _score(data: str, temperature: float, arm: str, measured: dict[int | None, M
         if len(entries) == 1:
             interval, sd = entries[0][measure]["ci95"], None
         else:
-            interval = _nested_interval(verdicts(measured.values(), temperature, measure))
+            interval = _interval_over_seeds(verdicts(measured.values(), temperature, measure))
             sd = statistics.stdev(entry[measure]["value"] for entry in entries)
         figures[measure] = {
             "value": mean(entry[measure]["value"] for entry in entries),
@@ -105,14 +105,13 @@ def _score(data: str, temperature: float, arm: str, measured: dict[int | None, M
     )
 
 
-def _nested_interval(verdicts_S_P: np.ndarray) -> list[float]:
+def _interval_over_seeds(verdicts_S_P: np.ndarray) -> list[float]:
     """Bounds of the mean over seeds and problems."""
-    if np.ptp(verdicts_S_P) == 0:  # resampling equal values says nothing: seeds count as one
+    if np.ptp(verdicts_S_P) == 0:  # equal values show no spread: seeds count as one
         problems = verdicts_S_P.shape[1]
         return list(Proportion(round(verdicts_S_P.mean() * problems), problems).interval)
-    # the difference from nothing: its interval resamples seeds and problems together
-    nested = paired_difference(verdicts_S_P, np.zeros_like(verdicts_S_P))
-    return [nested.low, nested.high]
+    estimate = seeds_and_problems(verdicts_S_P, 0, 1)
+    return [estimate.low, estimate.high]
 
 
 def _over_k(
