@@ -14,9 +14,12 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from kit.units import is_unit
+
 MAX_DIGITS = 64  # longer numbers, and powers of ten beyond this, are not read
 MAX_CHARS = 200  # longer text is not a number with its unit
 MAX_ANSWER_CHARS = 10_000  # longer answers of any kind are not read
+MAX_BESIDE = 40  # characters after the last number that may belong to it
 MAX_MARKED = 32  # more different `####` lines than this are a list, not an answer
 
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
@@ -24,15 +27,43 @@ _NUMBER = (
     rf"(?:(?:{_INTEGER} )?{_INTEGER}/{_INTEGER}"  # 3/4, 1 1/2
     rf"|(?:{_INTEGER}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{{1,3}}(?![0-9]))?)"
 )
-# a unit is a few words; an ordinal, a magnitude or a second answer is none
-_UNIT = (
-    r"(?!(?:st|nd|rd|th| ?[kxyz])\b)"
-    r"(?!.*\b(?i:or|and|hundred|thousand|million|billion|trillion)\b)"
-    r" ?(?:%|[°(]?[^\W\d_][^\d_+*=<>,;:#]{0,30}(?:\^\{?[23]\}?)?|°)"
+_MAGNITUDES = {
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+_WORD = re.compile(r"[A-Za-z]+")
+_MAGNITUDE = rf"(?i:{'|'.join(_MAGNITUDES)})\b"
+# words that make another number of the one before
+_ANOTHER = (
+    "squared|cubed|halves|half(?!-)|thirds|fourths|fifths|sixths|eighths|tenths|hundredths"
+    r"|thousandths|plus|minus|pi|and\ a\ half"
 )
-_WHOLE = re.compile(rf"(?P<sign>[+-]?) ?(?P<number>{_NUMBER})(?:{_UNIT})? ?\.?")
-# a minus after a word or bracket is a subtraction
-_INSIDE = re.compile(rf"(?:(?<![\w)])[+-])?{_NUMBER}")
+_WHOLE = re.compile(
+    rf"(?P<sign>[+-]?) ?(?P<number>{_NUMBER})(?P<magnitudes>(?:[ -]?{_MAGNITUDE})*)"
+    r"(?P<unit>(?:[ (%°]|(?=[^\W\d_])).*)?"
+)
+
+# A number in running text, with all that stands beside it and makes it another number, or none:
+# of `5 million`, `5²`, `x5` and `1.000.000` no part may be read as the number.
+_INSIDE = re.compile(
+    rf"""
+    (?: (?<![^\W\d_]) (?<!\\) [^\W\d_]+ | √ | \\sqrt\ ?[{{(]?\ ? | [\^_]{{? )?
+    (?: (?<![\w)]) [+-] )?                          # after a word or bracket: a subtraction
+    (?: (?<!\w)\. )? [0-9]+ (?: [.,'\u2019_][0-9]+ | :[0-9]{{2}}(?![0-9]) )*
+    (?: [eE][+-]?[0-9]+ )? (?: (?:\ [0-9]{{3}})+ (?![0-9/]) )? (?: (?:\ [0-9]+)?/[0-9]+ )*
+    (?: \ ?(?: [\^√π¹²³⁰⁴-⁹] | \\[A-Za-z]+ ) [^\ ]{{0,8}}
+      | [^\W\d_]+(?:[/^][^\W_]{{1,8}} | [²³])? )?
+    (?: (?i: [ -] (?: {_MAGNITUDE} (?:[ ]{_MAGNITUDE})* | (?:{_ANOTHER})\b )) )?
+    (?: (?i: \ ?(?: hours?|hrs?|h|minutes?|mins?|feet|foot|ft|pounds?|lbs?|years?|months?|weeks?
+        |days? )\b (?: ,?\ and|, )?\ [0-9]+\ ?(?: days?|hours?|minutes?|mins?|seconds?|secs?
+        |inch(?:es)?|in|ounces?|oz|weeks?|months? )\b ) )?  # 5 hours and 30 minutes
+    """,
+    re.VERBOSE,
+)
+_GOES_ON = re.compile(r" ?(?:[-+*/×·÷:xX]|\b(?:or|and|times|to|in|of|out of)\b) ?[(0-9]")
 
 _CLEANED = [
     (re.compile(pattern), replacement)
@@ -43,16 +74,48 @@ _CLEANED = [
         (r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed) ?\{([^{}]*)\}", r" \1 "),
         (r"\\[!,;:]|\\left\b|\\right\b", ""),
         (r"\^ ?\{?\\circ\}?", "°"),
-        (r"\{,\}", ","),
+        (r"\{,\}|(?<=[0-9])[\u2009\u202f](?=[0-9]{3}(?![0-9]))", ","),
         (r"\\%", "%"),
-        (r"(?<=[+-])\\?[$€£] ?", ""),  # -$5
-        (r"\\[$()\[\] ]|[$€£`]|\*\*", " "),
+        (rf"([$€£] ?{_INTEGER}) and (?=[0-9]{{1,2}} (?:cents|pence)\b)", r"\1 dollars and "),
+        (
+            rf"({_INTEGER}) (dollars|euros|pounds) and ([0-9]) (?:cents?|pence)\b",
+            r"\1.0\3 \2",
+        ),
+        (
+            rf"({_INTEGER}) (dollars|euros|pounds) and ([0-9]{{2}}) (?:cents|pence)\b",
+            r"\1.\3 \2",
+        ),
+        (r"\b[Nn]egative (?=[$0-9])|(?:^|(?<=\bis ))minus (?=[$0-9])", "-"),
+        (r"(?<=[+-])\\?[$€£¥] ?", ""),  # -$5
+        (r"\\[$()\[\] ]|[$€£¥`]|\*\*", " "),
         (r"\s+", " "),
+        (r"(?<=[0-9]) / (?=[0-9])", "/"),
     )
 ]
-_MINUS = {ord("\N{MINUS SIGN}"): "-", ord("\N{NO-BREAK SPACE}"): " "}
+_SIGNS = {ord(c): "-" for c in "\u2212\u2013\u2012\u2010\u2011\ufe63\uff0d"}  # minus and dashes
+_SIGNS |= {ord(c): "/" for c in "\N{FRACTION SLASH}\N{DIVISION SLASH}"} | {0xA0: " "}
+_VULGAR = {
+    "½": "1/2",
+    "¼": "1/4",
+    "¾": "3/4",
+    "⅓": "1/3",
+    "⅔": "2/3",
+    "⅕": "1/5",
+    "⅖": "2/5",
+    "⅗": "3/5",
+    "⅘": "4/5",
+    "⅙": "1/6",
+    "⅚": "5/6",
+    "⅛": "1/8",
+    "⅜": "3/8",
+    "⅝": "5/8",
+    "⅞": "7/8",
+}
+_SIGNS |= {ord(sign): fraction for sign, fraction in _VULGAR.items()}
+_MIXED = re.compile(rf"(?<=[0-9])(?=[{''.join(_VULGAR)}])")
 
 _MARK = re.compile(r"(?<!#)####(?!#)")
+_PROSE = re.compile(r"(?:(?<=[a-z])-(?=[a-z])|[ .,;:!?()%°'\u2019]|[^\W\d_]{2,}|\b[aAI]\b)*")
 _PLACEHOLDER = re.compile(r"<[A-Za-z ]+>")
 _ANSWER_IS = re.compile(r"answer(?: is\b|s are\b|:)[ \t:*]*", re.IGNORECASE)
 
@@ -60,14 +123,18 @@ _ANSWER_IS = re.compile(r"answer(?: is\b|s are\b|:)[ \t:*]*", re.IGNORECASE)
 def parse_number(text: str) -> Fraction | None:
     r"""The exact value of a text that is one number, perhaps with a currency sign and a unit.
 
-    Reads `1,000`, `$-5`, `3/4`, `1 1/2`, `.5`, `1.5e3`, `72.`, `\frac{3}{4}`, `18 dollars`. `25%`
-    is 25, as in the data sets' own answers. Everything else is None: `1,00`, `10:30`, `6th`,
-    `5 million`, `5 or 6`, more than 64 digits, powers of ten beyond 64, a denominator of 0.
+    Reads `1,000`, `$-5`, `3/4`, `1 1/2`, `5½`, `.5`, `1.5e3`, `72.`, `\frac{3}{4}`, `18 dollars`,
+    `18 dollars and 50 cents`, `5 million`. `25%` is 25, as in the data sets' own answers.
+    Everything else is None: `1,00`, `1.000.000`, `10:30`, `6th`, `5²`, `5π`, `5 or 6`, a word that
+    `kit.units` does not list, more than 64 digits, powers of ten beyond 64, a denominator of 0.
     """
     if len(text) > MAX_CHARS:
         return None
-    match = _WHOLE.fullmatch(text.strip()) or _WHOLE.fullmatch(_clean(text).strip())
-    return _value(match["sign"], match["number"]) if match else None
+    for written in (text.strip(), _clean(text).strip()):
+        match = _WHOLE.fullmatch(written.removesuffix("."))
+        if match is not None and _is_unit(match["unit"]):
+            return _value(match["sign"], match["number"], match["magnitudes"])
+    return None
 
 
 def numbers_equal(a: Fraction, b: Fraction) -> bool:
@@ -99,16 +166,18 @@ def extract_lenient(text: str) -> str | None:
     strict = extract_strict(text)
     if strict is not None:
         return strict
-    box = last_box(text)
+    box, rest = _last_box(text)
     if box is not None:
-        for content in (box, box.rpartition("=")[2]):
-            if parse_number(content) is not None:
+        for content in (box, box.rpartition("=")[2], _lone_number(box)):
+            if content is not None and parse_number(content) is not None:
                 return content.strip()
+        text = rest  # a number in a box that is more than this number is not the answer
     stated = _after_answer_is(text)
     if stated is not None:
-        number = _readable(_INSIDE.findall(_clean(stated.rpartition("=")[2])))
+        stated = _clean(stated.rpartition("=")[2])
+        number = _INSIDE.search(stated)
         if number is not None:
-            return number
+            return None if _GOES_ON.match(stated, number.end()) else _readable(number[0])
     return last_number(text)
 
 
@@ -128,22 +197,32 @@ def extract_lenient_text(text: str, lines: bool = False) -> str | None:
 
 def _clean(text: str) -> str:
     """A short text with LaTeX and currency signs reduced to plain characters."""
-    text = text.translate(_MINUS)
+    text = _MIXED.sub(" ", text).translate(_SIGNS)
     for pattern, replacement in _CLEANED:
         text = pattern.sub(replacement, text)
     return text
 
 
-def _value(sign: str, number: str) -> Fraction | None:
+def _is_unit(text: str | None) -> bool:
+    return text is None or text.strip() in ("", "%", "°", "°C", "°F") or is_unit(text)
+
+
+def _value(sign: str, number: str, magnitudes: str) -> Fraction | None:
     number = number.replace(",", "")
     _, _, exponent = number.lower().partition("e")
     if sum(c.isdigit() for c in number) > MAX_DIGITS or abs(int(exponent or 0)) > MAX_DIGITS:
         return None
     whole, _, fraction = number.rpartition(" ")
     try:
-        value = Fraction(fraction) + Fraction(whole or 0)
+        value = Fraction(fraction)
     except ZeroDivisionError:
         return None
+    if whole:
+        if value >= 1:  # 3 5/2 is no mixed number
+            return None
+        value += int(whole)
+    for word in _WORD.findall(magnitudes):
+        value *= _MAGNITUDES[word.lower()]
     return -value if sign == "-" else value
 
 
@@ -157,16 +236,30 @@ def _marked(text: str, lines: bool = False) -> list[str]:
 
 def last_box(text: str) -> str | None:
     r"""Content of the last \boxed{...}, or None where it is empty, unbalanced or too long."""
+    return _last_box(text)[0]
+
+
+def _last_box(text: str) -> tuple[str | None, str]:
+    """Its content, and the text after it."""
     start = text.rfind("\\boxed{")
     if start < 0:
-        return None
+        return None, text
     start += len("\\boxed{")
     depth = 1
     for end, character in enumerate(text[start : start + MAX_ANSWER_CHARS], start):
         depth += (character == "{") - (character == "}")
         if depth == 0:
-            return text[start:end].strip() or None
-    return None
+            return text[start:end].strip() or None, text[end + 1 :]
+    return None, text
+
+
+def _lone_number(text: str) -> str | None:
+    """The only number among words."""
+    text = _clean(text[:MAX_CHARS])
+    numbers = _INSIDE.findall(text)
+    if not numbers or not _PROSE.fullmatch(text.replace(numbers[0], "", 1)):
+        return None
+    return numbers[0]
 
 
 def _after_answer_is(text: str) -> str | None:
@@ -178,12 +271,13 @@ def _after_answer_is(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    last = max(text.rfind(digit) for digit in "0123456789")
+    """The last number in the text, with its magnitude; None where it belongs to something else."""
+    last = max(text.rfind(digit) for digit in (*"0123456789", *_VULGAR))
     if last < 0:
         return None
-    return _readable(_INSIDE.findall(_clean(text[max(0, last - MAX_CHARS) : last + 3]))[-1:])
+    numbers = _INSIDE.findall(_clean(text[max(0, last - MAX_CHARS) : last + MAX_BESIDE]))
+    return _readable(numbers[-1]) if numbers else None
 
 
-def _readable(numbers: list[str]) -> str | None:
-    """The first of these, if it can be read."""
-    return numbers[0] if numbers and parse_number(numbers[0]) is not None else None
+def _readable(number: str) -> str | None:
+    return number if parse_number(number) is not None else None

@@ -68,6 +68,28 @@ ROOT = Path(__file__).resolve().parents[1]
         ("**72**", 72),
         ("$72$", 72),
         ("9" * 64, int("9" * 64)),
+        ("5°C", 5),
+        ("0." + "1" * 63, Fraction(int("1" * 63), 10**63)),
+        ("5 million", 5_000_000),
+        ("$2.5 million", 2_500_000),
+        ("5 hundred thousand dollars", 500_000),
+        ("5½", Fraction(11, 2)),
+        ("-½", Fraction(-1, 2)),
+        ("3\N{FRACTION SLASH}4 cup", Fraction(3, 4)),
+        ("3 / 4", Fraction(3, 4)),
+        ("18 dollars and 50 cents", Fraction(37, 2)),
+        ("$18 and 5 cents", Fraction(361, 20)),
+        ("\N{EN DASH}5", -5),
+        ("\N{NON-BREAKING HYPHEN}5", -5),
+        ("negative 5", -5),
+        ("10\N{NARROW NO-BREAK SPACE}000", 10_000),
+        ("5 square meters", 5),
+        ("5 sq. ft", 5),
+        ("5 m²", 5),
+        ("90°", 90),
+        ("5 pieces of candy", 5),
+        ("18 in total", 18),
+        ("3 years old", 3),
     ],
 )
 def test_parse_number_reads(text: str, value: Fraction | int) -> None:
@@ -78,12 +100,26 @@ def test_parse_number_reads(text: str, value: Fraction | int) -> None:
     "text",
     [
         *("", " ", "five", "-", ".", "$", "1,00", "1,0000", ",100", "1/0", "3/4/5", "1 2", "5 6"),
-        *("10:30", "5:6", "6th", "1st", "2k", "5x", "5 million", "5 or 6", "5 and 6", "3, 4"),
+        *("10:30", "5:6", "6th", "1st", "2k", "5x", "5 or 6", "5 and 6", "3, 4"),
         *("5 apples and 6 pears", "5 hours 30 minutes", "1. First", "x = 5", "<number>", "5+3"),
         *("5$6", "9**9", "9**9**9", "9^9", "0x10", "1_000", "nan", "inf", "infinity"),
         *("1e65", "1e-65", "1e999999999", "9" * 65, "0." + "1" * 64),
         *("\N{ARABIC-INDIC DIGIT FIVE}", "\N{FULLWIDTH DIGIT FIVE}", "\N{SUPERSCRIPT TWO}"),
         *("__import__('os')", "5 " + "a" * 100),
+        *("10²", "5³", "7 half", "5 half", "10,000,000π", "5π", r"5\pi", "5 squared", "2 thirds"),
+        *("5 minus one", "5 plus one", "5 is wrong", "5 wrong answers", "5 and a half", "√5", "5!"),
+        *("1.000.000", "1'000", "10 000", "10,00,000", "5 feet 6 inches", "5\N{EN DASH}6", "5½²"),
+        *(
+            "1E65",
+            "1E-65",
+            "5 widgets",
+            "3 5/2",
+            "3 2/2",
+            "3 4/3",
+            "5.apples",
+            "18.25 dollars and 50 cents",
+        ),
+        *("5" + " " * 200 + "apples", "5 of", "5 per", "5 cm^2 squared", "5 square", "5 million²"),
     ],
 )
 def test_parse_number_refuses(text: str) -> None:
@@ -143,6 +179,11 @@ def test_extract_strict(text: str, answer: str | None) -> None:
         ("10 - 5", "5"),
         ("10 -5", "-5"),
         ("5-3", "3"),
+        ("7", "7"),
+        ("The answer is unclear", None),
+        ("The answer is 7 for 9 reasons,\nunless it is 3", "7"),
+        (r"\boxed{x=5}, and then 9", "5"),
+        (r"\boxed{x = 5}, 9", "5"),
         (r"is \frac{3}{4}", "3/4"),
         ("after 1,234 days", "1,234"),
         ("of 3 1/2 hours", "3 1/2"),
@@ -155,12 +196,69 @@ def test_extract_lenient(text: str, answer: str | None) -> None:
     assert extract_lenient(text) == answer
 
 
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("18 dollars and 50 cents", Fraction(37, 2)),
+        ("$18 and 50 cents", Fraction(37, 2)),
+        ("5 million", 5_000_000),
+        ("5 hundred thousand", 500_000),
+        ("\N{EN DASH}5", -5),
+        ("\N{HYPHEN}5", -5),
+        ("negative 5", -5),
+        ("5½", Fraction(11, 2)),
+        ("½", Fraction(1, 2)),
+        ("3\N{FRACTION SLASH}4", Fraction(3, 4)),
+        ("10\N{THIN SPACE}000", 10_000),
+        ("Rs.5", 5),
+        ("5 half-gallons", 5),
+        ("76 third graders", 76),
+        *((text, None) for text in ("1.000.000", "1.000.000,00", "10,00,000", "10 000", "1_000")),
+        *(
+            (text, None)
+            for text in ("1'000", "10²", "x5", "x^5", "x_5", "5x", "5π", r"5 \pi", "√5")
+        ),
+        *((text, None) for text in (r"\sqrt{5}", "5 squared", "2 thirds", "7 half", "6th", "2k")),
+        *((text, None) for text in ("5 and a half", "5 minus one", "5 hours and 30 minutes")),
+        *((text, None) for text in ("5 feet 6 inches", "10:30", "1/2/3", "5^2")),
+    ],
+)
+@pytest.mark.parametrize("frame", ["The answer is {}.", "So in the end it is {}", r"\boxed{{{}}}"])
+def test_no_part_of_a_number_is_taken_for_it(frame: str, written: str, value) -> None:
+    found = extract_lenient(frame.format(written))
+    assert (None if found is None else parse_number(found)) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is 5 + 3.",
+        "The answer is 5 or 6.",
+        "The answer is 3 x 10^5.",
+        "The answer is 5:1",
+        r"\boxed{x^2+5}",
+        r"\boxed{5-x}",
+        r"so 7 = \boxed{3, 4}",
+        "answer is 5²\nwith 3 steps",
+    ],
+)
+def test_an_answer_that_is_no_number_is_not_replaced_by_one(text: str) -> None:
+    assert extract_lenient(text) is None
+
+
+def test_words_around_a_boxed_number() -> None:
+    assert extract_lenient(r"8 = \boxed{18 \text{ widgets}}") == "18"
+    assert extract_lenient(r"\boxed{\text{Ann}} has 5 apples") == "5"
+
+
 def test_extract_text() -> None:
     assert extract_strict_text("so\n#### up left \nbye") == "up left"
     assert extract_strict_text("#### 1 0\n0 1\n", lines=True) == "1 0\n0 1"
     assert extract_strict_text("#### #B A#") == "#B A#"
     assert extract_strict_text("#### a\n#### b") is None
     assert extract_strict_text("#### a\n#### a") == "a"
+    assert extract_strict_text("#### " + "a" * 10_000) == "a" * 10_000
+    assert extract_strict_text("#### " + "a" * 10_001) is None
     assert extract_strict_text(SYSTEM_PROMPT) is None
     assert extract_lenient_text(r"first \boxed{x^{2}} done") == "x^{2}"
     assert extract_lenient_text("So the answer is: up left\nbye") == "up left"
