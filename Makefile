@@ -4,6 +4,7 @@
 # make check   what continuous integration runs: lint and types, then all tests
 # make fuzz    the property tests, with a hundred times the cases and new ones on every run
 # make mutants faults put into the pure modules, which their tests must notice
+# make faults  a hundred kills and full disks, after each of which everything must go on
 # Each makes .venv first when it is missing. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo app test lint check fuzz mutants clean
+.PHONY: demo app test lint check fuzz mutants faults clean
 
 demo: $(READY)
 	$(BIN)/kit demo
@@ -37,6 +38,9 @@ fuzz: $(READY)
 
 mutants: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
+
+faults: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --faults 120
 
 $(READY): requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

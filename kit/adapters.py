@@ -95,11 +95,26 @@ def check_leaves_base(source: str, settings: dict[str, Any]) -> None:
         )
 
 
-def adapted_modules(weights: Path) -> set[str]:
-    """Names of the base's modules that an adapter's checked file has LoRA weights for."""
-    with safe_open(weights, framework="pt") as file:
-        found = (_TENSOR.fullmatch(key) for key in file.keys())  # noqa: SIM118
-        return {match["module"] for match in found if match}
+def adapted_modules(source: str, settings: dict[str, Any], weights: Path) -> set[str]:
+    """Names of the base's modules that a checked adapter has LoRA weights for.
+
+    Raises AdapterError for a tensor that is not LoRA's, for PEFT writes one that bears the name of
+    one of the base's over that, and for ranks that no weight has, for which it would make room.
+    """
+    shapes = {key: shape for key, (shape, _) in _tensors(weights).items()}
+    modules = set()
+    for key in shapes:
+        match = _TENSOR.fullmatch(key)
+        if match is None:
+            raise AdapterError(
+                f"cannot load the adapter {source}: {key[:200]!r} is no weight of a LoRA adapter"
+            )
+        modules.add(match["module"])
+    ranks = _ranks(shapes)
+    said = {settings["r"], *(settings.get("rank_pattern") or {}).values()}
+    if not ranks <= said or max(said) > max(ranks, default=0):
+        raise _other_ranks(source, said, ranks)
+    return modules
 
 
 def is_expression(target: Any) -> bool:
@@ -309,41 +324,41 @@ def _check_settings(source: str, settings: dict[str, Any]) -> None:
 
 
 def _check_weights(source: str, path: Path, settings: dict[str, Any]) -> None:
-    """Find an unreadable file, a wrong rank or a tensor that is not LoRA's before PEFT has changed
-    the base: it would write a tensor that bears the name of one of the base's over that."""
+    """Find an unreadable file or a wrong rank before PEFT has changed the base."""
+    tensors = _tensors(path)
+    for key, (shape, kind) in tensors.items():
+        problem = None
+        if kind not in _FLOATS:
+            problem = f"is of type {kind}, not one of {', '.join(_FLOATS)}"
+        elif "lora_A" in key and len(shape) != 2:
+            problem = f"has the shape {shape}, not two dimensions"
+        if problem:
+            raise AdapterError(f"cannot load the adapter {source}: {key[:200]!r} {problem}")
+    ranks = _ranks({key: shape for key, (shape, _) in tensors.items()})
+    if not settings.get("rank_pattern") and ranks != {settings["r"]}:
+        raise _other_ranks(source, {settings["r"]}, ranks)
+
+
+def _tensors(path: Path) -> dict[str, tuple[list[int], str]]:
+    """Shape and type of each tensor in a file; AdapterError for one that cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-            shapes = {key: one.get_shape() for key, one in slices.items()}
-            types = {key: one.get_dtype() for key, one in slices.items()}
+            return {key: (one.get_shape(), one.get_dtype()) for key, one in slices.items()}
     except (OSError, SafetensorError, IndexError) as error:
         raise AdapterError(f"cannot read the adapter {path}: {error}") from error
-    for key, shape in shapes.items():
-        problem = (
-            "is no weight of a LoRA adapter"
-            if not _TENSOR.fullmatch(key)
-            else f"is of type {types[key]}, not one of {', '.join(_FLOATS)}"
-            if types[key] not in _FLOATS
-            else f"has the shape {shape}, not two dimensions"
-            if "lora_A" in key and len(shape) != 2
-            else None
-        )
-        if problem:
-            raise AdapterError(f"cannot load the adapter {source}: {key[:200]!r} {problem}")
-    ranks = {shape[0] for key, shape in shapes.items() if "lora_A" in key}
-    ranks |= {shape[0] for key, shape in shapes.items() if "lora_embedding_A" in key and shape}
-    _check_ranks(source, ranks, settings)
 
 
-def _check_ranks(source: str, ranks: set[int], settings: dict[str, Any]) -> None:
-    """PEFT makes room for what the configuration says before it looks at the weights."""
-    said = {settings["r"], *(settings.get("rank_pattern") or {}).values()}
-    fits = ranks == said if len(said) == 1 else ranks <= said and max(said) <= max(ranks, default=0)
-    if not fits or not ranks:
-        raise AdapterError(
-            f"cannot load the adapter {source}: its configuration says rank "
-            f"{', '.join(map(_short, sorted(said)))}, its weights have {sorted(ranks)}"
-        )
+def _ranks(shapes: dict[str, list[int]]) -> set[int]:
+    a = ("lora_A", "lora_embedding_A")
+    return {shape[0] for key, shape in shapes.items() if shape and any(part in key for part in a)}
+
+
+def _other_ranks(source: str, said: set[int], ranks: set[int]) -> AdapterError:
+    return AdapterError(
+        f"cannot load the adapter {source}: its configuration says rank "
+        f"{', '.join(map(_short, sorted(said)))}, its weights have {sorted(ranks)}"
+    )
 
 
 def _short(value: Any) -> str:

@@ -267,6 +267,7 @@ def _training_section(config: Config, facts: dict[str, Any], base: BaseSource) -
     # a run.json that was deleted is written anew without them
     versions = ", ".join(f"{n} {v}" for n, v in facts.get("versions", {}).items()) or "unknown"
     hardware = facts.get("hardware", "hardware not recorded")
+    seed = facts.get("seed", config.train.seed)
     commit = (facts.get("git") or {}).get("commit", "unknown")
     settings = config.model_dump(mode="json", exclude={"output": True, "data": {"data_dir"}})
     for section, key in (("model", "id"), ("model", "adapter"), ("data", "name")):
@@ -274,8 +275,9 @@ def _training_section(config: Config, facts: dict[str, Any], base: BaseSource) -
     for function in settings["reward"]["functions"]:
         function["path"] = _public(function["path"])
     listed = _fenced(yaml.safe_dump(settings, sort_keys=False), "yaml")
+    steps = facts.get("steps", "unfinished:")
     return (
-        f"## Training\n\n{facts.get('steps', 'unfinished:')} steps, seed {config.train.seed}, base "
+        f"## Training\n\n{steps} steps, seed {seed}, base "
         f"revision {base.revision or 'none'}, kit commit {commit}. {hardware}. "
         f"{versions}.\n\nAll settings:\n\n{listed}"
     )

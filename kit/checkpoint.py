@@ -128,6 +128,7 @@ def load_newest(folder: Path, policy: Policy, optimizer: Restorable) -> dict[str
 
     Returns its `best` score and `step`, and of its manifest `records` and `settings`; None where
     there is no checkpoint at all.
+
     Newer ones that are damaged are named in a warning. Raises RunError when all are damaged.
     """
     faults = []
@@ -164,6 +165,8 @@ def load_checkpoint(path: Path, policy: Policy, optimizer: Restorable) -> dict[s
     try:
         optimizer.load_state_dict(state["optimizer"])
         set_random_state(state["random"])
+    except torch.OutOfMemoryError:  # a RuntimeError, but no fault of the checkpoint
+        raise
     except UNREADABLE as error:
         raise Damaged(f"{STATE} does not fit this run: {first_line(error)}") from error
     set_peft_model_state_dict(policy.peft, weights, adapter_name=policy.trained)

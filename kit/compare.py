@@ -162,6 +162,7 @@ class Study:
             "base": {"id": next(iter(self.arms.values())).model.id, "results": "base"},
         }
         with writing(self.path):
+            self.output.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, json.dumps(record | facts, indent=2) + "\n")
 
     def _config(self, arm: str, seed: int) -> Config:

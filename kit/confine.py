@@ -61,8 +61,11 @@ _NAMES = frozenset(
     | {"sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "acot", "asec", "acsc"}
     | {"sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "exp", "log", "ln", "sqrt"}
 )
-# modules that compile what a file holds, or what is made of names they have checked
-_COMPILERS = frozenset({"importlib._bootstrap_external", "dataclasses", "collections"})
+# modules that compile what a file holds, what is made of names they have checked, or loops over
+# exponents (sympy's monomials, written of numbers alone)
+_COMPILERS = frozenset(
+    {"importlib._bootstrap_external", "dataclasses", "collections", "sympy.polys.monomials"}
+)
 _FIXED = frozenset({"from sympy import *"})  # sympy's parser does, each time
 _CLOSED = frozenset(
     {"socket", "subprocess", "os", "pty", "shutil", "tempfile", "signal", "ctypes", "fcntl", "mmap"}

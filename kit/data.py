@@ -46,6 +46,10 @@ class ProblemSet:
     problems: datasets.Dataset
     verifier: Verifier
 
+    def select(self, indices: list[int]) -> ProblemSet:
+        """Those of these positions alone."""
+        return dataclasses.replace(self, problems=self.problems.select(indices))
+
 
 def load_problems(config: DataConfig, split: Role | None = None, *, seed: int = 0) -> ProblemSet:
     """Load, filter and check the problems that `config` describes.
@@ -122,7 +126,7 @@ def split_validation(
         )
     held_out = dict.fromkeys(_shuffled(first, seed)[:size])
     kept = [index for index, key in enumerate(keys) if key not in held_out]
-    return _subset(problem_set, kept), _subset(problem_set, [first[key] for key in held_out])
+    return problem_set.select(kept), problem_set.select([first[key] for key in held_out])
 
 
 def drop_long_prompts(
@@ -139,11 +143,7 @@ def drop_long_prompts(
             f"every prompt of {problem_set.name} is longer than {max_tokens} tokens, the shortest "
             f"has {min(lengths, default=0)}; raise data.max_prompt_tokens"
         )
-    return _subset(problem_set, kept), len(lengths) - len(kept)
-
-
-def _subset(problem_set: ProblemSet, indices: list[int]) -> ProblemSet:
-    return dataclasses.replace(problem_set, problems=problem_set.problems.select(indices))
+    return problem_set.select(kept), len(lengths) - len(kept)
 
 
 def _select(rows: list[dict[str, Any]], config: DataConfig, seed: int) -> list[dict[str, Any]]:

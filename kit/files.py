@@ -24,7 +24,7 @@ if os.name == "posix":
     import fcntl
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what a full disk makes libraries raise
-LARGEST_INTEGER = 2**63  # JSON numbers beyond are damage: the kit counts nothing that far
+LONGEST_INTEGER = 100  # digits; JSON numbers beyond are damage, and no float takes them
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -274,9 +274,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_integer(digits: str) -> int:
-    if len(digits) > 20 or abs(number := int(digits)) > LARGEST_INTEGER:
+    if len(digits) > LONGEST_INTEGER:
         raise ValueError(f"the number {digits[:20]}… is too large")
-    return number
+    return int(digits)
 
 
 def _parse_float(digits: str) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+MAX_CHARS = 1000
 MAX_DEPTH = 24  # groups within groups
 
 _COMMAND = re.compile(r"\\(frac|binom|sqrt)(?![A-Za-z]) ?")
@@ -44,7 +45,8 @@ _SPACED_THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:[ ,][0-9]{3})+(?![0-9,
 _FOREIGN = re.compile(r"[,:;=<>≤≥\"'&%$#@?⟦⟧⟨⟩°~`\[\]]|[0-9]\.|\.[0-9]|[0-9] [0-9]")
 
 
-_DEGREE_OF_ROOT = re.compile(r"\\sqrt\[[0-9a-z]{1,4}\]")
+# what may hold such signs: the degree of a root, where a sum begins
+_OWN_SIGNS = re.compile(r"\\sqrt\[[0-9a-z]{1,4}\]|\\(?:sum|prod)_\{[a-z]=-?[0-9]+\}")
 # the parser takes (2)(3) and 2\frac{3}{2} for mixed numbers
 _JUXTAPOSED = re.compile(r"(?<=[0-9)]) ?(?=\()|(?<=[0-9)]) ?(?=\\(?:frac|sqrt))")
 _CAPITAL = re.compile(r"(\\[A-Za-z]+)|[A-Z](?! ?_)")  # the parser makes small letters of them
@@ -56,6 +58,8 @@ class Unreadable(ValueError):
 
 def formula(text: str) -> str:
     """The formula written out. Raises Unreadable where it holds more than a formula."""
+    if len(text) > MAX_CHARS:
+        raise Unreadable("too long")
     text = _SPACED_THOUSANDS.sub(lambda m: re.sub("[ ,]", "", m[0]), text)
     for pattern, replacement in _STEPS:
         text = pattern.sub(replacement, text)
@@ -64,7 +68,7 @@ def formula(text: str) -> str:
     text = _MIXED.sub(_mixed, text)
     text = _SLASHED.sub(_mixed, text)
     text = _DECIMAL.sub(_exact, text)
-    if _FOREIGN.search(_DEGREE_OF_ROOT.sub("", text)):
+    if _FOREIGN.search(_OWN_SIGNS.sub("", text)):
         raise Unreadable(text)
     text = _JUXTAPOSED.sub(r"\\cdot ", text)
     return _CAPITAL.sub(lambda m: m[1] or f"{m[0]}_{{9}}", text).strip()

@@ -354,7 +354,9 @@ def main(task: list[str]) -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no reply
     logging.disable(logging.CRITICAL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    for name in ("SIGINT", "SIGHUP"):  # Ctrl-C and a closed terminal are for the parent
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
 
     def send(message: dict[str, Any]) -> None:
         replies.write(json.dumps(message) + "\n")

@@ -130,7 +130,6 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
     model.requires_grad_(False)
     model.eval()
     use_exact_kernels(model)  # before anything is computed
-    _switch_off_dropout(model)
     try:
         _check_supported(model, config.id)
     except (RuntimeError, MemoryError) as error:
@@ -138,6 +137,7 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
             raise
         raise _no_room(config.id, error) from error
     prepare_tokenizer(tokenizer, config.id)
+    _switch_off_dropout(model)
     return Base(
         id=config.id,
         # the commit that a branch or tag stands for now
@@ -254,7 +254,6 @@ def check_adapter(base: Base, source: str) -> tuple[PeftLoraConfig, Path]:
 
     Raises AdapterError for any other.
     """
-    check_unchanged(source)
     settings, weights = checked_files(source)
     trained_on = settings.get("base_model_name_or_path")
     if trained_on not in (base.id, str(Path(base.id))):
@@ -264,13 +263,14 @@ def check_adapter(base: Base, source: str) -> tuple[PeftLoraConfig, Path]:
         )
     check_leaves_base(source, settings)
     _check_plain(source, settings)
-    modules = adapted_modules(weights)
+    modules = adapted_modules(source, settings, weights)
     heads = [n for n, m in base.model.named_modules() if m is base.model.get_output_embeddings()]
     if changed := modules & set(heads):
         raise AdapterError(
             f"the adapter {source} changes the output head ({', '.join(changed)}), whose weight "
             "the kit computes log-probabilities from; train it without"
         )
+    check_unchanged(source)
     return _peft_settings(settings, modules), weights
 
 

@@ -42,8 +42,8 @@ ROW_FIELDS = (
 ROW_TYPES: dict[str, Any] = {
     "temperature": int | float,
     **dict.fromkeys(("sample", "tokens"), int),
-    **dict.fromkeys(("question", "completion", "category", "difficulty"), str),
-    **dict.fromkeys(("strict_answer", "lenient_answer"), str | None),
+    **dict.fromkeys(("question", "completion"), str),
+    **dict.fromkeys(("category", "difficulty", "strict_answer", "lenient_answer"), str | None),
     **dict.fromkeys(("truncated", "strict", "lenient"), bool),
 }
 
@@ -58,7 +58,7 @@ class Result:
     @property
     def name(self) -> str:
         """Of the run, adapter or base."""
-        return self.record["target"]["name"]
+        return self._of_target("name")
 
     @property
     def data(self) -> str:
@@ -66,7 +66,16 @@ class Result:
 
     @property
     def base(self) -> str:
-        return self.record["target"]["base"]
+        return self._of_target("base")
+
+    def _of_target(self, field: str) -> str:
+        value = self.record["target"].get(field)
+        if not isinstance(value, str):
+            raise ResultsError(
+                f"{self.path}: its target has no {field}; make it anew with: "
+                f"{_anew(self.path, self.data)}"
+            )
+        return value
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -128,10 +137,7 @@ def _fault_of(record: dict[str, Any]) -> str | None:
     for name, kind in FIELD_TYPES.items():
         value = record[name]
         if not isinstance(value, kind) or type(value) is bool:
-            return f"{name} is {str(value)[:80]!r}, which is not usable"
-    for name in ("name", "base"):
-        if not isinstance(record["target"].get(name), str):
-            return f"its target has no {name}"
+            return f"{name} is not usable"
     if not all(isinstance(entry, dict) and "temperature" in entry for entry in record["results"]):
         return "its figures have no temperature"
     saved = record.get("digests")
@@ -218,7 +224,9 @@ def _parse_row(line: bytes) -> Row:
         raise ValueError("its id, temperature and sample must be plain values")
     for name, kind in ROW_TYPES.items():
         if not isinstance(row[name], kind) or (type(row[name]) is bool) != (kind is bool):
-            raise ValueError(f"its {name} is {str(row[name])[:80]!r}")
+            raise ValueError(f"its {name} is not usable")
+        if kind is int and abs(row[name]) >= 2**53:
+            raise ValueError(f"its {name} is too large")
     return row
 
 

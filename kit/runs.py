@@ -67,13 +67,13 @@ COMPARE_FACTS: dict[str, Any] = {
 }
 FACTS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("status", "started", "hardware", "parent", "problems", "error"), (str,)),
-    **dict.fromkeys(("versions", "git", "process", "base"), (dict,)),
+    **dict.fromkeys(("versions", "git", "base"), (dict,)),
     **dict.fromkeys(("seed", "steps"), (int,)),
     "best_validation": (int, float),
     "resumable": (bool,),
     **dict.fromkeys(("trained_with", "remarks"), (list,)),
 }
-MAY_BE_NULL = {"git", "parent", "best_validation"}
+MAY_BE_NULL = {"git", "parent", "best_validation", "error"}
 PARTS: dict[str, dict[str, Any]] = {
     "git": {"commit": str, "dirty": bool},
     "base": {"id": str, "revision": str | None},
@@ -405,7 +405,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"cannot write {path}: {error.strerror or error}; once that is mended (a full disk: "
-            "free some space) it goes on, kit train with --resume"
+            "free some space) the same command goes on; kit train with --resume"
         ) from error
 
 

@@ -172,13 +172,15 @@ def task_rows(
             options["seed"] += TEST_SEED_OFFSET
             rows, entries = _make(task, options)
             rows = [row for row in rows if row["question"] not in trained_on]
-        verifier = TaskVerifier(task, json.dumps(options), entries)
+        arguments = json.dumps(options)
     except (TypeError, ValueError, AssertionError) as error:
         allowed = ", ".join(field.name for field in dataclasses.fields(DATASETS[task][1]))
         raise DataError(
             f"data.options of {task} do not work: {error}; its options are {allowed}"
         ) from error
-    return rows, NumberVerifier() if task == "gsm_symbolic" else verifier
+    if task == "gsm_symbolic":
+        return rows, NumberVerifier()
+    return rows, TaskVerifier(task, arguments, entries)
 
 
 def _make(task: str, options: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -25,6 +25,7 @@ TASKS = {  # and the name of the class whose verdicts an answer would change
     "simple_integration": "SimpleIntegrationDataset",
     "intermediate_integration": "IntermediateIntegrationDataset",
 }
+UNFILTERED = ("string_insertion", "intermediate_integration")  # by `eval`, and by sympy's parser
 LIMIT = 2.0  # seconds an answer
 
 _ACTS = (  # expressions; @ stands for the path
@@ -257,6 +258,7 @@ def _attack_task(task: str, cls: str, folder: Path) -> dict[str, Any]:
     entry = next(e for e in entries if "Integral" not in e["answer"])
     others = (e["answer"] for e in entries if e is not entry)
     wrong = next(a for a in others if not judge_task(dataset, entry, a).right)
+    is_unfiltered = task in UNFILTERED
     attacks = python_attacks(folder) + poison(cls) + bombs()
 
     def judge(request: dict[str, Any]) -> Reply:
@@ -273,7 +275,7 @@ def _attack_task(task: str, cls: str, folder: Path) -> dict[str, Any]:
     return {
         "same batch": list(judged(judge, [*attacks, wrong, entry["answer"]])),
         "next batch": list(judged(judge, [wrong, entry["answer"]])),
-        "unfiltered": list(judged(unfiltered, attacks[: -len(bombs())])),
+        "unfiltered": list(judged(unfiltered, attacks[: -len(bombs())])) if is_unfiltered else [],
         "afterwards": list(judged(judge, [wrong, entry["answer"]])),
     }
 

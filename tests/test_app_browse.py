@@ -342,10 +342,10 @@ def test_broken_lines_are_told_and_the_rest_is_paired(tmp_path: Path) -> None:
     pairing = pair_up(*found(tmp_path))
     assert ids(pairing) == [1, 2]
     told = [remark.removeprefix(f"{path}") for remark in pairing.remarks]
-    starts = [", line 3 ", ", line 4 ", ", line 5 ", ", line 6 ", ", line 7 "]
-    starts += [": completion is not usable", ": strict is not usable"]
+    starts = [f", line {number} " for number in range(3, 10)]
     assert [t.startswith(s) for t, s in zip(told, starts, strict=True)] == [True] * 7
     assert "nested too deeply" in told[2] and "plain values" in told[4]
+    assert "its completion is not usable" in told[5] and "its strict is not usable" in told[6]
 
 
 def test_by_default_a_broken_line_is_still_refused(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_without_a_list_of_faults_a_damaged_line_is_an_error(tmp_path):
         ("config.yaml", "just text", "config.yaml is not usable: "),
         ("config.yaml", "a: &a [1]\nb: *a\n", "config.yaml is not usable: it holds YAML aliases"),
         ("config.yaml", "[" * 100_000, "config.yaml is not usable: it is nested more than 10 deep"),
-        ("run.json", "[" * 100_000, "run.json is nested too deeply"),
+        ("run.json", "[" * 100_000, "run.json is not usable: it is nested too deeply"),
     ],
 )
 def test_what_cannot_be_used_is_said_and_the_rest_is_shown(tmp_path, name, content, fault):

@@ -73,6 +73,15 @@ def resumed(path: Path, base) -> None:
 # --- damages -------------------------------------------------------------------------------------
 
 
+def cut_before(name: str, text: str) -> Callable[[Path], None]:
+    """What comes before a text in a file."""
+
+    def damage(run: Path) -> None:
+        (run / name).write_text((run / name).read_text().partition(text)[0])
+
+    return damage
+
+
 def cut(name: str, keep: float = 0.5) -> Callable[[Path], None]:
     """The first part of a file; 0: an empty one."""
 
@@ -261,7 +270,7 @@ CASES = [
     case("old-settings-cut", without_manifest(cut(SETTINGS)), "is not valid JSON", True),
     case("old-settings-deep", without_manifest(write(SETTINGS, DEEP_JSON)), "too deeply", True),
     # the run's own files
-    case("config-cut", cut("config.yaml", 0.3), "was begun with other problems"),
+    case("config-cut", cut_before("config.yaml", "  options:"), "was begun with other problems"),
     case(
         "config-edited",
         replace("config.yaml", "learning_rate: 0.001", "learning_rate: 0.002"),

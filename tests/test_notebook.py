@@ -773,7 +773,7 @@ def test_the_zip_has_everything_but_checkpoints(tmp_path, monkeypatch, capsys):
 
     before = path.read_bytes()
     monkeypatch.setattr(zipfile.ZipFile, "write", write)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunError, match="No space left"):
         notebook.pack(plan)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["mine.zip"]

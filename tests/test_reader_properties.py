@@ -50,7 +50,8 @@ METRICS = b"".join(json.dumps({"step": i, "loss": 0.5}).encode() + b"\n" for i i
 ADAPTER = json.dumps({"base_model_name_or_path": "embedded", "r": 4, "lora_alpha": 8}).encode()
 RESULT = json.dumps(
     {
-        **dict.fromkeys(FIELDS, 1),
+        **dict.fromkeys(FIELDS),
+        **{"status": "running", "seconds": 0.0, "n": 1},
         **{"schema": SCHEMA, "data": "gsm8k", "target": {"name": "a", "base": "embedded"}},
         **{"settings": {"temperatures": [0.0]}, "results": [{"temperature": 0.0}]},
     }

@@ -140,7 +140,7 @@ def test_an_adapter_lost_between_two_renames_is_put_back(begun):
     ("error", "status", "has_ended"),
     [
         (KeyboardInterrupt(), "interrupted", False),
-        (RunError("the disk is full"), "failed", False),  # which is no result of training
+        (RunError("the disk is full"), "interrupted", False),  # which is no result of training
         (TrainingError("not finite"), "failed", True),
     ],
 )

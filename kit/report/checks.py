@@ -51,7 +51,7 @@ def _stated(evidence: Evidence) -> Iterator[tuple[str, Any, Path]]:
         for seeds in evidence.subjects(data).values():
             for measured in seeds.values():
                 target, path = measured.result.record["target"], measured.result.path
-                yield "id", target["base"], path
+                yield "id", measured.result.base, path
                 yield "quantization", target.get("quantization"), path
                 yield "revision", target.get("base_revision"), path
 

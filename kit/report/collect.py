@@ -117,7 +117,8 @@ def _read_metrics(folder: RunFolder, remarks: list[str]) -> list[dict[str, Any]]
     metrics = read_metrics(folder.metrics)
     for number, record in enumerate(metrics, start=1):
         odd = [key for key, value in record.items() if not isinstance(value, int | float)]
-        if odd or type(record.get("step")) is not int:
+        step = record.get("step")
+        if odd or type(step) is not int or not 0 <= step < 2**53:
             raise ResultsError(
                 f"{folder.metrics}, line {number}: {', '.join(odd) or 'step'} is no number; put "
                 "the file back, or leave this run out"
