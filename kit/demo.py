@@ -8,11 +8,11 @@ from typing import Any
 
 from kit.benchmark import benchmark
 from kit.config import DEMO_RECIPE, Config, load_config
-from kit.files import write_atomically
+from kit.files import read_metrics, write_atomically
 from kit.hardware import peak_memory_mb, reset_peak_memory
 from kit.models import Base, load_base
 from kit.results import Result
-from kit.runs import RunFolder, read_metrics, writing
+from kit.runs import RunFolder, writing
 from kit.settings import EvalSettings
 from kit.targets import Target
 from kit.trainer import train_together

@@ -373,30 +373,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_metrics(path: str | Path, faults: list[str] | None = None) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl or samples.jsonl; a last line cut off by a crash is left out.
-
-    Raises RunError for a damaged line; with `faults` it is said there, and the others are returned.
-    """
-    try:
-        *lines, _ = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from None
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = parse_json(line)
-            if not isinstance(record, dict):
-                raise TypeError("not an object")
-            records.append(record)
-        except (ValueError, TypeError) as error:
-            fault = f"{path}, line {number} is not a JSON object"
-            if faults is None:
-                raise RunError(fault) from error
-            faults.append(fault)
-    return records
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """RunError, in one line, for what the disk refuses."""

@@ -44,7 +44,7 @@ from kit.app.training import (
 )
 from kit.config import build_config
 from kit.errors import ResultsError, RunError
-from kit.runs import read_metrics
+from kit.files import read_metrics
 
 CURVE = {curve.metric: curve for curve in SHOWN}
 HOSTILE = "<img src=x onerror=alert(1)>"

@@ -41,11 +41,12 @@ from kit.batching import make_batch
 from kit.checkpoint import save_adapter
 from kit.config import EMBEDDED_PATH, LoraConfig, ModelConfig
 from kit.errors import ModelError
+from kit.files import read_metrics
 from kit.hardware import choose_hardware
 from kit.models import add_lora, load_base
 from kit.policy import BASE, Policy
 from kit.rollout import Request, Sampling, sample, stream
-from kit.runs import RunFolder, read_metrics
+from kit.runs import RunFolder
 from kit.trainer import train
 from tests.noise import add_noise
 

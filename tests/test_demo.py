@@ -9,7 +9,7 @@ import pytest
 from kit import demo as module
 from kit.config import differences
 from kit.demo import ARMS, arm_config, demo
-from kit.runs import read_metrics
+from kit.files import read_metrics
 
 
 def test_arms_differ_in_the_trust_region_alone(tmp_path):

@@ -35,6 +35,7 @@ from kit.errors import (
     TrainingError,
     is_out_of_memory,
 )
+from kit.files import read_metrics
 from kit.finite import first_bad_weight, watched
 from kit.mixed_lora import mixed_lora
 from kit.models import TRAINED, _check_supported, add_lora, dequantized
@@ -42,7 +43,7 @@ from kit.policy import BASE, Policy
 from kit.probe import take_probe
 from kit.results import read_rows
 from kit.rollout import Request, Sampling, choose, sample, stream
-from kit.runs import RunFolder, read_metrics
+from kit.runs import RunFolder
 from kit.settings import EvalSettings
 from kit.targets import Target
 from kit.trainer import train, train_together

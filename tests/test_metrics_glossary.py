@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.runs import read_metrics
+from kit.files import read_metrics
 from kit.trainer import train
 
 pytestmark = pytest.mark.smoke

@@ -30,9 +30,9 @@ from kit.config import DataConfig, ModelConfig, load_config
 from kit.data import load_problems
 from kit.errors import AdapterError, ConfigError, DataError, InstallError, ResultsError, RunError
 from kit.estimate import estimate
+from kit.files import read_metrics
 from kit.hardware import DTYPES, choose_hardware
 from kit.place import Card, Place, keep_folder, read_card, where_am_i
-from kit.runs import read_metrics
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "notebooks" / "gr_pspo_colab_kaggle.ipynb"

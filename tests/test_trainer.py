@@ -28,10 +28,11 @@ from kit.errors import (
     RunError,
     TrainingError,
 )
+from kit.files import read_metrics
 from kit.models import TRAINED
 from kit.optimizer import learning_rate
 from kit.policy import Policy
-from kit.runs import RunFolder, read_metrics
+from kit.runs import RunFolder
 from kit.sft import SFT
 from kit.stats import Proportion
 from kit.trainer import train

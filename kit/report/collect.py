@@ -13,10 +13,11 @@ import pandas as pd
 
 from kit.config import differences
 from kit.errors import ResultsError
+from kit.files import read_metrics
 from kit.report.checks import check
 from kit.report.evidence import BASE, Arm, Evidence, Measured, Run
 from kit.results import Result, find_results
-from kit.runs import RunFolder, read_comparison, read_metrics
+from kit.runs import RunFolder, read_comparison
 
 NOT_OF_THE_ARM = {"train.seed", "output"}
 
