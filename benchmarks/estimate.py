@@ -28,12 +28,13 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from kit.batching import make_batch
-from kit.config import EMBEDDED_PATH, Config, build_config
+from kit.config import EMBEDDED_PATH, Config
 from kit.estimate import find_shape
 from kit.memory import GIB, Memory, Shape, Wave, lora_size
 from kit.models import Base, add_lora, dequantized, load_base
 from kit.optimizer import Optimizer
 from kit.policy import Policy
+from kit.recipe import build_config
 from kit.rollout import Sampling, choose
 
 MIB = 2**20

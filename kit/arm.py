@@ -21,7 +21,7 @@ from kit.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
-from kit.config import Config, flatten
+from kit.config import Config
 from kit.data import ProblemSet, TrainingData
 from kit.errors import NotFiniteError, TrainingError
 from kit.evaluate import Evaluation, evaluate
@@ -31,6 +31,7 @@ from kit.models import Base, add_lora
 from kit.optimizer import Optimizer
 from kit.policy import Policy
 from kit.preflight import TRUNCATED_WARNING, preflight
+from kit.recipe import flatten
 from kit.rewards import build_reward
 from kit.rollout import Request, Sampled, Sampling
 from kit.runs import RunFolder, binding_settings, environment, this_process

@@ -14,8 +14,9 @@ from typing import Any
 
 from kit import __version__
 from kit.app.options import add_arguments, from_arguments
-from kit.config import Config, load_config
+from kit.config import Config
 from kit.errors import AdapterError, ConfigError, KitError, first_line, is_out_of_memory
+from kit.recipe import load_config
 from kit.terminal import make_inert
 
 _SETTING = re.compile(r"[A-Za-z_]+=")

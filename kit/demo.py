@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from kit.benchmark import benchmark
-from kit.config import DEMO_RECIPE, Config, load_config
+from kit.config import DEMO_RECIPE, Config
 from kit.files import read_metrics, write_atomically
 from kit.hardware import peak_memory_mb, reset_peak_memory
 from kit.models import Base, load_base
+from kit.recipe import load_config
 from kit.results import Result
 from kit.runs import RunFolder, writing
 from kit.settings import EvalSettings

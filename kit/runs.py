@@ -19,7 +19,7 @@ import psutil
 import yaml
 from filelock import FileLock, Timeout
 
-from kit.config import Config, build_config, differences, flatten, read_yaml
+from kit.config import Config, read_yaml
 from kit.errors import (
     ConfigError,
     OutOfMemoryError,
@@ -30,6 +30,7 @@ from kit.errors import (
     first_line,
 )
 from kit.files import append_json, digest, parse_json, restore_folder, write_atomically
+from kit.recipe import build_config, differences, flatten
 
 log = logging.getLogger(__name__)
 

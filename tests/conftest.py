@@ -19,9 +19,10 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from kit.checkpoint import save_adapter
-from kit.config import Config, LoraConfig, ModelConfig, build_config
+from kit.config import Config, LoraConfig, ModelConfig
 from kit.models import Base, add_lora, load_base
 from kit.policy import Policy
+from kit.recipe import build_config
 from tests.noise import add_noise
 
 # Property tests draw the same few cases on every machine, so that a change is what turns them red;

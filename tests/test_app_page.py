@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from kit.benchmark import benchmark
-from kit.config import build_config
+from kit.recipe import build_config
 from kit.settings import EvalSettings
 from kit.targets import resolve_data, resolve_targets
 from kit.trainer import train_together

@@ -42,9 +42,9 @@ from kit.app.training import (
     short_names,
     step_of,
 )
-from kit.config import build_config
 from kit.errors import ResultsError, RunError
 from kit.files import read_metrics
+from kit.recipe import build_config
 
 CURVE = {curve.metric: curve for curve in SHOWN}
 HOSTILE = "<img src=x onerror=alert(1)>"

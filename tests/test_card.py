@@ -17,7 +17,7 @@ from kit import card as module
 from kit.adapters import adapter_sha256
 from kit.card import run_card, write_card
 from kit.checkpoint import save_adapter
-from kit.config import build_config
+from kit.recipe import build_config
 from kit.results import FIELDS
 from kit.runs import RunFolder
 

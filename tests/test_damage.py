@@ -20,9 +20,9 @@ from kit.adapters import CONFIG, PROBE, WEIGHTS
 from kit.app.training import find_runs, read_run
 from kit.benchmark import benchmark
 from kit.cli import _read_config
-from kit.config import build_config
 from kit.errors import KitError
 from kit.merge import merge
+from kit.recipe import build_config
 from kit.report.collect import collect
 from kit.runs import RunFolder
 from kit.settings import EvalSettings

@@ -11,7 +11,7 @@ import datasets
 import pytest
 from transformers import AutoTokenizer
 
-from kit.config import EMBEDDED_PATH, SYSTEM_PROMPT, DataConfig, build_config
+from kit.config import EMBEDDED_PATH, SYSTEM_PROMPT, DataConfig
 from kit.data import (
     ProblemSet,
     check_gold,
@@ -21,6 +21,7 @@ from kit.data import (
     split_validation,
 )
 from kit.errors import DataError
+from kit.recipe import build_config
 from kit.sources import KNOWN
 from kit.verifiers import LatexVerifier, NumberVerifier, TaskVerifier
 

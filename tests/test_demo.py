@@ -7,9 +7,9 @@ import json
 import pytest
 
 from kit import demo as module
-from kit.config import differences
 from kit.demo import ARMS, arm_config, demo
 from kit.files import read_metrics
+from kit.recipe import differences
 
 
 def test_arms_differ_in_the_trust_region_alone(tmp_path):

@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from kit import preflight, rollout
 from kit.batching import make_batch
-from kit.config import EMBEDDED, EMBEDDED_PATH, LoraConfig, ModelConfig, build_config, load_config
+from kit.config import EMBEDDED, EMBEDDED_PATH, LoraConfig, ModelConfig
 from kit.errors import ConfigError, ModelError
 from kit.estimate import estimate, find_gpu, find_shape, read_shape
 from kit.memory import (
@@ -28,6 +28,7 @@ from kit.memory import (
     rows_that_fit,
     weight_bytes,
 )
+from kit.recipe import build_config, load_config
 from kit.rollout import Request, Sampling
 
 RECIPE = Path(__file__).parents[1] / "configs" / "qwen2.5-0.5b-pspo.yaml"

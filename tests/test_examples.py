@@ -21,9 +21,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kit.config import DEMO_RECIPE, EMBEDDED_PATH, SYSTEM_PROMPT, ModelConfig, load_config
+from kit.config import DEMO_RECIPE, EMBEDDED_PATH, SYSTEM_PROMPT, ModelConfig
 from kit.data import load_problems
 from kit.models import Base, load_adapters, load_base
+from kit.recipe import load_config
 from kit.trainer import train
 
 pytestmark = pytest.mark.smoke

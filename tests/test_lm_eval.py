@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from kit.cli import main
-from kit.config import DEMO_RECIPE, EMBEDDED_PATH, DataConfig, load_config
+from kit.config import DEMO_RECIPE, EMBEDDED_PATH, DataConfig
 from kit.data import load_problems
+from kit.recipe import load_config
 from kit.trainer import train
 from kit.verifiers import NumberVerifier
 

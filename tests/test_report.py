@@ -18,9 +18,9 @@ import yaml
 from PIL import Image
 from scipy.stats import binom
 
-from kit.config import build_config, load_config
 from kit.errors import ResultsError
 from kit.evaluate import summarize
+from kit.recipe import build_config, load_config
 from kit.report import report
 from kit.report.collect import collect
 from kit.report.costs import measure_costs

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from kit import files
-from kit.config import Config, build_config
+from kit.config import Config
 from kit.errors import RunError, TrainingError
+from kit.recipe import build_config
 from kit.runs import RunFolder
 
 PROBLEMS = {"question": ["3 + 4?", "5 - 2?"], "answer": ["7", "3"]}

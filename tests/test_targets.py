@@ -12,9 +12,10 @@ import yaml
 from safetensors.torch import save_file
 
 from kit.adapters import adapter_sha256, read_adapter_config
-from kit.config import SYSTEM_PROMPT, DataConfig, build_config
+from kit.config import SYSTEM_PROMPT, DataConfig
 from kit.data import load_problems, split_validation
 from kit.errors import AdapterError, ConfigError
+from kit.recipe import build_config
 from kit.runs import RunFolder
 from kit.targets import (
     Target,

@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from kit import checkpoint
 from kit.checkpoint import latest_checkpoint
 from kit.cli import main
-from kit.config import build_config
 from kit.errors import (
     AdapterError,
     DataError,
@@ -32,6 +31,7 @@ from kit.files import read_metrics
 from kit.models import TRAINED
 from kit.optimizer import learning_rate
 from kit.policy import Policy
+from kit.recipe import build_config
 from kit.runs import RunFolder
 from kit.sft import SFT
 from kit.stats import Proportion

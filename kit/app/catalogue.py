@@ -23,8 +23,9 @@ from kit.app.roots import (
     given_source,
     read_settings,
 )
-from kit.config import EMBEDDED, SYSTEM_PROMPT, Config, ModelConfig, build_config, read_yaml
+from kit.config import EMBEDDED, SYSTEM_PROMPT, Config, ModelConfig, read_yaml
 from kit.errors import AdapterError, ConfigError, KitError, RunError
+from kit.recipe import build_config
 from kit.runs import RunFolder
 
 BASE_LABEL = "base"

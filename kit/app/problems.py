@@ -9,8 +9,9 @@ from typing import Any
 from kit.app.catalogue import Catalogue
 from kit.app.options import AppOptions
 from kit.app.verdicts import Judge, NoVerifier, Standard
-from kit.config import DEMO_RECIPE, EMBEDDED, DataConfig, load_config
+from kit.config import DEMO_RECIPE, EMBEDDED, DataConfig
 from kit.data import load_problems
+from kit.recipe import load_config
 from kit.runs import RunFolder
 from kit.sources import KNOWN, TASK_PREFIX
 from kit.targets import data_config

@@ -18,9 +18,10 @@ import yaml
 
 from kit.app.inert import printable
 from kit.app.verdicts import FORMAT_MISSED, RIGHT, TRUNCATED, WRONG
-from kit.config import Config, build_config, differences, read_yaml
+from kit.config import Config, read_yaml
 from kit.errors import ConfigError, RunError
 from kit.files import read_metrics
+from kit.recipe import build_config, differences
 from kit.runs import NOT_STARTED, parse_description, status_of
 
 log = logging.getLogger(__name__)

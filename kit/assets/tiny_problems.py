@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import reasoning_gym
 
-from kit.config import DEMO_RECIPE, SYSTEM_PROMPT, load_config
+from kit.config import DEMO_RECIPE, SYSTEM_PROMPT
 from kit.demo import TEST_SEED
+from kit.recipe import load_config
 
 # The demo's: short, correct, readable solutions and numbers mostly below 100.
 TEMPLATES = tuple(int(name.split()[1]) for name in load_config(DEMO_RECIPE).data.categories or ())

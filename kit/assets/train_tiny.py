@@ -33,11 +33,12 @@ from kit.assets.tiny_problems import (
     styled,
     training_problems,
 )
-from kit.config import DEMO_RECIPE, SYSTEM_PROMPT, ModelConfig, load_config
+from kit.config import DEMO_RECIPE, SYSTEM_PROMPT, ModelConfig
 from kit.data import load_problems
 from kit.evaluate import evaluate
 from kit.models import load_base
 from kit.policy import BASE, Policy
+from kit.recipe import load_config
 from kit.rollout import Sampling
 from kit.sources import TEST_SEED_OFFSET
 

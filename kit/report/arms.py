@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kit.config import differences, flatten
+from kit.recipe import differences, flatten
 from kit.report.collect import NOT_OF_THE_ARM
 from kit.report.document import NONE, Origin, Section, Table, Text
 from kit.report.evidence import Arm, Evidence, Run

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from kit.config import differences
 from kit.errors import ResultsError
 from kit.files import read_metrics
+from kit.recipe import differences
 from kit.report.checks import check
 from kit.report.evidence import BASE, Arm, Evidence, Measured, Run
 from kit.results import Result, find_results

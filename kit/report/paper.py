@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kit.config import Config, build_config, differences
+from kit.config import Config
+from kit.recipe import build_config, differences
 from kit.report.document import Origin, Section, Table, Text, interval, percent
 from kit.report.evidence import Evidence
 from kit.report.scores import MEASURES, Score, origin

@@ -13,18 +13,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kit.config import (
-    SAPO,
-    Clip,
-    Config,
-    NoClip,
-    Section,
-    build_config,
-    differences,
-    flatten,
-    load_config,
-)
+from kit.config import SAPO, Clip, Config, NoClip, Section
 from kit.errors import ConfigError
+from kit.recipe import build_config, differences, flatten, load_config
 
 # --- what is drawn -------------------------------------------------------------------------------
 

@@ -13,8 +13,9 @@ import pydantic
 import pytest
 
 import kit.config
-from kit.config import Config, ObjectiveConfig, Section, build_config, differences, load_config
+from kit.config import Config, ObjectiveConfig, Section
 from kit.errors import ConfigError, KitError
+from kit.recipe import build_config, differences, load_config
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p for p in (ROOT / "configs").glob("*.yaml") if not p.name.startswith("_"))
