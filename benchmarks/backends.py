@@ -24,12 +24,12 @@ from tabulate import tabulate
 
 from kit.batching import make_batch, pad_values
 from kit.config import Config
-from kit.data import load_training_data
 from kit.files import read_metrics
 from kit.models import add_lora, load_base
 from kit.policy import Policy
 from kit.recipe import load_config
 from kit.rollout import Request, Sampling, sample
+from kit.tasks.problems import load_training_data
 from kit.trainer import train
 
 BACKENDS = ("transformers", "unsloth")

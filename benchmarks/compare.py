@@ -17,12 +17,12 @@ from pathlib import Path
 
 import kit.policy
 from kit.config import Config
-from kit.data import load_training_data
 from kit.mixed_lora import is_plain
 from kit.models import Base, add_lora, load_base
 from kit.policy import Policy
 from kit.recipe import load_config
 from kit.rollout import Request, Sampling, sample
+from kit.tasks.problems import load_training_data
 from kit.trainer import train, train_together
 
 

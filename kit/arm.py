@@ -22,7 +22,6 @@ from kit.checkpoint import (
     set_random_state,
 )
 from kit.config import Config
-from kit.data import ProblemSet, TrainingData
 from kit.errors import NotFiniteError, TrainingError
 from kit.evaluate import Evaluation, evaluate
 from kit.finite import first_bad_weight
@@ -32,10 +31,11 @@ from kit.optimizer import Optimizer
 from kit.policy import Policy
 from kit.preflight import TRUNCATED_WARNING, preflight
 from kit.recipe import flatten
-from kit.rewards import build_reward
 from kit.rollout import Request, Sampled, Sampling
 from kit.runs import RunFolder, binding_settings, environment, this_process
 from kit.sft import SFT
+from kit.tasks.problems import ProblemSet, TrainingData
+from kit.tasks.rewards import build_reward
 
 if TYPE_CHECKING:
     from peft import PeftModel

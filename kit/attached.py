@@ -36,7 +36,7 @@ def locate(place: Place, model: str, data: str, links: Path, root: Path = INPUT)
     if place.name != "kaggle":
         return Sources(None, None)
     from kit.config import EMBEDDED
-    from kit.sources import KNOWN
+    from kit.tasks.sources import KNOWN
 
     needs_model = model != EMBEDDED and not Path(model).is_dir()
     folder = find_model(model, root) if needs_model else None

@@ -21,7 +21,6 @@ from tqdm.auto import tqdm
 from kit.adapters import adapter_sha256
 from kit.batching import micro_batches
 from kit.config import DataConfig
-from kit.data import ProblemSet, load_problems
 from kit.errors import ConfigError, NotFiniteError, OutOfMemoryError, room_for
 from kit.evaluate import judge, summarize
 from kit.ledger import Ledger, open_ledger
@@ -33,8 +32,9 @@ from kit.runs import environment
 from kit.settings import EvalSettings
 from kit.stopping import stop_as_ctrl_c
 from kit.targets import Target, check_targets, seen_in_training, shared_model
+from kit.tasks.problems import ProblemSet, load_problems
+from kit.tasks.verifiers import NumberVerifier
 from kit.tokenizer import warn_of_forged
-from kit.verifiers import NumberVerifier
 
 log = logging.getLogger(__name__)
 

@@ -15,14 +15,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from kit import chat_ids
 from kit.adapters import CARD, adapter_sha256
 from kit.bases import BaseSource, base_of
-from kit.config import EMBEDDED, Config
+from kit.config import EMBEDDED, READERS, Config
 from kit.errors import ModelError, ResultsError, RunError
 from kit.files import write_atomically
 from kit.models import NF4
 from kit.probe import read_probe
 from kit.results import Result, read_result
 from kit.runs import RunFolder
-from kit.sources import KNOWN, READERS
+from kit.tasks.sources import KNOWN
 
 log = logging.getLogger(__name__)
 

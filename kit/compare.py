@@ -15,7 +15,6 @@ from typing import Any
 
 from kit.benchmark import benchmark, table
 from kit.config import Config
-from kit.data import load_problems
 from kit.errors import ConfigError, RunError
 from kit.files import only_one, write_atomically
 from kit.models import Base, load_base
@@ -23,6 +22,7 @@ from kit.recipe import flatten, load_config
 from kit.runs import COMPARE_SCHEMA, LOCK, RunFolder, read_comparison, writing
 from kit.settings import EvalSettings
 from kit.targets import Target, data_config
+from kit.tasks.problems import load_problems
 from kit.trainer import train_together
 
 OWN = {"output", "train.seed"}  # every run has its own

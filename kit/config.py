@@ -339,3 +339,6 @@ def _unfolded(node: yaml.Node | None, known: dict[int, int]) -> int:
     if count > MOST_VALUES:
         raise ValueError(f"it stands for more than {MOST_VALUES} values")
     return count
+
+
+READERS = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}

@@ -16,15 +16,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from kit import reasoning
-from kit.answers import parse_number
 from kit.errors import NotFiniteError
 from kit.policy import Policy
 from kit.results import Row
 from kit.rollout import Completion, Request, Sampling, sample
 from kit.stats import Proportion, majority_at_k, pass_at_k
+from kit.tasks.answers import parse_number
 
 if TYPE_CHECKING:
-    from kit.data import ProblemSet
+    from kit.tasks.problems import ProblemSet
 
 
 @dataclass(frozen=True, slots=True)

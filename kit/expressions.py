@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from kit.answers import MAX_DIGITS
+from kit.tasks.answers import MAX_DIGITS
 
 MAX_DEPTH = 4  # brackets within brackets
 MAX_BITS = 1024  # of a numerator or denominator

@@ -40,9 +40,9 @@ from kit.objectives import (
 )
 from kit.optimizer import Optimizer, UpdateResult
 from kit.policy import Policy
-from kit.rewards import Reward, Scores
 from kit.rollout import Completion, Request, Sampled, count_tokens
 from kit.runs import RunFolder
+from kit.tasks.rewards import Reward, Scores
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from kit.config import DataConfig
-from kit.data import ProblemSet
 from kit.errors import DataError, ResultsError
 from kit.files import append_json, lock_of, only_one, sync_folder, write_atomically
 from kit.recipe import flatten
 from kit.results import SCHEMA, Key, Row, digests, key_of, read_result, read_rows
 from kit.settings import EvalSettings
 from kit.targets import PROBLEM_FIELDS
+from kit.tasks.problems import ProblemSet
 
 MAY_GROW = {"settings.temperatures", "settings.samples", "settings.limit"}
 MAY_MOVE = {"target.name", "target.run", "target.adapter"}  # its weights are told by their hash

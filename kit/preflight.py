@@ -13,8 +13,8 @@ from kit.errors import NotFiniteError, TrainingError
 from kit.memory import PREFLIGHT_SAMPLES as SAMPLES
 from kit.objectives import has_signal
 from kit.policy import Policy
-from kit.rewards import Reward
 from kit.rollout import Request, Sampling, sample
+from kit.tasks.rewards import Reward
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kit.config import READERS
 from kit.errors import ConfigError, ResultsError
 from kit.files import digest, parse_json
-from kit.sources import READERS
 
 SCHEMA = 2  # raised when a field changes its meaning
 

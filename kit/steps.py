@@ -71,7 +71,7 @@ class Step:
     """One equality as it is written: its left side, and the value of its right side."""
 
     expression: str
-    result: Fraction  # 25% is 25, as in kit.answers
+    result: Fraction  # 25% is 25, as in kit.tasks.answers
     is_right: bool
     is_computed: bool  # whether the left side is more than a number
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from kit.adapters import check_has_adapter, read_adapter_config
 from kit.bases import base_of
 from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
-from kit.data import ProblemSet, load_problems, split_validation
 from kit.errors import ConfigError
 from kit.runs import RunFolder
-from kit.sources import TASK_PREFIX
+from kit.tasks.problems import ProblemSet, load_problems, split_validation
+from kit.tasks.sources import TASK_PREFIX
 
 # fields that decide which problems there are and when an answer is right; `name` aside
 PROBLEM_FIELDS = {"categories", "options", "question_column", "answer_column", "verifier"}

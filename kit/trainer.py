@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 
 from kit.arm import Arm
 from kit.config import Config
-from kit.data import TrainingData, load_training_data
 from kit.errors import (
     ConfigError,
     KitError,
@@ -38,6 +37,7 @@ from kit.models import TRAINED, Base, load_base
 from kit.rollout import Completion, Sampled, Sampling, count_tokens, sample
 from kit.runs import RunFolder
 from kit.stopping import HANGUP, on_signals
+from kit.tasks.problems import TrainingData, load_training_data
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -38,8 +38,8 @@ TESTS = {  # what pytest is told, for each module
     # the memory of one big batch takes seconds and sees no formula
     "logprobs": ["tests/test_logprobs.py", "-k", "not qwens_vocabulary"],
     "batching": ["tests/test_batching.py"],
-    "rewards": ["tests/test_rewards.py"],
-    "answers": ["tests/test_answers.py"],
+    "rewards": ["tests/tasks/test_rewards.py"],
+    "answers": ["tests/tasks/test_answers.py"],
     "stats": ["tests/test_stats.py"],
 }
 SHARE = 0.95  # that must be killed

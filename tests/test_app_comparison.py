@@ -26,10 +26,10 @@ from kit.app.shown import Shown
 from kit.app.tokens import BASE_SIDE, LEFT, RIGHT
 from kit.app.verdicts import Judge, badge
 from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
-from kit.data import load_problems
 from kit.errors import AdapterError, ConfigError, DataError
 from kit.rollout import Completion
-from kit.verifiers import TaskVerifier, Verdict
+from kit.tasks.problems import load_problems
+from kit.tasks.verifiers import TaskVerifier, Verdict
 from kit.votes import read_votes
 
 SPELLING = "reasoning_gym:spell_backward"

@@ -14,13 +14,13 @@ from kit import benchmark as module
 from kit.adapters import adapter_sha256
 from kit.benchmark import benchmark, row_seed, table
 from kit.config import DataConfig, ModelConfig
-from kit.data import load_problems
 from kit.errors import ConfigError, DataError, ResultsError
 from kit.evaluate import summarize
 from kit.results import FIELDS, ROW_FIELDS, read_result, read_rows
 from kit.settings import EvalSettings
 from kit.targets import Target
-from kit.verifiers import LatexVerifier, NumberVerifier
+from kit.tasks.problems import load_problems
+from kit.tasks.verifiers import LatexVerifier, NumberVerifier
 
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("KIT_DATA_DIR", ROOT.parent / "shared" / "data"))

@@ -8,11 +8,11 @@ import json
 import pytest
 
 from kit.config import DataConfig
-from kit.data import load_problems
 from kit.errors import ConfigError, DataError, ResultsError
 from kit.ledger import open_ledger
 from kit.results import find_results, read_result, read_rows, result_path
 from kit.settings import EvalSettings, read_pairs
+from kit.tasks.problems import load_problems
 
 FACTS = {"versions": {}, "git": None, "command": "kit evaluate …", "started": "2030-01-01"}
 TARGET = {

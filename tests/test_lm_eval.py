@@ -14,10 +14,10 @@ import torch
 
 from kit.cli import main
 from kit.config import DEMO_RECIPE, EMBEDDED_PATH, DataConfig
-from kit.data import load_problems
 from kit.recipe import load_config
+from kit.tasks.problems import load_problems
+from kit.tasks.verifiers import NumberVerifier
 from kit.trainer import train
-from kit.verifiers import NumberVerifier
 
 lm_eval = pytest.importorskip(
     "lm_eval",

@@ -27,13 +27,13 @@ from kit.app.stored import Attempt
 from kit.attached import find_data, find_model, find_wheels, locate
 from kit.compare import check_arms, load_arms
 from kit.config import DataConfig, ModelConfig
-from kit.data import load_problems
 from kit.errors import AdapterError, ConfigError, DataError, InstallError, ResultsError, RunError
 from kit.estimate import estimate
 from kit.files import read_metrics
 from kit.hardware import DTYPES, choose_hardware
 from kit.place import Card, Place, keep_folder, read_card, where_am_i
 from kit.recipe import load_config
+from kit.tasks.problems import load_problems
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "notebooks" / "gr_pspo_colab_kaggle.ipynb"

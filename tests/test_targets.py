@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from kit.adapters import adapter_sha256, read_adapter_config
 from kit.config import SYSTEM_PROMPT, DataConfig
-from kit.data import load_problems, split_validation
 from kit.errors import AdapterError, ConfigError
 from kit.recipe import build_config
 from kit.runs import RunFolder
@@ -26,6 +25,7 @@ from kit.targets import (
     seen_in_training,
     shared_model,
 )
+from kit.tasks.problems import load_problems, split_validation
 
 SETTINGS = {
     "peft_type": "LORA",

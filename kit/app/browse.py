@@ -9,9 +9,9 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Literal
 
-from kit.answers import numbers_equal, parse_number
 from kit.app.comparator import ComparedPair, ComparedSide, Measure
 from kit.app.stored import Attempt, Stored, Version, read_attempts
+from kit.tasks.answers import numbers_equal, parse_number
 
 PAIRS_KEPT = 4  # joined results in memory; they share their rows with the files kept
 

@@ -10,7 +10,7 @@ from kit.app.columns import badge_html
 from kit.app.inert import printable
 from kit.app.stored import Attempt, Stored
 from kit.app.verdicts import Badge, badge
-from kit.verifiers import Verdict
+from kit.tasks.verifiers import Verdict
 
 MESSAGES = 8  # that are shown; the others are counted
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from kit.answers import parse_number
 from kit.app.catalogue import Choice
 from kit.app.job import Job, Progress
 from kit.app.tokens import LEFT, RIGHT, Scores
 from kit.app.verdicts import Badge, Judge, Standard, badge
 from kit.errors import ConfigError
 from kit.stats import pass_at_k
-from kit.verifiers import Verdict
+from kit.tasks.answers import parse_number
+from kit.tasks.verifiers import Verdict
 from kit.votes import Message, Preference, Side, Vote, VoteSettings
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from kit.app.catalogue import Catalogue
 from kit.app.options import AppOptions
 from kit.app.verdicts import Judge, NoVerifier, Standard
 from kit.config import DEMO_RECIPE, EMBEDDED, DataConfig
-from kit.data import load_problems
 from kit.recipe import load_config
 from kit.runs import RunFolder
-from kit.sources import KNOWN, TASK_PREFIX
 from kit.targets import data_config
-from kit.verifiers import Verifier
+from kit.tasks.problems import load_problems
+from kit.tasks.sources import KNOWN, TASK_PREFIX
+from kit.tasks.verifiers import Verifier
 
 LISTED = 500  # problems that the page offers at once
 TITLE = 90  # characters of a problem in the list

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kit.answers import parse_number
 from kit.config import AnswerKind
-from kit.data import VERIFIERS
-from kit.verifiers import Row, Verdict, Verifier, task_answers
+from kit.tasks.answers import parse_number
+from kit.tasks.problems import VERIFIERS
+from kit.tasks.verifiers import Row, Verdict, Verifier, task_answers
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,13 +34,13 @@ from kit.assets.tiny_problems import (
     training_problems,
 )
 from kit.config import DEMO_RECIPE, SYSTEM_PROMPT, ModelConfig
-from kit.data import load_problems
 from kit.evaluate import evaluate
 from kit.models import load_base
 from kit.policy import BASE, Policy
 from kit.recipe import load_config
 from kit.rollout import Sampling
-from kit.sources import TEST_SEED_OFFSET
+from kit.tasks.problems import load_problems
+from kit.tasks.sources import TEST_SEED_OFFSET
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = """\

@@ -1,6 +1,6 @@
 """Where problems come from: known data sets, reasoning-gym tasks, files, and the hub.
 
-Each kind is read into rows with the columns that `kit.data` describes, but for the prompt.
+Each kind is read into rows with the columns that `kit.tasks.problems` describes, but for the prompt.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kit.answers import parse_number
-from kit.config import AnswerKind, DataConfig
+from kit.config import READERS, AnswerKind, DataConfig
 from kit.errors import DataError
-from kit.verifiers import NumberVerifier, TaskVerifier, Verifier
+from kit.tasks.answers import parse_number
+from kit.tasks.verifiers import NumberVerifier, TaskVerifier, Verifier
 
 if TYPE_CHECKING:
     import datasets
@@ -35,7 +35,6 @@ TASK_SIZE = 1000
 TEST_SEED_OFFSET = 500_000
 """Added to the seed for a task's test problems: problem i of a task is made from seed + i."""
 ROLES = ("system", "user", "assistant")
-READERS = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)

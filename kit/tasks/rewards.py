@@ -27,7 +27,7 @@ from typing import Any
 
 from kit.config import RewardConfig
 from kit.errors import RewardError
-from kit.verifiers import Verdict, Verifier
+from kit.tasks.verifiers import Verdict, Verifier
 
 _BUILT_IN = ("correct", "format", "no_answer")
 LARGEST = 1e30  # advantages are float32, and a ratio of up to e^20 multiplies them

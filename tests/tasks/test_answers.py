@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.answers import (
+from kit.config import SYSTEM_PROMPT
+from kit.tasks.answers import (
     extract_lenient,
     extract_lenient_text,
     extract_strict,
@@ -19,11 +20,10 @@ from kit.answers import (
     numbers_equal,
     parse_number,
 )
-from kit.config import SYSTEM_PROMPT
-from kit.math_worker import Reply, Worker
-from kit.verifiers import LatexVerifier, NumberVerifier, TaskVerifier, Verdict
+from kit.tasks.sandbox import Reply, Worker
+from kit.tasks.verifiers import LatexVerifier, NumberVerifier, TaskVerifier, Verdict
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -422,7 +422,7 @@ def test_each_different_answer_is_asked_for_once(latex, monkeypatch) -> None:
 def test_no_worker_outlives_its_parent(end: str) -> None:
     finish = "" if end == "exit" else "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     script = (
-        "from kit.verifiers import LatexVerifier\n"
+        "from kit.tasks.verifiers import LatexVerifier\n"
         "v = LatexVerifier(); v.verify('#### 5', {'answer': '5'})\n"
         f"print(v.worker._child.pid, flush=True)\n{finish}"
     )
@@ -469,7 +469,7 @@ def test_task_verifier(spelling, text: str, strict: bool, lenient: bool) -> None
 
 
 def test_import_is_light() -> None:
-    script = "import sys, json, kit.rewards, kit.verifiers; print(json.dumps(sorted(sys.modules)))"
+    script = "import sys, json, kit.tasks.rewards, kit.tasks.verifiers; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit import confine
 from kit.errors import DataError
-from kit.math_worker import EVALUATING_TASKS, Reply, Worker, judge_task, pack, unpack
-from kit.task_grammar import rewrite
-from kit.verifiers import LatexVerifier, TaskVerifier
-from tests.attacks import (
+from kit.tasks import confine
+from kit.tasks.sandbox import EVALUATING_TASKS, Reply, Worker, judge_task, pack, unpack
+from kit.tasks.task_grammar import rewrite
+from kit.tasks.verifiers import LatexVerifier, TaskVerifier
+from tests.tasks.attacks import (
     LIMIT,
     TASKS,
     UNFILTERED,
@@ -31,7 +31,7 @@ from tests.attacks import (
     python_attacks,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
@@ -43,7 +43,7 @@ def attacked(tmp_path_factory):
     """What became of the attacks on each task, and the files that they left."""
     folder = tmp_path_factory.mktemp("left")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.attacks", str(folder)],
+        [sys.executable, "-m", "tests.tasks.attacks", str(folder)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -464,7 +464,7 @@ def test_every_tasks_own_answers_are_right_after_the_journey() -> None:
 _JOURNEY = """
 import json, sys, reasoning_gym
 from reasoning_gym.factory import DATASETS
-from kit.math_worker import judge_batch, judge_task, pack, unpack, _judged
+from kit.tasks.sandbox import judge_batch, judge_task, pack, unpack, _judged
 found = {}
 for task in sorted(set(DATASETS) - {"composite", "gsm_symbolic"}):
     dataset = reasoning_gym.create_dataset(task, size=3, seed=0)
@@ -524,7 +524,7 @@ def test_an_answer_that_kills_the_child_twice_is_wrong_and_stops_nobody_else(mon
 def test_what_ends_a_fork_costs_only_its_own_answer() -> None:
     script = """
 import json, os, time
-from kit.math_worker import Reply, judge_batch
+from kit.tasks.sandbox import Reply, judge_batch
 def judge(request):
     do = request["do"]
     if do == "raise": raise MemoryError

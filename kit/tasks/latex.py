@@ -1,6 +1,6 @@
 """Compare two LaTeX answers: their forms by the kit, the formulas in them by math-verify.
 
-It evaluates what it reads, so this runs in the process of `kit.math_worker`, which bounds it.
+It evaluates what it reads, so this runs in the process of `kit.tasks.sandbox`, which bounds it.
 What the two must share beyond their values: brackets of a point or interval, the base of a
 numeral, the variable, the measure where both name one. `25%` answers both `25%` and `1/4`.
 """
@@ -11,8 +11,8 @@ import functools
 import re
 from typing import Any
 
-from kit import latex_forms, latex_formula
-from kit.latex_forms import Form, bare_words, plain, read, with_bare_unit, words
+from kit.tasks import latex_forms, latex_formula
+from kit.tasks.latex_forms import Form, bare_words, plain, read, with_bare_unit, words
 
 
 def judge_latex(gold: str, answer: str) -> tuple[bool, bool]:

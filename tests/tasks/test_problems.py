@@ -12,7 +12,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from kit.config import EMBEDDED_PATH, SYSTEM_PROMPT, DataConfig
-from kit.data import (
+from kit.errors import DataError
+from kit.recipe import build_config
+from kit.tasks.problems import (
     ProblemSet,
     check_gold,
     drop_long_prompts,
@@ -20,12 +22,10 @@ from kit.data import (
     load_training_data,
     split_validation,
 )
-from kit.errors import DataError
-from kit.recipe import build_config
-from kit.sources import KNOWN
-from kit.verifiers import LatexVerifier, NumberVerifier, TaskVerifier
+from kit.tasks.sources import KNOWN
+from kit.tasks.verifiers import LatexVerifier, NumberVerifier, TaskVerifier
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 REAL = Path(os.environ.get("KIT_DATA_DIR", ROOT.parent / "shared" / "data"))
 COLUMNS = {"id", "prompt", "question", "answer", "solution", "category", "difficulty"}
 
@@ -525,7 +525,7 @@ def test_drop_long_prompts(monkeypatch) -> None:
         assert tokenizer is asked
         return ["<s>", *messages[-1]["content"].split(), "go"]
 
-    monkeypatch.setattr("kit.data.prompt_ids", prompt_ids)
+    monkeypatch.setattr("kit.tasks.problems.prompt_ids", prompt_ids)
     whole = problem_set(["a b c", "a", "a b c d", "a b"])  # 5, 3, 6 and 4 tokens
     kept, dropped = drop_long_prompts(whole, asked, 4)
     assert kept.problems["question"][:] == ["a", "a b"]

@@ -7,8 +7,8 @@ import pytest
 
 from kit.config import SYSTEM_PROMPT, RewardConfig, RewardFunction
 from kit.errors import RewardError
-from kit.rewards import build_reward
-from kit.verifiers import NumberVerifier
+from kit.tasks.rewards import build_reward
+from kit.tasks.verifiers import NumberVerifier
 
 QUESTION = "Ann has 3 pears and buys 4 more. How many has she?"
 PROMPT = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": QUESTION}]
@@ -249,7 +249,7 @@ def test_the_largest_reward_leaves_finite_advantages(file) -> None:
     import torch
 
     from kit.objectives import group_advantages
-    from kit.rewards import LARGEST
+    from kit.tasks.rewards import LARGEST
 
     path = file(
         "def f(prompts, completions, **columns):\n"

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from kit.units import is_unit, measure
+from kit.tasks.units import is_unit, measure
 
 MAX_CHARS = 1000  # longer answers are compared as text only
 MAX_DEPTH = 24  # groups within groups

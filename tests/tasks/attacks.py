@@ -1,4 +1,4 @@
-"""Hostile answers, and a program that has them judged: `python -m tests.attacks FOLDER`.
+"""Hostile answers, and a program that has them judged: `python -m tests.tasks.attacks FOLDER`.
 
 Each answer would leave a file of its own in FOLDER, or make later verdicts wrong, or take all time
 or memory. The program prints as JSON what became of them; tests look into FOLDER.
@@ -251,7 +251,7 @@ def _attack_task(task: str, cls: str, folder: Path) -> dict[str, Any]:
     """Verdicts on attacks, wrong and right answers: with the grammar, and without it."""
     import reasoning_gym
 
-    from kit.math_worker import Reply, judge_batch, judge_task
+    from kit.tasks.sandbox import Reply, judge_batch, judge_task
 
     dataset: Any = reasoning_gym.create_dataset(task, size=6, seed=1)
     entries = [dataset[i] for i in range(6)]

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kit import latex_forms, latex_formula
-from kit.answers import (
+from kit.expressions import beginning, ending, tokenize
+from kit.reasoning import measure
+from kit.steps import MAX_STARTS, find_steps
+from kit.tasks import latex_forms, latex_formula
+from kit.tasks.answers import (
     MAX_ANSWER_CHARS,
     extract_lenient,
     extract_lenient_text,
@@ -19,13 +22,10 @@ from kit.answers import (
     extract_strict_text,
     parse_number,
 )
-from kit.expressions import beginning, ending, tokenize
-from kit.latex_forms import plain, read
-from kit.reasoning import measure
-from kit.steps import MAX_STARTS, find_steps
-from kit.units import is_unit
-from kit.units import measure as measure_of
-from kit.verifiers import NumberVerifier, task_answers
+from kit.tasks.latex_forms import plain, read
+from kit.tasks.units import is_unit
+from kit.tasks.units import measure as measure_of
+from kit.tasks.verifiers import NumberVerifier, task_answers
 
 SECONDS = 0.25  # of the processor's time for a text of at most a few thousand characters
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from kit.units import is_unit
+from kit.tasks.units import is_unit
 
 MAX_DIGITS = 64  # longer numbers, and powers of ten beyond this, are not read
 MAX_CHARS = 200  # longer text is not a number with its unit
@@ -126,7 +126,7 @@ def parse_number(text: str) -> Fraction | None:
     Reads `1,000`, `$-5`, `3/4`, `1 1/2`, `5½`, `.5`, `1.5e3`, `72.`, `\frac{3}{4}`, `18 dollars`,
     `18 dollars and 50 cents`, `5 million`. `25%` is 25, as in the data sets' own answers.
     Everything else is None: `1,00`, `1.000.000`, `10:30`, `6th`, `5²`, `5π`, `5 or 6`, a word that
-    `kit.units` does not list, more than 64 digits, powers of ten beyond 64, a denominator of 0.
+    `kit.tasks.units` does not list, more than 64 digits, powers of ten beyond 64, a denominator of 0.
     """
     if len(text) > MAX_CHARS:
         return None

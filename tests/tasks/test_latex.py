@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from kit.verifiers import LatexVerifier
+from kit.tasks.verifiers import LatexVerifier
 
 TABLE = Path(__file__).parent / "data" / "latex_pairs.tsv"
 

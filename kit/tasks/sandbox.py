@@ -4,10 +4,10 @@ math-verify (LaTeX) and the reasoning-gym tasks are large libraries that evaluat
 given: on hostile text that can take forever, exhaust memory or act on the machine. `Worker` starts
 a process that has imported them and nothing else: its environment is what Python needs to find
 packages. That process judges nothing itself: each batch of answers is judged by a fork of it, which
-may not do anything but compute (`kit.confine`) and ends with the batch, so that no answer can
+may not do anything but compute (`kit.tasks.confine`) and ends with the batch, so that no answer can
 change what judges the next batch. One past its time is killed, one in which something was raised
 ends, and another goes on. Tasks whose scorer evaluates the answer are handed what
-`kit.task_grammar` has read in it. Without `fork` (Windows) the process judges itself: what an
+`kit.tasks.task_grammar` has read in it. Without `fork` (Windows) the process judges itself: what an
 answer could change there would last, and one past its time costs a new start.
 
 Protocol: JSON lines. Parent -> child `{"limit", "requests"}`; each request has `"answer"`, and
@@ -35,10 +35,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from kit.confine import confine
 from kit.errors import DataError
-from kit.latex import judge_latex
-from kit.task_grammar import EVALUATING_TASKS, rewrite
+from kit.tasks.confine import confine
+from kit.tasks.latex import judge_latex
+from kit.tasks.task_grammar import EVALUATING_TASKS, rewrite
 
 START_SECONDS = 120.0  # importing sympy from a cold disk
 GRACE_SECONDS = 10.0  # for a process that should have answered, on a busy machine
@@ -151,7 +151,7 @@ class Worker:
     def _start(self) -> None:
         self._stop()
         child = subprocess.Popen(
-            [sys.executable, "-m", "kit.math_worker", *self.task],
+            [sys.executable, "-m", "kit.tasks.sandbox", *self.task],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

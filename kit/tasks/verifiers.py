@@ -1,6 +1,6 @@
 """Judge completions against gold answers: as numbers, as LaTeX, or by a reasoning-gym task.
 
-What needs more than comparing exact fractions runs in a process of its own (`kit.math_worker`),
+What needs more than comparing exact fractions runs in a process of its own (`kit.tasks.sandbox`),
 because it evaluates expressions that a model wrote.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kit.answers import (
+from kit.tasks.answers import (
     MAX_ANSWER_CHARS,
     extract_lenient,
     extract_lenient_text,
@@ -21,7 +21,7 @@ from kit.answers import (
     numbers_equal,
     parse_number,
 )
-from kit.math_worker import Worker, pack
+from kit.tasks.sandbox import Worker, pack
 
 Row = Mapping[str, Any]
 

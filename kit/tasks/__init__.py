@@ -1,0 +1,1 @@
+"""Problems with gold answers, and how completions are judged and rewarded."""
