@@ -22,13 +22,14 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from kit.batching import make_batch, pad_values
 from kit.config import Config
 from kit.files import read_metrics
-from kit.models import add_lora, load_base
-from kit.policy import Policy
+from kit.model.base import load_base
+from kit.model.batching import make_batch, pad_values
+from kit.model.lora import add_lora
+from kit.model.policy import Policy
+from kit.model.rollout import Request, Sampling, sample
 from kit.recipe import load_config
-from kit.rollout import Request, Sampling, sample
 from kit.tasks.problems import load_training_data
 from kit.trainer import train
 

@@ -15,13 +15,14 @@ import tempfile
 import time
 from pathlib import Path
 
-import kit.policy
+import kit.model.policy
 from kit.config import Config
-from kit.mixed_lora import is_plain
-from kit.models import Base, add_lora, load_base
-from kit.policy import Policy
+from kit.model.base import Base, load_base
+from kit.model.lora import add_lora
+from kit.model.mixed_lora import is_plain
+from kit.model.policy import Policy
+from kit.model.rollout import Request, Sampling, sample
 from kit.recipe import load_config
-from kit.rollout import Request, Sampling, sample
 from kit.tasks.problems import load_training_data
 from kit.trainer import train, train_together
 
@@ -67,9 +68,9 @@ def sampling(base: Base, configs: list[Config]) -> dict[str, float]:
         "one after the other": timed(lambda: [sample(policy, own, settings) for own in per_arm]),
         "together": timed(lambda: sample(policy, everything, settings)),
     }
-    kit.policy.is_plain = lambda model, adapters: False  # leave mixed rows to PEFT
+    kit.model.policy.is_plain = lambda model, adapters: False  # leave mixed rows to PEFT
     times["PEFT's per-row adapters"] = timed(lambda: sample(policy, everything, settings))
-    kit.policy.is_plain = is_plain
+    kit.model.policy.is_plain = is_plain
     policy.peft.unload()
     return times
 

@@ -27,15 +27,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
-from kit.batching import make_batch
 from kit.config import EMBEDDED_PATH, Config
-from kit.estimate import find_shape
-from kit.memory import GIB, Memory, Shape, Wave, lora_size
-from kit.models import Base, add_lora, dequantized, load_base
+from kit.memory import GIB, Memory, Wave, lora_size
+from kit.model.base import Base, dequantized, load_base
+from kit.model.batching import make_batch
+from kit.model.lora import add_lora
+from kit.model.policy import Policy
+from kit.model.rollout import Sampling, choose
+from kit.model.shape import Shape, find_shape
 from kit.optimizer import Optimizer
-from kit.policy import Policy
 from kit.recipe import build_config
-from kit.rollout import Sampling, choose
 
 MIB = 2**20
 

@@ -17,9 +17,9 @@ import time
 import torch
 
 from kit.config import ModelConfig
-from kit.models import load_base
-from kit.policy import BASE, Policy
-from kit.rollout import Request, Sampling, sample
+from kit.model.base import load_base
+from kit.model.policy import BASE, Policy
+from kit.model.rollout import Request, Sampling, sample
 
 QUESTION = "Tom has {} apples and buys {} more. He gives half of them to Mia. How many are left?"
 

@@ -15,10 +15,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
-from kit.bases import BaseSource
-from kit.models import NF4, use_exact_kernels
+from kit.model.base import NF4, use_exact_kernels
+from kit.model.base_files import BaseSource
+from kit.model.tokenizer import prepare_tokenizer
 from kit.probe import question_ids
-from kit.tokenizer import prepare_tokenizer
 
 NEW_TOKENS = 48
 

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from kit.adapters import adapter_fault
 from kit.card import write_card
 from kit.checkpoint import (
     load_newest,
@@ -24,14 +23,16 @@ from kit.checkpoint import (
 from kit.config import Config
 from kit.errors import NotFiniteError, TrainingError
 from kit.evaluate import Evaluation, evaluate
-from kit.finite import first_bad_weight
 from kit.grpo import GRPO
-from kit.models import Base, add_lora
+from kit.model.adapter_files import adapter_fault
+from kit.model.base import Base
+from kit.model.finite import first_bad_weight
+from kit.model.lora import add_lora
+from kit.model.policy import Policy
+from kit.model.rollout import Request, Sampled, Sampling
 from kit.optimizer import Optimizer
-from kit.policy import Policy
 from kit.preflight import TRUNCATED_WARNING, preflight
 from kit.recipe import flatten
-from kit.rollout import Request, Sampled, Sampling
 from kit.runs import RunFolder, binding_settings, environment, this_process
 from kit.sft import SFT
 from kit.tasks.problems import ProblemSet, TrainingData

@@ -24,11 +24,11 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from kit.adapters import CARD, CONFIG, WEIGHTS, read_adapter_config
 from kit.errors import AdapterError, RunError, first_line
 from kit.files import WRITE_ERRORS, digest, new_folder, remove, write_atomically
-from kit.models import TRAINED
-from kit.policy import Policy
+from kit.model.adapter_files import CARD, CONFIG, WEIGHTS, read_adapter_config
+from kit.model.lora import TRAINED
+from kit.model.policy import Policy
 from kit.probe import take_probe, write_probe
 from kit.runs import MANIFEST, MANIFEST_SCHEMA, read_manifest
 

@@ -17,7 +17,7 @@ from kit.benchmark import benchmark, table
 from kit.config import Config
 from kit.errors import ConfigError, RunError
 from kit.files import only_one, write_atomically
-from kit.models import Base, load_base
+from kit.model.base import Base, load_base
 from kit.recipe import flatten, load_config
 from kit.runs import COMPARE_SCHEMA, LOCK, RunFolder, read_comparison, writing
 from kit.settings import EvalSettings

@@ -342,3 +342,6 @@ def _unfolded(node: yaml.Node | None, known: dict[int, int]) -> int:
 
 
 READERS = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+PREFLIGHT_SAMPLES = 4  # per problem: enough to see whether rewards within a group differ

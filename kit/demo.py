@@ -9,8 +9,8 @@ from typing import Any
 from kit.benchmark import benchmark
 from kit.config import DEMO_RECIPE, Config
 from kit.files import read_metrics, write_atomically
-from kit.hardware import peak_memory_mb, reset_peak_memory
-from kit.models import Base, load_base
+from kit.model.base import Base, load_base
+from kit.model.hardware import peak_memory_mb, reset_peak_memory
 from kit.recipe import load_config
 from kit.results import Result
 from kit.runs import RunFolder, writing

@@ -8,21 +8,18 @@ memory is in kit.memory; the times are a range from the GPU's data sheet, not a 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from tabulate import tabulate
 
-from kit.config import EMBEDDED, EMBEDDED_PATH, Config
-from kit.errors import ConfigError, ModelError, first_line
-from kit.memory import GIB, Memory, Phase, Shape, Wave
+from kit.config import Config
+from kit.errors import ConfigError
+from kit.memory import GIB, Memory, Phase, Wave
+from kit.model.shape import find_shape
 
 DEFAULT_GPU = "T4"  # the free one of Colab and Kaggle
 
@@ -44,15 +41,6 @@ _GPUS = {
     "4090": (23.6, 1008, 165, True),
 }
 _KNOWN = ", ".join(_GPUS)
-
-# hidden, layers, heads, key-value heads, MLP, vocabulary, tied: from the hub's config.json files
-_QWEN = {
-    "0.5B": (896, 24, 14, 2, 4864, 151_936, True),
-    "1.5B": (1536, 28, 12, 2, 8960, 151_936, True),
-    "3B": (2048, 36, 16, 2, 11_008, 151_936, True),
-    "7B": (3584, 28, 28, 4, 18_944, 152_064, False),
-}
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,92 +215,6 @@ def find_gpu(name: str) -> GPU:
             f"unknown GPU {name!r}; known are {_KNOWN}, or give its memory in GiB, e.g. --gpu 16"
         )
     return GPU(f"{size:g} GiB", int(size * GIB))
-
-
-def find_shape(model: str, revision: str | None = None) -> tuple[Shape, str]:
-    """The model's shape, and in words where it is from."""
-    size = model.removeprefix("Qwen/Qwen2.5-").removesuffix("-Instruct")
-    cached = None if _is_local(model) else _cached(model, revision)
-    if cached is not None:
-        file, source = cached, "from the hub's cache"
-    elif model.startswith("Qwen/Qwen2.5-") and size in _QWEN and revision is None:
-        hidden, layers, heads, kv_heads, width, vocab, tied = _QWEN[size]
-        shape = Shape(
-            hidden, layers, heads, kv_heads, hidden // heads, width, vocab, tied, qkv_bias=True
-        )
-        return shape, "from the kit's own table"
-    elif model == EMBEDDED:
-        file, source = EMBEDDED_PATH / "config.json", "of the embedded model"
-    elif _is_local(model):
-        file = Path(model) / "config.json"
-        source = f"from {file}"
-    else:
-        file, source = _download(model, revision), "from the hub"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} is missing or no JSON: {error}") from None
-    return read_shape(values, model), source
-
-
-def read_shape(values: Any, model: str) -> Shape:
-    """The shape that a config.json describes; ModelError for what the arithmetic does not know."""
-    family = values.get("model_type") if isinstance(values, dict) else None
-    if family not in FAMILIES:
-        raise ModelError(
-            f"kit estimate knows models of the families {', '.join(FAMILIES)}; {model} is of "
-            f"{family!r}. kit train may still run it: it halves what does not fit by itself"
-        )
-    if values.get("quantization_config") is not None:
-        raise ModelError(f"{model} is already quantized; give the id of its full-precision weights")
-
-    def number(key: str, default: int | None = None) -> int:
-        value = values.get(key)
-        value = default if value is None else value
-        if type(value) is not int or not 1 <= value <= 10**7:
-            raise ModelError(f"config.json of {model}: {key} must be a whole number, got {value!r}")
-        return value
-
-    heads, hidden = number("num_attention_heads"), number("hidden_size")
-    bias = bool(values.get("attention_bias"))
-    return Shape(
-        hidden=hidden,
-        layers=number("num_hidden_layers"),
-        heads=heads,
-        kv_heads=number("num_key_value_heads", heads),
-        head_dim=number("head_dim", hidden // heads),
-        intermediate=number("intermediate_size"),
-        vocab=number("vocab_size"),
-        tied=bool(values.get("tie_word_embeddings")),
-        qkv_bias=bias or family == "qwen2",
-        output_bias=bias,
-        mlp_bias=bool(values.get("mlp_bias")),
-        qk_norm=family == "qwen3",
-    )
-
-
-def _is_local(model: str) -> bool:
-    return model == EMBEDDED or Path(model).is_dir()
-
-
-def _cached(model: str, revision: str | None) -> Path | None:
-    try:
-        found = try_to_load_from_cache(model, "config.json", revision=revision)
-    except HFValidationError as error:
-        raise ModelError(f"no folder and no hub id: {model!r} ({error})") from None
-    return Path(found) if isinstance(found, str) else None
-
-
-def _download(model: str, revision: str | None) -> Path:
-    try:
-        return Path(hf_hub_download(model, "config.json", revision=revision))
-    except OSError as error:
-        reason = first_line(error)
-        raise ModelError(
-            f"cannot read config.json of {model!r}: {reason} Check the id, the network and (for "
-            "gated models) your hub login, or give a folder with that file: model.id=folder. Known "
-            f"without the network: Qwen/Qwen2.5-{{{','.join(_QWEN)}}}[-Instruct]"
-        ) from error
 
 
 # --- what to change ------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from accelerate.utils import gather_object
 
 from kit import reasoning
 from kit.errors import NotFiniteError
-from kit.policy import Policy
+from kit.model.policy import Policy
+from kit.model.rollout import Completion, Request, Sampling, sample
 from kit.results import Row
-from kit.rollout import Completion, Request, Sampling, sample
 from kit.stats import Proportion, majority_at_k, pass_at_k
 from kit.tasks.answers import parse_number
 

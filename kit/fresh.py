@@ -1,7 +1,7 @@
 """A program of its own: what an adapter computes with transformers and peft, and nothing else.
 
 `kit verify` runs this file by its path in a new process: it must not import the kit. It reads a
-JSON request from standard input (with the path of kit.prompts, which stands alone) and writes
+JSON request from standard input (with the path of kit.model.prompts, which stands alone) and writes
 logits (N, P, V) with and without the adapter, at the last P positions of N prompts, to a
 safetensors file whose metadata holds the report.
 """

@@ -26,9 +26,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from kit.batching import make_batch, pad_values
 from kit.config import Config
-from kit.finite import watched
+from kit.model.batching import make_batch, pad_values
+from kit.model.finite import watched
+from kit.model.policy import Policy
+from kit.model.rollout import Completion, Request, Sampled, count_tokens
 from kit.objectives import (
     Denominator,
     LossInputs,
@@ -39,8 +41,6 @@ from kit.objectives import (
     policy_loss,
 )
 from kit.optimizer import Optimizer, UpdateResult
-from kit.policy import Policy
-from kit.rollout import Completion, Request, Sampled, count_tokens
 from kit.runs import RunFolder
 from kit.tasks.rewards import Reward, Scores
 

@@ -31,8 +31,8 @@ CLASHES = ("torchao>=0.16",)
 TRIAL = """
 import accelerate, bitsandbytes, datasets, peft, transformers
 from kit.config import ModelConfig
-from kit.hardware import choose_hardware
-from kit.models import check_torchao
+from kit.model.hardware import choose_hardware
+from kit.model.base import check_torchao
 check_torchao()
 print(choose_hardware(ModelConfig(id="embedded")).reason)
 """

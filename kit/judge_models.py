@@ -162,8 +162,8 @@ class LocalModel:
     """A causal language model on this machine."""
 
     def __init__(self, config: JudgeConfig) -> None:
-        from kit.models import load_base  # loads torch, which an endpoint does without
-        from kit.policy import Policy
+        from kit.model.base import load_base  # loads torch, which an endpoint does without
+        from kit.model.policy import Policy
 
         self.config = config
         self.signature = _signature(config)
@@ -172,8 +172,8 @@ class LocalModel:
         )
 
     def ask(self, prompts: Sequence[Messages]) -> Iterator[tuple[int, Reply]]:
-        from kit.policy import BASE
-        from kit.rollout import Request, Sampling, sample
+        from kit.model.policy import BASE
+        from kit.model.rollout import Request, Sampling, sample
 
         config = self.config
         assert config.max_tokens is not None and config.temperature is not None  # JudgeConfig

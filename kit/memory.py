@@ -9,100 +9,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kit.config import Config
-from kit.errors import ConfigError
+from kit.config import PREFLIGHT_SAMPLES, Config
+from kit.model.shape import PREFILL_TOKENS, Shape, rows_that_fit
 
 GIB = 2**30
 CONTEXT = 0.6 * GIB  # CUDA context, kernels and cuBLAS workspaces: an allowance
 FRAGMENTATION = 0.1  # of everything that comes and goes: an allowance
-PREFILL_TOKENS = 8192  # of prompts, padding included, that the sampler reads in one forward pass
-PREFLIGHT_SAMPLES = 4  # per problem: enough to see whether rewards within a group differ
 
 NF4_BLOCK = 64  # weights that share a scale
 SCALE_BLOCK = 256  # scales that share a scale of their own (double quantization)
 NF4_TABLES = (16 + 256 + 1) * 4  # per layer: the two code books and an offset, float32
 SMALL_TENSOR = 4096  # adamw_8bit keeps the state of smaller tensors in float32
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """A linear module of every layer."""
-
-    name: str  # as PEFT sees it, e.g. self_attn.q_proj
-    inputs: int
-    outputs: int
-    bias: bool
-
-    @property
-    def size(self) -> int:
-        return self.inputs * self.outputs
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What a decoder of the Llama kind is made of."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocab: int
-    tied: bool  # the head is the embedding
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-
-    @property
-    def query(self) -> int:
-        """Width of all heads together."""
-        return self.heads * self.head_dim
-
-    @property
-    def linears(self) -> list[Linear]:
-        keys = self.kv_heads * self.head_dim
-        return [
-            Linear("self_attn.q_proj", self.hidden, self.query, self.qkv_bias),
-            Linear("self_attn.k_proj", self.hidden, keys, self.qkv_bias),
-            Linear("self_attn.v_proj", self.hidden, keys, self.qkv_bias),
-            Linear("self_attn.o_proj", self.query, self.hidden, self.output_bias),
-            Linear("mlp.gate_proj", self.hidden, self.intermediate, self.mlp_bias),
-            Linear("mlp.up_proj", self.hidden, self.intermediate, self.mlp_bias),
-            Linear("mlp.down_proj", self.intermediate, self.hidden, self.mlp_bias),
-        ]
-
-    @property
-    def linear_size(self) -> int:
-        """Weights of all linear modules, without the head: what quantization acts on."""
-        return self.layers * sum(linear.size for linear in self.linears)
-
-    @property
-    def other_size(self) -> int:
-        """Weights that stay in the compute type: embeddings, head, norms, biases."""
-        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
-        biases = sum(linear.outputs for linear in self.linears if linear.bias)
-        embeddings = (1 if self.tied else 2) * self.vocab * self.hidden
-        return embeddings + self.hidden + self.layers * (norms + biases)
-
-    def cache_per_token(self, c: int) -> int:
-        """Bytes of keys and values of one token in all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * c
-
-    def adapted(self, targets: str | list[str]) -> list[Linear]:
-        """The linear modules that get LoRA; names match at their end, as in PEFT."""
-        if targets == "all-linear":
-            return self.linears
-        found = [
-            linear
-            for linear in self.linears
-            if any(f"layers.0.{linear.name}".endswith(f".{target}") for target in targets)
-        ]
-        if not found:
-            names = ", ".join(linear.name.rpartition(".")[2] for linear in self.linears)
-            raise ConfigError(f"lora.targets = {targets!r} matches no module; there are {names}")
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +106,6 @@ def kept_per_token(shape: Shape, config: Config, c: int, row: int) -> int:
     if config.model.attention == "eager":
         attention += shape.heads * row * (4 + (c if c < 4 else 0))
     return norms + inputs + low_rank + attention + 3 * c * shape.intermediate
-
-
-def rows_that_fit(cache_per_token: int, vocab: int, longest: int, free: float) -> int:
-    """Rows the sampler decodes at once: their cache and logits take less than half of `free`."""
-    # growing the cache by a token copies a layer of it; logits exist in several forms at once
-    per_row = 1.5 * cache_per_token * longest + 32 * vocab
-    return max(1, int(free / 2 / per_row))
 
 
 class Memory:

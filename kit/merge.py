@@ -21,7 +21,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kit.adapters import (
+from kit.agreement import Agreement, agreements, tokenizer_of
+from kit.errors import AdapterError
+from kit.files import WRITE_ERRORS, new_folder, write_atomically
+from kit.model.adapter_files import (
     CHAT_TEMPLATE,
     TOKENIZER_FILES,
     WEIGHTS,
@@ -30,13 +33,10 @@ from kit.adapters import (
     check_unchanged,
     read_adapter_config,
 )
-from kit.agreement import Agreement, agreements, tokenizer_of
-from kit.bases import BaseSource, base_of
-from kit.errors import AdapterError
-from kit.files import WRITE_ERRORS, new_folder, write_atomically
-from kit.hardware import DTYPES
-from kit.models import check_torchao
-from kit.tokenizer import stop_ids
+from kit.model.base import check_torchao
+from kit.model.base_files import BaseSource, base_of
+from kit.model.hardware import DTYPES
+from kit.model.tokenizer import stop_ids
 
 SHARD = 10**9  # bytes of a file of merged weights; making one takes this and some more memory
 INDEX = "model.safetensors.index.json"

@@ -16,10 +16,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from kit.batching import micro_batches
 from kit.config import Config, OptimConfig
 from kit.errors import OutOfMemoryError, TrainingError, is_out_of_memory, room_for
-from kit.hardware import empty_cache
+from kit.model.batching import micro_batches
+from kit.model.hardware import empty_cache
 
 log = logging.getLogger(__name__)
 

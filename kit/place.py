@@ -36,7 +36,7 @@ class Card:
 
     @property
     def dtype(self) -> str:
-        """What the kit computes in on it; kit.hardware decides, by the same rule."""
+        """What the kit computes in on it; kit.model.hardware decides, by the same rule."""
         return "bfloat16" if self.capability >= 8 else "float16"
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kit.config import PREFLIGHT_SAMPLES as SAMPLES
 from kit.config import Config
 from kit.errors import NotFiniteError, TrainingError
-from kit.memory import PREFLIGHT_SAMPLES as SAMPLES
+from kit.model.policy import Policy
+from kit.model.rollout import Request, Sampling, sample
 from kit.objectives import has_signal
-from kit.policy import Policy
-from kit.rollout import Request, Sampling, sample
 from kit.tasks.rewards import Reward
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kit.adapters import PROBE, adapter_sha256
 from kit.errors import AdapterError, NotFiniteError, room_for
 from kit.files import parse_json
 from kit.fresh import last_logits, surroundings
-from kit.policy import BASE, Policy
-from kit.tokenizer import prompt_ids
+from kit.model.adapter_files import PROBE, adapter_sha256
+from kit.model.policy import BASE, Policy
+from kit.model.tokenizer import prompt_ids
 
 QUESTIONS = (
     "Tom has 3 boxes with 12 apples each and gives 5 apples away. How many are left?",

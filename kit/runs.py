@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from kit.config import Config, read_yaml
 from kit.errors import (
+    AdapterError,
     ConfigError,
     OutOfMemoryError,
     ResultsError,
@@ -472,3 +473,16 @@ def _step_of(line: bytes) -> int | None:
     except (ValueError, KeyError, TypeError):
         return None
     return step if type(step) is int else None
+
+
+def check_has_adapter(run: RunFolder) -> None:
+    """AdapterError for a run that was stopped before it had one."""
+    if not run.adapter.is_dir():
+        try:
+            status = run.status
+        except RunError:  # run.json is damaged
+            status = "unknown"
+        raise AdapterError(
+            f"{run.path} has no adapter yet (status: {status}); go on with: "
+            f"kit train {run.path} --resume"
+        )

@@ -14,14 +14,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from kit.batching import make_batch
 from kit.config import Config
 from kit.errors import DataError
 from kit.grpo import problem_index
+from kit.model.batching import make_batch
+from kit.model.policy import Policy
+from kit.model.rollout import Request, Sampled
+from kit.model.tokenizer import text_ids
 from kit.optimizer import Optimizer
-from kit.policy import Policy
-from kit.rollout import Request, Sampled
-from kit.tokenizer import text_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset

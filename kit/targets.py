@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from kit.adapters import check_has_adapter, read_adapter_config
-from kit.bases import base_of
 from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
 from kit.errors import ConfigError
-from kit.runs import RunFolder
+from kit.model.adapter_files import read_adapter_config
+from kit.model.base_files import base_of
+from kit.runs import RunFolder, check_has_adapter
 from kit.tasks.problems import ProblemSet, load_problems, split_validation
 from kit.tasks.sources import TASK_PREFIX
 

@@ -32,9 +32,10 @@ from kit.errors import (
     is_out_of_memory,
     room_for,
 )
-from kit.hardware import empty_cache, peak_memory_mb, reset_peak_memory
-from kit.models import TRAINED, Base, load_base
-from kit.rollout import Completion, Sampled, Sampling, count_tokens, sample
+from kit.model.base import Base, load_base
+from kit.model.hardware import empty_cache, peak_memory_mb, reset_peak_memory
+from kit.model.lora import TRAINED
+from kit.model.rollout import Completion, Sampled, Sampling, count_tokens, sample
 from kit.runs import RunFolder
 from kit.stopping import HANGUP, on_signals
 from kit.tasks.problems import TrainingData, load_training_data

@@ -18,8 +18,10 @@ from tabulate import tabulate
 from torch import Tensor
 from transformers import BitsAndBytesConfig
 
-from kit import fresh, prompts
-from kit.adapters import (
+from kit import fresh
+from kit.files import parse_json
+from kit.model import prompts
+from kit.model.adapter_files import (
     ADAPTER_FILES,
     CARD,
     CHAT_TEMPLATE,
@@ -27,9 +29,8 @@ from kit.adapters import (
     adapter_sha256,
     read_adapter_config,
 )
-from kit.bases import BaseSource, base_of
-from kit.files import parse_json
-from kit.models import NF4
+from kit.model.base import NF4
+from kit.model.base_files import BaseSource, base_of
 from kit.probe import Probe, probe_settings, read_probe
 
 # largest difference allowed on other machines and versions, as a share of the largest logit

@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, settings
 
 from kit.checkpoint import save_adapter
 from kit.config import Config, LoraConfig, ModelConfig
-from kit.models import Base, add_lora, load_base
-from kit.policy import Policy
+from kit.model.base import Base, load_base
+from kit.model.lora import add_lora
+from kit.model.policy import Policy
 from kit.recipe import build_config
 from tests.noise import add_noise
 

@@ -36,8 +36,8 @@ EXPLAINED = Path(__file__).with_suffix(".yaml")
 TESTS = {  # what pytest is told, for each module
     "objectives": ["tests/test_objectives.py"],
     # the memory of one big batch takes seconds and sees no formula
-    "logprobs": ["tests/test_logprobs.py", "-k", "not qwens_vocabulary"],
-    "batching": ["tests/test_batching.py"],
+    "logprobs": ["tests/model/test_logprobs.py", "-k", "not qwens_vocabulary"],
+    "batching": ["tests/model/test_batching.py"],
     "rewards": ["tests/tasks/test_rewards.py"],
     "answers": ["tests/tasks/test_answers.py"],
     "stats": ["tests/test_stats.py"],

@@ -21,7 +21,7 @@ from kit.app.job import Progress
 from kit.app.options import AppOptions
 from kit.app.page import build, guard, settings
 from kit.app.tokens import LEFT, RIGHT
-from kit.rollout import Completion
+from kit.model.rollout import Completion
 
 QUESTION = "What is 3 + 4?"
 ENDLESS = 100_000  # tokens asked for: words are written until somebody stops it

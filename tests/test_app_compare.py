@@ -24,7 +24,7 @@ from kit.app.options import AppOptions
 from kit.app.shown import Shown
 from kit.app.tokens import BASE_SIDE, LEFT, RIGHT, Scores, Token
 from kit.errors import ConfigError, ModelError, ResultsError
-from kit.rollout import Completion
+from kit.model.rollout import Completion
 from kit.votes import append_vote, read_votes
 
 REQUEST = SimpleNamespace(session_hash="mine")

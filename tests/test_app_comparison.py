@@ -27,7 +27,7 @@ from kit.app.tokens import BASE_SIDE, LEFT, RIGHT
 from kit.app.verdicts import Judge, badge
 from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
 from kit.errors import AdapterError, ConfigError, DataError
-from kit.rollout import Completion
+from kit.model.rollout import Completion
 from kit.tasks.problems import load_problems
 from kit.tasks.verifiers import TaskVerifier, Verdict
 from kit.votes import read_votes

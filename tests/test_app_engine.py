@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kit.adapters import adapter_sha256
 from kit.app import engine as module
 from kit.app.background import Background
 from kit.app.engine import Engine
@@ -19,9 +18,10 @@ from kit.app.job import Job
 from kit.app.scoring import pieces
 from kit.app.tokens import BASE_SIDE, LEFT, RIGHT
 from kit.errors import AdapterError, ConfigError, ModelError
-from kit.models import load_adapters
-from kit.policy import BASE, Policy
-from kit.rollout import Request, Sampling, sample
+from kit.model.adapter_files import adapter_sha256
+from kit.model.lora import load_adapters
+from kit.model.policy import BASE, Policy
+from kit.model.rollout import Request, Sampling, sample
 
 QUESTION = "Tom has 3 apples and buys 5 more. How many apples does he have?"
 MESSAGES = [{"role": "user", "content": QUESTION}]

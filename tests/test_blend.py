@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kit import blend as module
-from kit.adapters import adapter_sha256
 from kit.blend import blend
 from kit.checkpoint import save_adapter
 from kit.config import LoraConfig, ModelConfig
 from kit.errors import AdapterError
 from kit.merge import read_updates
-from kit.models import add_lora, load_base
-from kit.policy import Policy
+from kit.model.adapter_files import adapter_sha256
+from kit.model.base import load_base
+from kit.model.lora import add_lora
+from kit.model.policy import Policy
 from kit.probe import read_probe
 from tests.noise import add_noise
 

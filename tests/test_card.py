@@ -14,9 +14,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 from kit import card as module
-from kit.adapters import adapter_sha256
 from kit.card import run_card, write_card
 from kit.checkpoint import save_adapter
+from kit.model.adapter_files import adapter_sha256
 from kit.recipe import build_config
 from kit.results import FIELDS
 from kit.runs import RunFolder
@@ -200,7 +200,7 @@ def test_the_bases_licence_is_passed_on(tmp_path, monkeypatch):
         asked.append((repo, name, revision))
         return str(readme)
 
-    monkeypatch.setattr("kit.bases.hf_hub_download", download)
+    monkeypatch.setattr("kit.model.base_files.hf_hub_download", download)
     card = run_card(make_run(tmp_path / "run"))
     assert asked == [("owner/base", "README.md", REVISION)]
     matter = front_matter(card)
@@ -212,7 +212,7 @@ def test_a_hub_that_refuses_the_licence_does_not_stop_the_card(tmp_path, monkeyp
     def refused(*args, **kwargs):
         raise OSError("gated")
 
-    monkeypatch.setattr("kit.bases.hf_hub_download", refused)
+    monkeypatch.setattr("kit.model.base_files.hf_hub_download", refused)
     card = run_card(make_run(tmp_path / "run"))
     assert card.data.license is None and "does not name the base's licence" in caplog.text
 

@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kit.adapters import CONFIG, PROBE, WEIGHTS
 from kit.app.training import find_runs, read_run
 from kit.benchmark import benchmark
 from kit.cli import _read_config
 from kit.errors import KitError
 from kit.merge import merge
+from kit.model.adapter_files import CONFIG, PROBE, WEIGHTS
 from kit.recipe import build_config
 from kit.report.collect import collect
 from kit.runs import RunFolder

@@ -13,23 +13,16 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from kit import preflight, rollout
-from kit.batching import make_batch
-from kit.config import EMBEDDED, EMBEDDED_PATH, LoraConfig, ModelConfig
+from kit import preflight
+from kit.config import EMBEDDED, EMBEDDED_PATH, PREFLIGHT_SAMPLES, LoraConfig, ModelConfig
 from kit.errors import ConfigError, ModelError
-from kit.estimate import estimate, find_gpu, find_shape, read_shape
-from kit.memory import (
-    GIB,
-    PREFLIGHT_SAMPLES,
-    Memory,
-    kept_per_token,
-    lora_size,
-    optimizer_bytes,
-    rows_that_fit,
-    weight_bytes,
-)
+from kit.estimate import estimate, find_gpu
+from kit.memory import GIB, Memory, kept_per_token, lora_size, optimizer_bytes, weight_bytes
+from kit.model import rollout
+from kit.model.batching import make_batch
+from kit.model.rollout import Request, Sampling
+from kit.model.shape import find_shape, read_shape, rows_that_fit
 from kit.recipe import build_config, load_config
-from kit.rollout import Request, Sampling
 
 RECIPE = Path(__file__).parents[1] / "configs" / "qwen2.5-0.5b-pspo.yaml"
 SMALL = find_shape("Qwen/Qwen2.5-0.5B")[0]
@@ -304,9 +297,10 @@ def test_weights_lora_and_optimizer_are_exact(tied, tmp_path):
     from accelerate import Accelerator
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from kit.models import add_lora, load_base
+    from kit.model.base import load_base
+    from kit.model.lora import add_lora
+    from kit.model.policy import Policy
     from kit.optimizer import Optimizer
-    from kit.policy import Policy
 
     settings = Qwen2Config(**{**VALID, "tie_word_embeddings": tied})
     Qwen2ForCausalLM(settings).save_pretrained(tmp_path)
@@ -340,8 +334,9 @@ def test_weights_lora_and_optimizer_are_exact(tied, tmp_path):
     ],
 )
 def test_activations_are_within_a_tenth(dtype, attention, targets, checkpointed):
-    from kit.models import add_lora, load_base
-    from kit.policy import Policy
+    from kit.model.base import load_base
+    from kit.model.lora import add_lora
+    from kit.model.policy import Policy
 
     model = ModelConfig(
         id="embedded", dtype=dtype, attention=attention, gradient_checkpointing=checkpointed

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from kit import benchmark as module
-from kit.adapters import adapter_sha256
 from kit.benchmark import benchmark, row_seed, table
 from kit.config import DataConfig, ModelConfig
 from kit.errors import ConfigError, DataError, ResultsError
 from kit.evaluate import summarize
+from kit.model.adapter_files import adapter_sha256
 from kit.results import FIELDS, ROW_FIELDS, read_result, read_rows
 from kit.settings import EvalSettings
 from kit.targets import Target

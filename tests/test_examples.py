@@ -22,7 +22,8 @@ import torch
 from safetensors.torch import load_file
 
 from kit.config import DEMO_RECIPE, EMBEDDED_PATH, SYSTEM_PROMPT, ModelConfig
-from kit.models import Base, load_adapters, load_base
+from kit.model.base import Base, load_base
+from kit.model.lora import load_adapters
 from kit.recipe import load_config
 from kit.tasks.problems import load_problems
 from kit.trainer import train

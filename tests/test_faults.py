@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kit import rollout, trainer
+from kit import trainer
 from kit.benchmark import benchmark
 from kit.checkpoint import latest_checkpoint
 from kit.cli import main
@@ -36,13 +36,15 @@ from kit.errors import (
     is_out_of_memory,
 )
 from kit.files import read_metrics
-from kit.finite import first_bad_weight, watched
-from kit.mixed_lora import mixed_lora
-from kit.models import TRAINED, _check_supported, add_lora, dequantized
-from kit.policy import BASE, Policy
+from kit.model import rollout
+from kit.model.base import _check_supported, dequantized
+from kit.model.finite import first_bad_weight, watched
+from kit.model.lora import TRAINED, add_lora
+from kit.model.mixed_lora import mixed_lora
+from kit.model.policy import BASE, Policy
+from kit.model.rollout import Request, Sampling, choose, sample, stream
 from kit.probe import take_probe
 from kit.results import read_rows
-from kit.rollout import Request, Sampling, choose, sample, stream
 from kit.runs import RunFolder
 from kit.settings import EvalSettings
 from kit.targets import Target
@@ -441,7 +443,7 @@ def test_layers_are_whole_again_when_memory_runs_out_while_they_are_patched(
 ):
     import bitsandbytes as bnb
 
-    from kit import mixed_lora as mixed
+    from kit.model import mixed_lora as mixed
 
     hardware = policy.base.hardware
     fail_at(monkeypatch, bnb.functional, "dequantize_4bit", 4, error)
@@ -474,14 +476,14 @@ def test_other_errors_inside_leave_no_patch_either(policy):
 
 @pytest.mark.parametrize("error", NO_ROOM)
 def test_a_plain_forward_while_loading_says_what_to_do(monkeypatch, error):
-    from kit import models
+    from kit.model import base
 
     def never(model, name):
         raise error
 
-    monkeypatch.setattr(models, "_check_supported", never)
+    monkeypatch.setattr(base, "_check_supported", never)
     with pytest.raises(ModelError, match=r"not enough (GPU|machine) memory to load 'embedded'"):
-        models.load_base(ModelConfig(id="embedded"), torch.device("cpu"))
+        base.load_base(ModelConfig(id="embedded"), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

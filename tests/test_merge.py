@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config, Qw
 
 from kit import merge as module
 from kit.agreement import Agreement, compare
-from kit.bases import BaseSource
 from kit.config import EMBEDDED_PATH, ModelConfig
 from kit.errors import AdapterError
 from kit.merge import Merged, Update, commands, merge, read_updates
-from kit.models import load_base
+from kit.model.base import load_base
+from kit.model.base_files import BaseSource
 
 IDS = torch.arange(3, 19)[None]
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

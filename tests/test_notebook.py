@@ -30,7 +30,7 @@ from kit.config import DataConfig, ModelConfig
 from kit.errors import AdapterError, ConfigError, DataError, InstallError, ResultsError, RunError
 from kit.estimate import estimate
 from kit.files import read_metrics
-from kit.hardware import DTYPES, choose_hardware
+from kit.model.hardware import DTYPES, choose_hardware
 from kit.place import Card, Place, keep_folder, read_card, where_am_i
 from kit.recipe import load_config
 from kit.tasks.problems import load_problems

@@ -11,9 +11,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from kit.adapters import adapter_sha256, read_adapter_config
 from kit.config import SYSTEM_PROMPT, DataConfig
 from kit.errors import AdapterError, ConfigError
+from kit.model.adapter_files import adapter_sha256, read_adapter_config
 from kit.recipe import build_config
 from kit.runs import RunFolder
 from kit.targets import (

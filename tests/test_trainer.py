@@ -28,9 +28,9 @@ from kit.errors import (
     TrainingError,
 )
 from kit.files import read_metrics
-from kit.models import TRAINED
+from kit.model.lora import TRAINED
+from kit.model.policy import Policy
 from kit.optimizer import learning_rate
-from kit.policy import Policy
 from kit.recipe import build_config
 from kit.runs import RunFolder
 from kit.sft import SFT

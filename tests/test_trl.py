@@ -17,16 +17,17 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
 
-from kit.batching import make_batch, pad_right, pad_values
 from kit.config import PSPO, LoraConfig, ObjectiveConfig
 from kit.errors import ConfigError, KitError, TrainingError
 from kit.grpo import GRPO, Rollout
-from kit.models import Base, add_lora
+from kit.model.base import Base
+from kit.model.batching import make_batch, pad_right, pad_values
+from kit.model.lora import add_lora
+from kit.model.policy import Policy
+from kit.model.rollout import Completion
 from kit.objectives import Denominator, LossInputs, policy_loss
 from kit.optimizer import Optimizer
-from kit.policy import Policy
 from kit.recipe import build_config
-from kit.rollout import Completion
 
 trl = pytest.importorskip("trl", reason='needs TRL: pip install "trl>=1.14,<1.17"')
 

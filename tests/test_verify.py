@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kit import verify as module
-from kit.adapters import adapter_folder
-from kit.bases import BaseSource, base_of
 from kit.checkpoint import save_adapter
 from kit.errors import AdapterError, ModelError
+from kit.model.adapter_files import adapter_folder
+from kit.model.base_files import BaseSource, base_of
 from kit.probe import PROBE, Probe, read_probe
 from kit.verify import Computed, verify
 
@@ -289,7 +289,7 @@ def test_files_of_a_base(tmp_path, monkeypatch):
     def refused(*args, **kwargs):
         raise OSError("gated: ask for access")
 
-    monkeypatch.setattr("kit.bases.hf_hub_download", refused)
+    monkeypatch.setattr("kit.model.base_files.hf_hub_download", refused)
     with pytest.raises(ModelError, match=r"cannot get config.json .*gated: ask for access"):
         BaseSource("nobody/nothing").file("config.json")
 

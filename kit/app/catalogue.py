@@ -11,7 +11,6 @@ from pathlib import Path
 
 import yaml
 
-from kit.adapters import CONFIG, WEIGHTS
 from kit.app.options import AppOptions
 from kit.app.roots import (
     MAX_BYTES,
@@ -25,6 +24,7 @@ from kit.app.roots import (
 )
 from kit.config import EMBEDDED, SYSTEM_PROMPT, Config, ModelConfig, read_yaml
 from kit.errors import AdapterError, ConfigError, KitError, RunError
+from kit.model.adapter_files import CONFIG, WEIGHTS
 from kit.recipe import build_config
 from kit.runs import RunFolder
 
@@ -291,7 +291,7 @@ def _choose_base(base_id: str | None, found: Sequence[_Found]) -> tuple[ModelCon
 
 
 def _is_same_base(own_id: str, base_id: str) -> bool:
-    """As kit.models compares them when it loads an adapter."""
+    """As kit.model.base compares them when it loads an adapter."""
     return own_id in (base_id, str(Path(base_id)))
 
 

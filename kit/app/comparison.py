@@ -20,7 +20,7 @@ from kit.votes import Message, Preference, Side, Vote, VoteSettings
 
 if TYPE_CHECKING:
     from kit.app.engine import Engine
-    from kit.rollout import Completion
+    from kit.model.rollout import Completion
 
 MAX_SAMPLES = 64
 MAX_CHARACTERS = 50_000  # of a problem and a system prompt; longer than any context here

@@ -162,7 +162,7 @@ class Desk:
         import torch
 
         from kit.app.engine import Engine
-        from kit.models import load_base
+        from kit.model.base import load_base
 
         # both sides are one batch, which Unsloth's kernels cannot compute
         model = self.catalogue.model.model_copy(update={"backend": "transformers"})

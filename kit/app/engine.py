@@ -10,14 +10,15 @@ from dataclasses import replace
 
 import torch
 
-from kit.adapters import adapter_sha256
 from kit.app.job import Job, Message, Progress
 from kit.app.scoring import score
 from kit.app.tokens import Scores
 from kit.errors import ConfigError, ModelError, is_out_of_memory
-from kit.models import Base, load_adapters
-from kit.policy import BASE, Policy
-from kit.rollout import Request, Sampling, stream
+from kit.model.adapter_files import adapter_sha256
+from kit.model.base import Base
+from kit.model.lora import load_adapters
+from kit.model.policy import BASE, Policy
+from kit.model.rollout import Request, Sampling, stream
 
 
 class Engine:

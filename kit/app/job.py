@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kit.app.tokens import Scores
 
 if TYPE_CHECKING:
-    from kit.rollout import Completion
+    from kit.model.rollout import Completion
 
 Message = dict[str, str]
 

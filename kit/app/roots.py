@@ -15,9 +15,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from kit.adapters import CONFIG, WEIGHTS, check_leaves_base, read_adapter_config
 from kit.app.options import AppOptions
 from kit.errors import AdapterError, KitError, first_line
+from kit.model.adapter_files import CONFIG, WEIGHTS, check_leaves_base, read_adapter_config
 
 MAX_PATH = 1024  # bytes of a path typed into the page
 MAX_NAME = 255  # bytes of one of its parts, as file systems have it

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kit.app.tokens import BASE_SIDE, Scores, Token
-from kit.policy import BASE, Policy
+from kit.model.policy import BASE, Policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

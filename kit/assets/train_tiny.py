@@ -35,10 +35,10 @@ from kit.assets.tiny_problems import (
 )
 from kit.config import DEMO_RECIPE, SYSTEM_PROMPT, ModelConfig
 from kit.evaluate import evaluate
-from kit.models import load_base
-from kit.policy import BASE, Policy
+from kit.model.base import load_base
+from kit.model.policy import BASE, Policy
+from kit.model.rollout import Sampling
 from kit.recipe import load_config
-from kit.rollout import Sampling
 from kit.tasks.problems import load_problems
 from kit.tasks.sources import TEST_SEED_OFFSET
 

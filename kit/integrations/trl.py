@@ -35,8 +35,8 @@ from transformers import PreTrainedTokenizerBase
 from kit.config import PSPO
 from kit.errors import ConfigError, TrainingError
 from kit.integrations import MissingPackageError
+from kit.model.prompts import guard
 from kit.objectives import MAX_LOG_RATIO, pspo
-from kit.prompts import guard
 
 INSTALL = 'pip install "trl>=1.14,<1.17"'
 

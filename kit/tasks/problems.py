@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kit.config import Config, DataConfig
 from kit.errors import DataError
+from kit.model.tokenizer import prompt_ids, warn_of_forged
 from kit.tasks.sources import KNOWN, TASK_PREFIX, Role, known_rows, own_rows, task_rows
 from kit.tasks.verifiers import LatexVerifier, NumberVerifier, TaskVerifier, Verifier
-from kit.tokenizer import prompt_ids, warn_of_forged
 
 if TYPE_CHECKING:
     import datasets

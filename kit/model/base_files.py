@@ -9,9 +9,9 @@ from pathlib import Path
 from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from kit.adapters import CONFIG, read_adapter_config
 from kit.config import ModelConfig
 from kit.errors import AdapterError, ModelError, first_line
+from kit.model.adapter_files import CONFIG, read_adapter_config
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 

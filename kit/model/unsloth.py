@@ -20,10 +20,10 @@ from peft import PeftModelForCausalLM
 from torch import Tensor
 from transformers import DynamicCache
 
-from kit.batching import pad_right
 from kit.config import LoraConfig, ModelConfig
 from kit.errors import ModelError, first_line
-from kit.hardware import Hardware
+from kit.model.batching import pad_right
+from kit.model.hardware import Hardware
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -243,7 +243,7 @@ def _trained(model: PreTrainedModel) -> Tensor:
 
 
 def _sampled(model: PreTrainedModel) -> dict[tuple[int, int], Tensor]:
-    """The same (row, position) -> (V,) as kit.rollout does: padded on the left, cached, and with
+    """The same (row, position) -> (V,) as kit.model.rollout does: padded on the left, cached, and with
     a row that leaves the batch before the last token."""
     device, cache, found = model.device, DynamicCache(), {}
     width = max(len(prompt) for prompt in PROMPTS)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from kit import logprobs as logprobs_module
-from kit.logprobs import token_logprobs
+from kit.model import logprobs as logprobs_module
+from kit.model.logprobs import token_logprobs
 
 # float32 rounds logits of size 10 by 1e-6 at most; everything below is that, not a loose bound
 TOLERANCE = {"rtol": 2e-6, "atol": 3e-6}

@@ -11,14 +11,21 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from kit import chat_ids, prompts, tokenizer
+from kit import chat_ids
 from kit.config import EMBEDDED_PATH
 from kit.errors import ModelError
-from kit.prompts import Prompts, guard
-from kit.tokenizer import PLAIN_TEMPLATE, prepare_tokenizer, prompt_ids, text_ids, warn_of_forged
-from tests.families import FAMILIES, GEMMA_WORDS, QWEN_WORDS, Family
+from kit.model import prompts, tokenizer
+from kit.model.prompts import Prompts, guard
+from kit.model.tokenizer import (
+    PLAIN_TEMPLATE,
+    prepare_tokenizer,
+    prompt_ids,
+    text_ids,
+    warn_of_forged,
+)
+from tests.model.families import FAMILIES, GEMMA_WORDS, QWEN_WORDS, Family
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 HARMLESS = (
     "What is 17 + 25?",
     " leading and trailing  ",

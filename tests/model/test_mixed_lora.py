@@ -9,9 +9,10 @@ from peft import get_peft_model
 from torch import nn
 
 from kit.config import LoraConfig
-from kit.mixed_lora import is_plain, mixed_lora
-from kit.models import add_lora, dequantized
-from kit.policy import BASE, Policy
+from kit.model.base import dequantized
+from kit.model.lora import add_lora
+from kit.model.mixed_lora import is_plain, mixed_lora
+from kit.model.policy import BASE, Policy
 
 ADAPTERS = {"one": 2, "two": 4, "three": 3}  # name: rank
 
@@ -67,7 +68,7 @@ def test_every_row_is_computed_by_its_own_adapter(policy):
 def test_it_agrees_with_pefts_own_rows(policy, monkeypatch):
     names = ["two", BASE, "one", "three"]
     ours = logits(policy, names)
-    monkeypatch.setattr("kit.policy.is_plain", lambda model, adapters: False)
+    monkeypatch.setattr("kit.model.policy.is_plain", lambda model, adapters: False)
     torch.testing.assert_close(ours, logits(policy, names), atol=4e-6, rtol=0)
 
 

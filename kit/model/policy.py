@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kit.batching import Batch
 from kit.errors import AdapterError
-from kit.logprobs import token_logprobs
-from kit.mixed_lora import is_plain, mixed_lora
-from kit.models import REFERENCE, TRAINED, Base
+from kit.model.base import Base
+from kit.model.batching import Batch
+from kit.model.logprobs import token_logprobs
+from kit.model.lora import REFERENCE, TRAINED
+from kit.model.mixed_lora import is_plain, mixed_lora
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from kit.errors import ModelError
-from kit.prompts import MARK, Chat, Prompts
+from kit.model.prompts import MARK, Chat, Prompts
 
 log = logging.getLogger(__name__)
 

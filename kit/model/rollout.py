@@ -22,11 +22,11 @@ from transformers import DynamicCache
 
 from kit.config import RolloutConfig
 from kit.errors import ModelError, NotFiniteError, OutOfMemoryError, is_out_of_memory
-from kit.finite import watched
-from kit.hardware import empty_cache, free_memory
-from kit.memory import PREFILL_TOKENS, rows_that_fit
-from kit.models import dequantized
-from kit.policy import BASE, NextLogits, Policy
+from kit.model.base import dequantized
+from kit.model.finite import watched
+from kit.model.hardware import empty_cache, free_memory
+from kit.model.policy import BASE, NextLogits, Policy
+from kit.model.shape import PREFILL_TOKENS, rows_that_fit
 
 log = logging.getLogger(__name__)
 

@@ -10,17 +10,18 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kit import fresh
-from kit.batching import make_batch
 from kit.checkpoint import save_adapter
 from kit.config import LoraConfig, ModelConfig
 from kit.errors import ModelError
-from kit.models import TRAINED, Base, add_lora, load_base
-from kit.policy import Policy
+from kit.model.base import Base, load_base
+from kit.model.batching import make_batch
+from kit.model.lora import TRAINED, add_lora
+from kit.model.policy import Policy
+from kit.model.prompts import Prompts
+from kit.model.rollout import Request, Sampling, sample
 from kit.probe import read_probe
-from kit.prompts import Prompts
-from kit.rollout import Request, Sampling, sample
 from kit.verify import verify
-from tests.families import FAMILIES
+from tests.model.families import FAMILIES
 from tests.noise import add_noise
 
 CHAT = [

@@ -16,9 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from kit.checkpoint import save_adapter
 from kit.config import EMBEDDED_PATH, LoraConfig, ModelConfig
 from kit.errors import AdapterError, ModelError
-from kit.hardware import choose_hardware, peak_memory_mb, reset_peak_memory
-from kit.models import add_lora, dequantized, load_adapters, load_base
-from kit.policy import BASE, Policy
+from kit.model.base import dequantized, load_base
+from kit.model.hardware import choose_hardware, peak_memory_mb, reset_peak_memory
+from kit.model.lora import add_lora, load_adapters
+from kit.model.policy import BASE, Policy
 
 CPU = torch.device("cpu")
 IDS = torch.arange(5, 25)[None]
@@ -297,7 +298,7 @@ def test_dequantized_is_exact_and_undone(base):
 
 
 def test_dequantized_needs_room(base, monkeypatch):
-    monkeypatch.setattr("kit.models.free_memory", lambda device: 1000)
+    monkeypatch.setattr("kit.model.base.free_memory", lambda device: 1000)
     with dequantized(base.model, "auto", base.hardware) as done:
         assert not done
 

@@ -24,9 +24,9 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
-from kit.errors import AdapterError, RunError
+from kit.errors import AdapterError
 from kit.files import parse_json
-from kit.runs import RunFolder
+from kit.runs import RunFolder, check_has_adapter
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -185,19 +185,6 @@ def adapter_folder(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=list(ADAPTER_FILES)))
     except OSError as error:
         raise AdapterError(f"cannot download the adapter {source}: {error}") from error
-
-
-def check_has_adapter(run: RunFolder) -> None:
-    """AdapterError for a run that was stopped before it had one."""
-    if not run.adapter.is_dir():
-        try:
-            status = run.status
-        except RunError:  # run.json is damaged
-            status = "unknown"
-        raise AdapterError(
-            f"{run.path} has no adapter yet (status: {status}); go on with: "
-            f"kit train {run.path} --resume"
-        )
 
 
 def checked_files(source: str) -> tuple[dict[str, Any], Path]:

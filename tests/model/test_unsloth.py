@@ -35,17 +35,18 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM, Qwen2RotaryEmbedding
 
-from kit import backends
-from kit.backends import DECODE_BUFFERS, FAMILIES, load_unsloth
-from kit.batching import make_batch
 from kit.checkpoint import save_adapter
 from kit.config import EMBEDDED_PATH, LoraConfig, ModelConfig
 from kit.errors import ModelError
 from kit.files import read_metrics
-from kit.hardware import choose_hardware
-from kit.models import add_lora, load_base
-from kit.policy import BASE, Policy
-from kit.rollout import Request, Sampling, sample, stream
+from kit.model import unsloth
+from kit.model.base import load_base
+from kit.model.batching import make_batch
+from kit.model.hardware import choose_hardware
+from kit.model.lora import add_lora
+from kit.model.policy import BASE, Policy
+from kit.model.rollout import Request, Sampling, sample, stream
+from kit.model.unsloth import DECODE_BUFFERS, FAMILIES, load_unsloth
 from kit.runs import RunFolder
 from kit.trainer import train
 from tests.noise import add_noise
@@ -137,7 +138,7 @@ def fast(monkeypatch):
     module.__spec__ = ModuleSpec("unsloth", None)
     module.FastLanguageModel, module.__version__ = Fast, "2026.10.9"
     monkeypatch.setitem(sys.modules, "unsloth", module)
-    monkeypatch.setattr("kit.hardware._obstacle_to_unsloth", lambda config, device: None)
+    monkeypatch.setattr("kit.model.hardware._obstacle_to_unsloth", lambda config, device: None)
     monkeypatch.setattr(Fast, "calls", [], raising=False)
     monkeypatch.setenv("UNSLOTH_DISABLE_STATISTICS", "1")
     # it computes on a GPU, where there is nothing to repack
@@ -162,7 +163,7 @@ def cuda(monkeypatch):
     """A GPU with bfloat16 and Unsloth beside it, as far as is looked at before loading."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
-    monkeypatch.setattr("kit.hardware.find_spec", lambda name: name == "unsloth" or None)
+    monkeypatch.setattr("kit.model.hardware.find_spec", lambda name: name == "unsloth" or None)
     return torch.device("cuda")
 
 
@@ -193,12 +194,12 @@ def test_without_what_unsloth_needs(cuda, settings, device, why):
 
 
 def test_unsloth_that_is_not_installed(cuda, monkeypatch):
-    monkeypatch.setattr("kit.hardware.find_spec", lambda name: None)
+    monkeypatch.setattr("kit.model.hardware.find_spec", lambda name: None)
     install = r"pip install -r requirements-gpu\.txt"
     assert "requirements-gpu.txt" in choose_hardware(ModelConfig(id="x"), cuda).reason
     with pytest.raises(ModelError, match=install):
         choose_hardware(ModelConfig(id="x", backend="unsloth"), cuda)
-    assert (Path(__file__).parents[1] / "requirements-gpu.txt").is_file()
+    assert (Path(__file__).parents[2] / "requirements-gpu.txt").is_file()
 
 
 def test_a_package_that_cannot_be_imported(fast, monkeypatch, caplog):
@@ -384,7 +385,7 @@ unsloth_forward.__module__ = "unsloth.models.llama"
 )
 def test_what_the_bridge_does_is_needed(fast, monkeypatch, missing, found):
     """Without it decoding goes wrong, and that is found at the start too."""
-    monkeypatch.setattr(backends, missing, lambda model: None)
+    monkeypatch.setattr(unsloth, missing, lambda model: None)
     with pytest.raises(ModelError, match=found):
         load("unsloth")
 

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from kit.batching import Batch, make_batch, micro_batches, pad_right, pad_values
+from kit.model.batching import Batch, make_batch, micro_batches, pad_right, pad_values
 
 
 @pytest.mark.parametrize(
