@@ -1,4 +1,4 @@
-"""What torch really allocates against what kit.memory says, on the CPU, with random weights.
+"""What torch really allocates against what kit.estimate.memory says, on the CPU, with random weights.
 
     python benchmarks/estimate.py [--model Qwen/Qwen2.5-0.5B] [--prompt 32] [--new 32] [--rows 4]
 
@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from kit.config import EMBEDDED_PATH, Config
-from kit.memory import GIB, Memory, Wave, lora_size
+from kit.estimate.memory import GIB, Memory, Wave, lora_size
 from kit.model.base import Base, dequantized, load_base
 from kit.model.batching import make_batch
 from kit.model.lora import add_lora

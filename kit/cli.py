@@ -335,7 +335,7 @@ def _estimate(options: argparse.Namespace) -> None:
     if len(names) != 1:
         raise ConfigError(f"kit estimate takes one configuration, got {len(names)}")
     config = _read_config(Path(names[0]), pairs)
-    from kit.estimate import estimate
+    from kit.estimate.forecast import estimate
 
     found = estimate(config, options.gpu)
     print(json.dumps(found.record(), indent=2) if options.json else found)

@@ -19,8 +19,8 @@ from kit import child
 from kit.attached import locate
 from kit.config import Config
 from kit.errors import AdapterError, ConfigError, RunError, first_line
-from kit.estimate import DEFAULT_GPU, find_gpu
-from kit.estimate import estimate as estimate_arm
+from kit.estimate.forecast import estimate as estimate_arm
+from kit.estimate.gpus import DEFAULT_GPU, find_gpu
 from kit.files import only_one, publish, sync_file
 from kit.notebook_view import LiveCurves, offer_download
 from kit.place import CHECKOUT, Place, keep_folder

@@ -28,7 +28,7 @@ from kit.attached import find_data, find_model, find_wheels, locate
 from kit.compare import check_arms, load_arms
 from kit.config import DataConfig, ModelConfig
 from kit.errors import AdapterError, ConfigError, DataError, InstallError, ResultsError, RunError
-from kit.estimate import estimate
+from kit.estimate.forecast import estimate
 from kit.files import read_metrics
 from kit.model.hardware import DTYPES, choose_hardware
 from kit.place import Card, Place, keep_folder, read_card, where_am_i

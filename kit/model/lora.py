@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -21,11 +21,8 @@ from kit.model.adapter_files import (
     checked_files,
     read_adapter_config,
 )
-from kit.model.rollback import rolled_back
-
-if TYPE_CHECKING:
-    pass
 from kit.model.base import Base, _check_plain, _peft_settings
+from kit.model.rollback import rolled_back
 
 TRAINED = "default"  # PEFT saves the adapter of this name at the top of the folder
 

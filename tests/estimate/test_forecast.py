@@ -16,15 +16,23 @@ from torch.autograd.graph import saved_tensors_hooks
 from kit import preflight
 from kit.config import EMBEDDED, EMBEDDED_PATH, PREFLIGHT_SAMPLES, LoraConfig, ModelConfig
 from kit.errors import ConfigError, ModelError
-from kit.estimate import estimate, find_gpu
-from kit.memory import GIB, Memory, kept_per_token, lora_size, optimizer_bytes, weight_bytes
+from kit.estimate.forecast import estimate
+from kit.estimate.gpus import find_gpu
+from kit.estimate.memory import (
+    GIB,
+    Memory,
+    kept_per_token,
+    lora_size,
+    optimizer_bytes,
+    weight_bytes,
+)
 from kit.model import rollout
 from kit.model.batching import make_batch
 from kit.model.rollout import Request, Sampling
 from kit.model.shape import find_shape, read_shape, rows_that_fit
 from kit.recipe import build_config, load_config
 
-RECIPE = Path(__file__).parents[1] / "configs" / "qwen2.5-0.5b-pspo.yaml"
+RECIPE = Path(__file__).parents[2] / "configs" / "qwen2.5-0.5b-pspo.yaml"
 SMALL = find_shape("Qwen/Qwen2.5-0.5B")[0]
 
 
@@ -531,7 +539,7 @@ def test_the_answer_in_words_and_as_json():
 
 def test_estimating_loads_no_torch():
     code = (
-        "import sys; from kit.config import load_config; from kit.estimate import estimate\n"
+        "import sys; from kit.config import load_config; from kit.estimate.forecast import estimate\n"
         f"str(estimate(load_config({str(RECIPE)!r})))\n"
         "heavy = {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"

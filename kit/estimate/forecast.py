@@ -2,14 +2,12 @@
 
 The model's shape comes from its config.json: of the embedded model or a folder, from the hub's
 cache, from the built-in table of Qwen2.5, or else from the hub. Imports no torch. The arithmetic of
-memory is in kit.memory; the times are a range from the GPU's data sheet, not a measurement.
+memory is in kit.estimate.memory; the times are a range from the GPU's data sheet, not a measurement.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -17,62 +15,10 @@ from typing import Any
 from tabulate import tabulate
 
 from kit.config import Config
-from kit.errors import ConfigError
-from kit.memory import GIB, Memory, Phase, Wave
+from kit.estimate.gpus import _GPUS, _KNOWN, DEFAULT_GPU, GPU, find_gpu
+from kit.estimate.memory import GIB, Memory, Phase
+from kit.estimate.times import FAST, SLOW, _seconds
 from kit.model.shape import find_shape
-
-DEFAULT_GPU = "T4"  # the free one of Colab and Kaggle
-
-# bytes as PyTorch counts them, bytes/s, dense 16-bit operations/s with 32-bit sums, has bfloat16;
-# docs/estimate.md names the sources
-_GPUS = {
-    "T4": (14.56, 320, 65, False),
-    "V100": (15.77, 900, 125, False),
-    "L4": (22.0, 300, 121, True),
-    "A10": (22.0, 600, 125, True),
-    "A10G": (22.0, 600, 70, True),
-    "L40S": (44.5, 864, 362, True),
-    "A100-40": (39.4, 1555, 312, True),
-    "A100-80": (79.1, 2039, 312, True),
-    "H100": (79.1, 3350, 989, True),
-    "3060": (11.76, 360, 25, True),
-    "3090": (23.6, 936, 71, True),
-    "4060": (7.6, 272, 30, True),
-    "4090": (23.6, 1008, 165, True),
-}
-_KNOWN = ", ".join(_GPUS)
-
-
-@dataclass(frozen=True, slots=True)
-class GPU:
-    """A GPU; speeds are None where only the memory is known."""
-
-    name: str
-    memory: int  # bytes
-    bandwidth: float | None = None  # bytes per second
-    flops: float | None = None  # per second
-    bfloat16: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """One end of the range of times: how long texts get, and how well the GPU is used.
-
-    Chosen so that published times fall in between; docs/estimate.md lists them.
-    """
-
-    length: float  # of the longest prompt and completion allowed
-    signal: float  # share of groups that are learned from
-    bandwidth: float  # share of the data sheet's
-    flops: float  # likewise
-    operation: float  # seconds to launch one
-
-
-FAST = Pace(length=0.5, signal=0.5, bandwidth=0.8, flops=0.4, operation=8e-6)
-SLOW = Pace(length=1.0, signal=1.0, bandwidth=0.4, flops=0.1, operation=25e-6)
-
-# operations launched per layer, counted: a forward of the base, LoRA on one linear layer, backward
-LAYER_OPERATIONS, LORA_OPERATIONS, BACKWARD_OPERATIONS = 50, 7, 139
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,23 +146,6 @@ def estimate(config: Config, gpu: str | None = None) -> Estimate:
     return found if found.fits else replace(found, advice=tuple(_advise(memory)))
 
 
-def find_gpu(name: str) -> GPU:
-    """A GPU of the table, in any spelling (`RTX 3060`, `a100-40`), or a number of GiB."""
-    plain = name.lower().replace(" ", "")
-    for prefix in ("nvidia", "tesla", "geforce", "rtx"):
-        plain = plain.removeprefix(prefix)
-    plain = plain.removesuffix("gib").removesuffix("gb")
-    for known, (memory, bandwidth, flops, bfloat16) in _GPUS.items():
-        if plain.replace("-", "") == known.lower().replace("-", ""):
-            return GPU(known, int(memory * GIB), bandwidth * 1e9, flops * 1e12, bfloat16)
-    size = float(plain) if re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?", plain) else 0
-    if size < 1:
-        raise ConfigError(
-            f"unknown GPU {name!r}; known are {_KNOWN}, or give its memory in GiB, e.g. --gpu 16"
-        )
-    return GPU(f"{size:g} GiB", int(size * GIB))
-
-
 # --- what to change ------------------------------------------------------------------------------
 
 
@@ -305,75 +234,6 @@ def _missing(memory: Memory) -> int:
 
 
 # --- times ---------------------------------------------------------------------------------------
-
-
-def _seconds(memory: Memory, gpu: GPU) -> dict[str, tuple[float, float]]:
-    """{what: (least, most)}; empty where the speed of the GPU is not known."""
-    if gpu.bandwidth is None or gpu.flops is None:
-        return {}
-    train = memory.config.train
-    ends = []
-    for pace in (FAST, SLOW):
-        sampling = {
-            wave.name: _sampling(memory, wave, pace, gpu.bandwidth, gpu.flops)
-            for wave in memory.waves
-        }
-        update = _update(memory, pace, gpu.flops)
-        step = sampling.get("steps", 0.0) + update
-        validation = sampling.get("validation", 0.0)
-        times = 1 + math.ceil(train.steps / train.validate_every) if train.validate_every else 0
-        run = train.steps * step + times * validation + sampling.get("pre-flight", 0.0)
-        ends.append(
-            {
-                "sampling": sampling.get("steps", 0.0),
-                "update": update,
-                "one step": step,
-                "validation": validation,
-                "whole run": run,
-            }
-        )
-    return {name: (ends[0][name], ends[1][name]) for name in ends[0] if ends[1][name]}
-
-
-def _sampling(memory: Memory, wave: Wave, pace: Pace, bandwidth: float, flops: float) -> float:
-    """Prompts once, then one token at a time: bound by launches or by the bytes that move."""
-    shape, c, config = memory.shape, memory.c, memory.config
-    rows = memory.rows(wave)
-    prompt = pace.length * config.data.max_prompt_tokens
-    new = pace.length * config.rollout.max_new_tokens
-    if memory.copy or config.model.quantization == "none":
-        weights: float = shape.linear_size * c
-    else:  # at best unpacked inside the product, at worst written out and read again
-        weights = shape.linear_size * (0.5 if pace is FAST else 0.5 + 2 * c)
-    # the cache is copied to append a token, repeated for every head, and read
-    cache = rows * (prompt + new / 2) * shape.cache_per_token(c)
-    cache *= 3 + 2 * shape.heads / shape.kv_heads
-    moved = weights + shape.vocab * shape.hidden * c + cache + rows * 24 * shape.vocab
-    adapted = len(shape.adapted(config.lora.targets))
-    launches = shape.layers * (LAYER_OPERATIONS + LORA_OPERATIONS * adapted)
-    token = max(launches * pace.operation, moved / (bandwidth * pace.bandwidth))
-    prompts = 2 * shape.linear_size * prompt * wave.rows / wave.samples
-    return math.ceil(wave.rows / rows) * new * token + prompts / (flops * pace.flops)
-
-
-def _update(memory: Memory, pace: Pace, flops: float) -> float:
-    """Forward (again with checkpointing) and backward to the inputs; the reference once."""
-    shape, config = memory.shape, memory.config
-    updates, learns = config.train.updates_per_rollout, config.method == "grpo"
-    if not learns:
-        updates = 1
-    again = config.model.gradient_checkpointing
-    rows = memory.update_rows * (pace.signal if learns else 1.0)
-    row = pace.length * memory.row
-    tokens = rows * row
-    forward = 2 * tokens * (shape.linear_size + shape.layers * shape.query * row)
-    head = 2 * rows * pace.length * config.rollout.max_new_tokens * shape.vocab * shape.hidden
-    work = forward * (learns + updates * (2 + again)) + head * (learns + 3 * updates)
-    with_lora = LAYER_OPERATIONS + LORA_OPERATIONS * len(shape.adapted(config.lora.targets))
-    launches = float(learns * LAYER_OPERATIONS)
-    launches += updates * (with_lora * (1 + again) + BACKWARD_OPERATIONS)
-    launches *= math.ceil(tokens / memory.micro_batch) * shape.layers
-    return max(work / (flops * pace.flops), launches * pace.operation)
 
 
 # --- texts ---------------------------------------------------------------------------------------

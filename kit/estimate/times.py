@@ -1,0 +1,102 @@
+"""How long the parts of a step take on a GPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from kit.estimate.gpus import GPU
+from kit.estimate.memory import Memory, Wave
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """One end of the range of times: how long texts get, and how well the GPU is used.
+
+    Chosen so that published times fall in between; docs/estimate.md lists them.
+    """
+
+    length: float  # of the longest prompt and completion allowed
+    signal: float  # share of groups that are learned from
+    bandwidth: float  # share of the data sheet's
+    flops: float  # likewise
+    operation: float  # seconds to launch one
+
+
+FAST = Pace(length=0.5, signal=0.5, bandwidth=0.8, flops=0.4, operation=8e-6)
+
+
+SLOW = Pace(length=1.0, signal=1.0, bandwidth=0.4, flops=0.1, operation=25e-6)
+
+
+# operations launched per layer, counted: a forward of the base, LoRA on one linear layer, backward
+LAYER_OPERATIONS, LORA_OPERATIONS, BACKWARD_OPERATIONS = 50, 7, 139
+
+
+def _seconds(memory: Memory, gpu: GPU) -> dict[str, tuple[float, float]]:
+    """{what: (least, most)}; empty where the speed of the GPU is not known."""
+    if gpu.bandwidth is None or gpu.flops is None:
+        return {}
+    train = memory.config.train
+    ends = []
+    for pace in (FAST, SLOW):
+        sampling = {
+            wave.name: _sampling(memory, wave, pace, gpu.bandwidth, gpu.flops)
+            for wave in memory.waves
+        }
+        update = _update(memory, pace, gpu.flops)
+        step = sampling.get("steps", 0.0) + update
+        validation = sampling.get("validation", 0.0)
+        times = 1 + math.ceil(train.steps / train.validate_every) if train.validate_every else 0
+        run = train.steps * step + times * validation + sampling.get("pre-flight", 0.0)
+        ends.append(
+            {
+                "sampling": sampling.get("steps", 0.0),
+                "update": update,
+                "one step": step,
+                "validation": validation,
+                "whole run": run,
+            }
+        )
+    return {name: (ends[0][name], ends[1][name]) for name in ends[0] if ends[1][name]}
+
+
+def _sampling(memory: Memory, wave: Wave, pace: Pace, bandwidth: float, flops: float) -> float:
+    """Prompts once, then one token at a time: bound by launches or by the bytes that move."""
+    shape, c, config = memory.shape, memory.c, memory.config
+    rows = memory.rows(wave)
+    prompt = pace.length * config.data.max_prompt_tokens
+    new = pace.length * config.rollout.max_new_tokens
+    if memory.copy or config.model.quantization == "none":
+        weights: float = shape.linear_size * c
+    else:  # at best unpacked inside the product, at worst written out and read again
+        weights = shape.linear_size * (0.5 if pace is FAST else 0.5 + 2 * c)
+    # the cache is copied to append a token, repeated for every head, and read
+    cache = rows * (prompt + new / 2) * shape.cache_per_token(c)
+    cache *= 3 + 2 * shape.heads / shape.kv_heads
+    moved = weights + shape.vocab * shape.hidden * c + cache + rows * 24 * shape.vocab
+    adapted = len(shape.adapted(config.lora.targets))
+    launches = shape.layers * (LAYER_OPERATIONS + LORA_OPERATIONS * adapted)
+    token = max(launches * pace.operation, moved / (bandwidth * pace.bandwidth))
+    prompts = 2 * shape.linear_size * prompt * wave.rows / wave.samples
+    return math.ceil(wave.rows / rows) * new * token + prompts / (flops * pace.flops)
+
+
+def _update(memory: Memory, pace: Pace, flops: float) -> float:
+    """Forward (again with checkpointing) and backward to the inputs; the reference once."""
+    shape, config = memory.shape, memory.config
+    updates, learns = config.train.updates_per_rollout, config.method == "grpo"
+    if not learns:
+        updates = 1
+    again = config.model.gradient_checkpointing
+    rows = memory.update_rows * (pace.signal if learns else 1.0)
+    row = pace.length * memory.row
+    tokens = rows * row
+    forward = 2 * tokens * (shape.linear_size + shape.layers * shape.query * row)
+    head = 2 * rows * pace.length * config.rollout.max_new_tokens * shape.vocab * shape.hidden
+    work = forward * (learns + updates * (2 + again)) + head * (learns + 3 * updates)
+    with_lora = LAYER_OPERATIONS + LORA_OPERATIONS * len(shape.adapted(config.lora.targets))
+    launches = float(learns * LAYER_OPERATIONS)
+    launches += updates * (with_lora * (1 + again) + BACKWARD_OPERATIONS)
+    launches *= math.ceil(tokens / memory.micro_batch) * shape.layers
+    return max(work / (flops * pace.flops), launches * pace.operation)
