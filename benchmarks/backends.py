@@ -30,8 +30,8 @@ from kit.model.lora import add_lora
 from kit.model.policy import Policy
 from kit.model.rollout import Request, Sampling, sample
 from kit.recipe import load_config
-from kit.tasks.problems import load_training_data
-from kit.trainer import train
+from kit.training.data import load_training_data
+from kit.training.trainer import train
 
 BACKENDS = ("transformers", "unsloth")
 PROBLEMS = 16

@@ -23,8 +23,8 @@ from kit.model.mixed_lora import is_plain
 from kit.model.policy import Policy
 from kit.model.rollout import Request, Sampling, sample
 from kit.recipe import load_config
-from kit.tasks.problems import load_training_data
-from kit.trainer import train, train_together
+from kit.training.data import load_training_data
+from kit.training.trainer import train, train_together
 
 
 def main() -> None:

@@ -35,8 +35,8 @@ from kit.model.lora import add_lora
 from kit.model.policy import Policy
 from kit.model.rollout import Sampling, choose
 from kit.model.shape import Shape, find_shape
-from kit.optimizer import Optimizer
 from kit.recipe import build_config
+from kit.training.optimizer import Optimizer
 
 MIB = 2**20
 

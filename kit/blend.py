@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from kit.card import blend_card
-from kit.checkpoint import write_adapter
 from kit.config import SYSTEM_PROMPT, ModelConfig
 from kit.errors import AdapterError
 from kit.files import WRITE_ERRORS, new_folder, write_atomically
@@ -22,6 +21,7 @@ from kit.model.base_files import BaseSource, base_of
 from kit.model.lora import load_adapters
 from kit.model.policy import Policy
 from kit.runs import RunFolder
+from kit.training.checkpoint import write_adapter
 
 log = logging.getLogger(__name__)
 

@@ -231,7 +231,7 @@ def _add_adapter_commands(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     config = _read_config(options.config, options.overrides)
-    from kit.trainer import train
+    from kit.training.trainer import train
 
     run = train(config, resume=options.resume)
     if run.status == "finished":

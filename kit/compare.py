@@ -23,7 +23,7 @@ from kit.runs import COMPARE_SCHEMA, LOCK, RunFolder, read_comparison, writing
 from kit.settings import EvalSettings
 from kit.targets import Target, data_config
 from kit.tasks.problems import load_problems
-from kit.trainer import train_together
+from kit.training.trainer import train_together
 
 OWN = {"output", "train.seed"}  # every run has its own
 DECLARED = ("objective",)

@@ -16,7 +16,7 @@ from kit.results import Result
 from kit.runs import RunFolder, writing
 from kit.settings import EvalSettings
 from kit.targets import Target
-from kit.trainer import train_together
+from kit.training.trainer import train_together
 
 ARMS = ("clip", "noclip", "pspo")
 TEST_PROBLEMS = 300

@@ -34,7 +34,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 EXPLAINED = Path(__file__).with_suffix(".yaml")
 TESTS = {  # what pytest is told, for each module
-    "objectives": ["tests/test_objectives.py"],
+    "objectives": ["tests/training/test_objectives.py"],
     # the memory of one big batch takes seconds and sees no formula
     "logprobs": ["tests/model/test_logprobs.py", "-k", "not qwens_vocabulary"],
     "batching": ["tests/model/test_batching.py"],

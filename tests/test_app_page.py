@@ -20,7 +20,7 @@ from kit.recipe import build_config
 from kit.settings import EvalSettings
 from kit.targets import resolve_data, resolve_targets
 from kit.tasks.verifiers import NumberVerifier
-from kit.trainer import train_together
+from kit.training.trainer import train_together
 from kit.votes import read_votes
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")

@@ -34,7 +34,7 @@ from kit.app.ratios import Ratios, ratio_chart
 from kit.app.tokens import Token
 from kit.config import Clip, ObjectiveConfig
 from kit.errors import AdapterError
-from kit.objectives import Denominator, LossInputs, policy_loss
+from kit.training.objectives import Denominator, LossInputs, policy_loss
 
 (INLINE, END), (DISPLAY, DISPLAY_END) = (
     (str(pair["left"]), str(pair["right"])) for pair in LATEX_DELIMITERS

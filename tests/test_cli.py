@@ -12,7 +12,7 @@ import yaml
 
 from kit.cli import main
 from kit.results import read_result
-from kit.trainer import train
+from kit.training.trainer import train
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,11 +14,11 @@ from kit.cli import main
 from kit.compare import Study, check_arms, compare, differing_fields, load_arms
 from kit.errors import ConfigError, ResultsError, RunError, TrainingError
 from kit.files import read_metrics
-from kit.grpo import GRPO
 from kit.report.collect import collect
 from kit.results import read_result
 from kit.settings import EvalSettings
-from kit.trainer import train, train_together
+from kit.training.grpo import GRPO
+from kit.training.trainer import train, train_together
 
 REGIONS = {
     "clip": {"trust_region": {"name": "clip"}},
@@ -277,7 +277,7 @@ def test_a_stopped_comparison_goes_on(recipes, base, tmp_path, monkeypatch):
 
     settings = EvalSettings(limit=2, max_new_tokens=8)
     with monkeypatch.context() as patch:
-        patch.setattr("kit.trainer.Trainer._must_stop", stop)
+        patch.setattr("kit.training.trainer.Trainer._must_stop", stop)
         compare(recipes[:2], output=tmp_path / "out", settings=settings)
     assert json.loads((tmp_path / "out/compare.json").read_text())["status"] == "interrupted"
     assert not list((tmp_path / "out").rglob("eval"))

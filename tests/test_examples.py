@@ -26,7 +26,7 @@ from kit.model.base import Base, load_base
 from kit.model.lora import load_adapters
 from kit.recipe import load_config
 from kit.tasks.problems import load_problems
-from kit.trainer import train
+from kit.training.trainer import train
 
 pytestmark = pytest.mark.smoke
 

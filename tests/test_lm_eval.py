@@ -17,7 +17,7 @@ from kit.config import DEMO_RECIPE, EMBEDDED_PATH, DataConfig
 from kit.recipe import load_config
 from kit.tasks.problems import load_problems
 from kit.tasks.verifiers import NumberVerifier
-from kit.trainer import train
+from kit.training.trainer import train
 
 lm_eval = pytest.importorskip(
     "lm_eval",

@@ -19,15 +19,15 @@ from torch import Tensor
 
 from kit.config import PSPO, LoraConfig, ObjectiveConfig
 from kit.errors import ConfigError, KitError, TrainingError
-from kit.grpo import GRPO, Rollout
 from kit.model.base import Base
 from kit.model.batching import make_batch, pad_right, pad_values
 from kit.model.lora import add_lora
 from kit.model.policy import Policy
 from kit.model.rollout import Completion
-from kit.objectives import Denominator, LossInputs, policy_loss
-from kit.optimizer import Optimizer
 from kit.recipe import build_config
+from kit.training.grpo import GRPO, Rollout
+from kit.training.objectives import Denominator, LossInputs, policy_loss
+from kit.training.optimizer import Optimizer
 
 trl = pytest.importorskip("trl", reason='needs TRL: pip install "trl>=1.14,<1.17"')
 

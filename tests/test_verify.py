@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kit import verify as module
-from kit.checkpoint import save_adapter
 from kit.errors import AdapterError, ModelError
 from kit.model.adapter_files import adapter_folder
 from kit.model.base_files import BaseSource, base_of
 from kit.probe import PROBE, Probe, read_probe
+from kit.training.checkpoint import save_adapter
 from kit.verify import Computed, verify
 
 SETTINGS = {

@@ -36,7 +36,7 @@ from kit.config import PSPO
 from kit.errors import ConfigError, TrainingError
 from kit.integrations import MissingPackageError
 from kit.model.prompts import guard
-from kit.objectives import MAX_LOG_RATIO, pspo
+from kit.training.objectives import MAX_LOG_RATIO, pspo
 
 INSTALL = 'pip install "trl>=1.14,<1.17"'
 

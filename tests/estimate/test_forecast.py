@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from kit import preflight
 from kit.config import EMBEDDED, EMBEDDED_PATH, PREFLIGHT_SAMPLES, LoraConfig, ModelConfig
 from kit.errors import ConfigError, ModelError
 from kit.estimate.forecast import estimate
@@ -31,6 +30,7 @@ from kit.model.batching import make_batch
 from kit.model.rollout import Request, Sampling
 from kit.model.shape import find_shape, read_shape, rows_that_fit
 from kit.recipe import build_config, load_config
+from kit.training import preflight
 
 RECIPE = Path(__file__).parents[2] / "configs" / "qwen2.5-0.5b-pspo.yaml"
 SMALL = find_shape("Qwen/Qwen2.5-0.5B")[0]
@@ -308,7 +308,7 @@ def test_weights_lora_and_optimizer_are_exact(tied, tmp_path):
     from kit.model.base import load_base
     from kit.model.lora import add_lora
     from kit.model.policy import Policy
-    from kit.optimizer import Optimizer
+    from kit.training.optimizer import Optimizer
 
     settings = Qwen2Config(**{**VALID, "tie_word_embeddings": tied})
     Qwen2ForCausalLM(settings).save_pretrained(tmp_path)

@@ -37,7 +37,7 @@ SHARE_OF_FULL = 0.2  # of the faults: a full disk
 def main() -> int:
     options = _parse()
     # everything is imported once; each command then runs in a fork, a real process of its own
-    from kit import benchmark, cli, compare, merge, trainer  # noqa: F401
+    from kit import cli
 
     random.seed(options.seed)
     chosen = [s for s in scenarios(cli.main) if not options.only or s.name in options.only]

@@ -10,7 +10,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kit import fresh
-from kit.checkpoint import save_adapter
 from kit.config import LoraConfig, ModelConfig
 from kit.errors import ModelError
 from kit.model.base import Base, load_base
@@ -20,6 +19,7 @@ from kit.model.policy import Policy
 from kit.model.prompts import Prompts
 from kit.model.rollout import Request, Sampling, sample
 from kit.probe import read_probe
+from kit.training.checkpoint import save_adapter
 from kit.verify import verify
 from tests.model.families import FAMILIES
 from tests.noise import add_noise

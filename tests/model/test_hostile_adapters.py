@@ -14,13 +14,13 @@ from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file, save_file
 
 from kit.app.roots import read_settings
-from kit.checkpoint import save_adapter
 from kit.config import LoraConfig, ModelConfig
 from kit.errors import AdapterError
 from kit.model.adapter_files import CONFIG, PROBE, WEIGHTS, adapter_sha256
 from kit.model.base import load_base
 from kit.model.lora import add_lora, load_adapters
 from kit.model.policy import BASE, Policy
+from kit.training.checkpoint import save_adapter
 from tests.noise import add_noise
 
 IDS = torch.arange(5, 25)[None]

@@ -14,16 +14,10 @@ from transformers import AutoTokenizer
 from kit.config import EMBEDDED_PATH, SYSTEM_PROMPT, DataConfig
 from kit.errors import DataError
 from kit.recipe import build_config
-from kit.tasks.problems import (
-    ProblemSet,
-    check_gold,
-    drop_long_prompts,
-    load_problems,
-    load_training_data,
-    split_validation,
-)
+from kit.tasks.problems import ProblemSet, check_gold, load_problems, split_validation
 from kit.tasks.sources import KNOWN
 from kit.tasks.verifiers import LatexVerifier, NumberVerifier, TaskVerifier
+from kit.training.data import drop_long_prompts, load_training_data
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = Path(os.environ.get("KIT_DATA_DIR", ROOT.parent / "shared" / "data"))

@@ -248,8 +248,8 @@ def test_finite_parts_that_add_up_to_too_much_are_refused_by_name(
 def test_the_largest_reward_leaves_finite_advantages(file) -> None:
     import torch
 
-    from kit.objectives import group_advantages
     from kit.tasks.rewards import LARGEST
+    from kit.training.objectives import group_advantages
 
     path = file(
         "def f(prompts, completions, **columns):\n"

@@ -13,8 +13,8 @@ from kit.config import Config
 from kit.errors import NotFiniteError, TrainingError
 from kit.model.policy import Policy
 from kit.model.rollout import Request, Sampling, sample
-from kit.objectives import has_signal
 from kit.tasks.rewards import Reward
+from kit.training.objectives import has_signal
 
 if TYPE_CHECKING:
     from datasets import Dataset

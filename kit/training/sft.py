@@ -16,12 +16,12 @@ from torch import Tensor
 
 from kit.config import Config
 from kit.errors import DataError
-from kit.grpo import problem_index
 from kit.model.batching import make_batch
 from kit.model.policy import Policy
 from kit.model.rollout import Request, Sampled
 from kit.model.tokenizer import text_ids
-from kit.optimizer import Optimizer
+from kit.training.grpo import problem_index
+from kit.training.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from datasets import Dataset

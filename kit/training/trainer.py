@@ -1,6 +1,6 @@
 """The training loop: steps, stopping, progress. Several arms take their steps together.
 
-The step itself is in kit.grpo, what belongs to one arm in kit.arm. Arms that train together share
+The step itself is in kit.training.grpo, what belongs to one arm in kit.training.learner. Arms that train together share
 one base in memory and see the same problems; their completions are sampled in one batch, their
 updates are taken in turn, and each ends as it would have ended alone.
 """
@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from kit.arm import Arm
 from kit.config import Config
 from kit.errors import (
     ConfigError,
@@ -38,7 +37,8 @@ from kit.model.lora import TRAINED
 from kit.model.rollout import Completion, Sampled, Sampling, count_tokens, sample
 from kit.runs import RunFolder
 from kit.stopping import HANGUP, on_signals
-from kit.tasks.problems import TrainingData, load_training_data
+from kit.training.data import TrainingData, load_training_data
+from kit.training.learner import Arm
 
 if TYPE_CHECKING:
     from peft import PeftModel

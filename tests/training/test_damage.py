@@ -27,7 +27,7 @@ from kit.report.collect import collect
 from kit.runs import RunFolder
 from kit.settings import EvalSettings
 from kit.targets import resolve_data, resolve_targets
-from kit.trainer import train
+from kit.training.trainer import train
 
 pytestmark = pytest.mark.smoke
 

@@ -16,8 +16,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from kit import checkpoint
-from kit.checkpoint import latest_checkpoint
 from kit.cli import main
 from kit.errors import (
     AdapterError,
@@ -30,16 +28,18 @@ from kit.errors import (
 from kit.files import read_metrics
 from kit.model.lora import TRAINED
 from kit.model.policy import Policy
-from kit.optimizer import learning_rate
 from kit.recipe import build_config
 from kit.runs import RunFolder
-from kit.sft import SFT
 from kit.stats import Proportion
-from kit.trainer import train
+from kit.training import checkpoint
+from kit.training.checkpoint import latest_checkpoint
+from kit.training.optimizer import learning_rate
+from kit.training.sft import SFT
+from kit.training.trainer import train
 
 pytestmark = pytest.mark.smoke
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CLOCKWORK = ("time/", "memory/")
 
 
@@ -552,7 +552,7 @@ def test_much_truncation_is_said_once(base, make_config, caplog):
 
 def test_a_run_that_died_before_its_first_checkpoint_starts_over(base, make_config, monkeypatch):
     config = make_config(train={"checkpoint_every": 5})
-    monkeypatch.setattr("kit.arm.Arm.save", lambda self, step: 1 / 0)
+    monkeypatch.setattr("kit.training.learner.Arm.save", lambda self, step: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(config, base=base)
     assert RunFolder(config.output).read_description()["status"] == "failed"

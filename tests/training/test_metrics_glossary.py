@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from kit.files import read_metrics
-from kit.trainer import train
+from kit.training.trainer import train
 
 pytestmark = pytest.mark.smoke
 
-GLOSSARY = Path(__file__).parents[1] / "docs" / "metrics.md"
+GLOSSARY = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
 def test_the_glossary_is_complete(base, make_config):

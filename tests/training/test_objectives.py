@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kit.config import PSPO, SAPO, Clip, NoClip, ObjectiveConfig
-from kit.objectives import (
+from kit.training.objectives import (
     MAX_LOG_RATIO,
     Denominator,
     LossInputs,

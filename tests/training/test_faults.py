@@ -21,9 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kit import trainer
 from kit.benchmark import benchmark
-from kit.checkpoint import latest_checkpoint
 from kit.cli import main
 from kit.compare import Study
 from kit.config import DataConfig, LoraConfig, ModelConfig
@@ -48,7 +46,9 @@ from kit.results import read_rows
 from kit.runs import RunFolder
 from kit.settings import EvalSettings
 from kit.targets import Target
-from kit.trainer import train, train_together
+from kit.training import trainer
+from kit.training.checkpoint import latest_checkpoint
+from kit.training.trainer import train, train_together
 
 pytestmark = pytest.mark.smoke
 
@@ -790,7 +790,7 @@ def test_output_to_a_terminal_that_was_closed_is_no_error(tmp_path):
     """The saving must not die of its own progress bar."""
     pid, terminal = pty.fork()
     if pid == 0:
-        os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+        os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
         os.execv(sys.executable, [sys.executable, "-c", CLOSED, str(tmp_path / "seen")])
     assert b"ready" in os.read(terminal, 100)
     os.close(terminal)

@@ -13,30 +13,31 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from kit.card import write_card
-from kit.checkpoint import (
-    load_newest,
-    random_state,
-    save_adapter,
-    save_checkpoint,
-    set_random_state,
-)
 from kit.config import Config
 from kit.errors import NotFiniteError, TrainingError
 from kit.evaluate import Evaluation, evaluate
-from kit.grpo import GRPO
 from kit.model.adapter_files import adapter_fault
 from kit.model.base import Base
 from kit.model.finite import first_bad_weight
 from kit.model.lora import add_lora
 from kit.model.policy import Policy
 from kit.model.rollout import Request, Sampled, Sampling
-from kit.optimizer import Optimizer
-from kit.preflight import TRUNCATED_WARNING, preflight
 from kit.recipe import flatten
 from kit.runs import RunFolder, binding_settings, environment, this_process
-from kit.sft import SFT
-from kit.tasks.problems import ProblemSet, TrainingData
+from kit.tasks.problems import ProblemSet
 from kit.tasks.rewards import build_reward
+from kit.training.checkpoint import (
+    load_newest,
+    random_state,
+    save_adapter,
+    save_checkpoint,
+    set_random_state,
+)
+from kit.training.data import TrainingData
+from kit.training.grpo import GRPO
+from kit.training.optimizer import Optimizer
+from kit.training.preflight import TRUNCATED_WARNING, preflight
+from kit.training.sft import SFT
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -8,7 +8,7 @@ P prompts of this process, G completions per prompt, B = P * G rows, T completio
     base       = one pass with the adapter off: old-policy reference, KL reference, drift monitor
     for each update: loss = objective(policy, old, advantages); step
 
-Deviations from the papers are listed in kit.objectives.
+Deviations from the papers are listed in kit.training.objectives.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from kit.model.batching import make_batch, pad_values
 from kit.model.finite import watched
 from kit.model.policy import Policy
 from kit.model.rollout import Completion, Request, Sampled, count_tokens
-from kit.objectives import (
+from kit.runs import RunFolder
+from kit.tasks.rewards import Reward, Scores
+from kit.training.objectives import (
     Denominator,
     LossInputs,
     TokenStats,
@@ -40,9 +42,7 @@ from kit.objectives import (
     has_signal,
     policy_loss,
 )
-from kit.optimizer import Optimizer, UpdateResult
-from kit.runs import RunFolder
-from kit.tasks.rewards import Reward, Scores
+from kit.training.optimizer import Optimizer, UpdateResult
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from kit import checkpoint
-from kit.checkpoint import latest_checkpoint, new_folder, save_adapter
 from kit.errors import RunError
 from kit.probe import read_probe
+from kit.training import checkpoint
+from kit.training.checkpoint import latest_checkpoint, new_folder, save_adapter
 
 
 def names(folder: Path) -> list[str]:

@@ -1,0 +1,1 @@
+"""Train adapters: the step, its objectives, and the loop around them."""

@@ -1,0 +1,53 @@
+"""What is learned from: problems whose prompts fit, and those held out for validation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kit.config import Config
+from kit.errors import DataError
+from kit.model.tokenizer import prompt_ids, warn_of_forged
+from kit.tasks.problems import ProblemSet, load_problems, log, split_validation
+
+
+def drop_long_prompts(
+    problem_set: ProblemSet, tokenizer: Any, max_tokens: int
+) -> tuple[ProblemSet, int]:
+    """The problems whose prompt, as a chat, has at most `max_tokens` tokens; how many others.
+
+    `tokenizer` is a base's. Raises DataError when none is left.
+    """
+    lengths = [len(prompt_ids(tokenizer, prompt)) for prompt in problem_set.problems["prompt"]]
+    kept = [index for index, length in enumerate(lengths) if length <= max_tokens]
+    if not kept:
+        raise DataError(
+            f"every prompt of {problem_set.name} is longer than {max_tokens} tokens, the shortest "
+            f"has {min(lengths, default=0)}; raise data.max_prompt_tokens"
+        )
+    return problem_set.select(kept), len(lengths) - len(kept)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Problems to learn from, and those held out (None: no validation)."""
+
+    train_set: ProblemSet
+    validation: ProblemSet | None
+
+
+def load_training_data(config: Config, tokenizer: Any) -> TrainingData:
+    """Load the problems, leave out those with long prompts, hold out the validation problems."""
+    data = config.data
+    loaded = load_problems(data, seed=config.train.seed)
+    solved = config.method == "sft"
+    chats = ([*p["prompt"], {"content": p["solution"] if solved else ""}] for p in loaded.problems)
+    warn_of_forged(tokenizer, chats, data.name)
+    problems, dropped = drop_long_prompts(loaded, tokenizer, data.max_prompt_tokens)
+    if dropped:
+        log.warning(
+            "%d problems with prompts over %d tokens are left out", dropped, data.max_prompt_tokens
+        )
+    if data.validation_size == 0:
+        return TrainingData(problems, None)
+    return TrainingData(*split_validation(problems, data.validation_size, config.train.seed))
