@@ -11,7 +11,7 @@ the interval of its accuracy), on the same problems. The log-odds that one answe
 
 where problem, seed and liking are normal with the spreads given. The base is one model: it has no
 seed, and one answer for all seeds of the arm. The truth is the difference of accuracies over all
-seeds and problems. A claim is made by `kit.stats` as the report makes it, with Holm's correction
+seeds and problems. A claim is made by `kit.evaluation.stats` as the report makes it, with Holm's correction
 over the data sets of a family, which have problems and seeds' effects of their own. Options take
 several values, separated by commas; a row is the mean over the combinations of all it does not
 name, and every combination draws the same numbers whatever else is asked for.
@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from kit.crossed import CrossedMean
-from kit.stats import LEVEL, SMALL_P, holm, paired_difference
+from kit.evaluation.crossed import CrossedMean
+from kit.evaluation.stats import LEVEL, SMALL_P, holm, paired_difference
 
 Array = NDArray[np.float64]
 POINTS, SHARES = np.polynomial.hermite_e.hermegauss(64)  # of the normal distribution

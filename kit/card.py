@@ -15,12 +15,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from kit import chat_ids
 from kit.config import EMBEDDED, READERS, Config
 from kit.errors import ModelError, ResultsError, RunError
+from kit.evaluation.results import Result, read_result
 from kit.files import write_atomically
 from kit.model.adapter_files import CARD, adapter_sha256
 from kit.model.base import NF4
 from kit.model.base_files import BaseSource, base_of
 from kit.probe import read_probe
-from kit.results import Result, read_result
 from kit.runs import RunFolder
 from kit.tasks.sources import KNOWN
 

@@ -246,14 +246,14 @@ def _read_config(path: Path, overrides: list[str]) -> Config:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from kit.settings import EvalSettings, read_pairs
+    from kit.evaluation.settings import EvalSettings, read_pairs
 
     names, pairs = _split(options.targets, _SETTING)
     given = ((name, getattr(options, name)) for name in _SETTING_OPTIONS)
     pairs_given = [*pairs, *(f"{name}={value}" for name, value in given if value)]
     settings = read_pairs(EvalSettings, pairs_given)
-    from kit.benchmark import benchmark, table
-    from kit.targets import resolve_data, resolve_targets
+    from kit.evaluation.benchmark import benchmark, table
+    from kit.evaluation.subjects import resolve_data, resolve_targets
 
     targets = resolve_targets(names, options.base, options.system_prompt)
     data = resolve_data(_listed(options.data), targets, options.data_dir)
@@ -275,7 +275,7 @@ def _compare(options: argparse.Namespace) -> None:
     seeds = _listed(options.seeds)
     if not all(seed.isdigit() for seed in seeds):
         raise ConfigError(f"--seeds must be numbers with commas between, got {options.seeds!r}")
-    from kit.settings import EvalSettings, read_pairs
+    from kit.evaluation.settings import EvalSettings, read_pairs
 
     settings = read_pairs(EvalSettings, evaluation, prefix) if evaluation else None
     from kit.compare import compare
@@ -303,11 +303,11 @@ def _judge(options: argparse.Namespace) -> None:
     names, pairs = _split(options.targets, _OVERRIDE)
     if len(names) not in (1, 2):
         raise ConfigError(f"kit judge takes one run or two, got {len(names)}")
+    from kit.evaluation.results import result_path
+    from kit.evaluation.settings import read_pairs
+    from kit.evaluation.subjects import results_folder
     from kit.judge import run_judge
     from kit.judge_models import JudgeConfig
-    from kit.results import result_path
-    from kit.settings import read_pairs
-    from kit.targets import results_folder
 
     config = read_pairs(JudgeConfig, pairs, "judge.")
     files = [result_path(results_folder(name), options.data, options.tag) for name in names]

@@ -13,15 +13,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from kit.benchmark import benchmark, table
 from kit.config import Config
 from kit.errors import ConfigError, RunError
+from kit.evaluation.benchmark import benchmark, table
+from kit.evaluation.settings import EvalSettings
+from kit.evaluation.subjects import Target, data_config
 from kit.files import only_one, write_atomically
 from kit.model.base import Base, load_base
 from kit.recipe import flatten, load_config
 from kit.runs import COMPARE_SCHEMA, LOCK, RunFolder, read_comparison, writing
-from kit.settings import EvalSettings
-from kit.targets import Target, data_config
 from kit.tasks.problems import load_problems
 from kit.training.trainer import train_together
 

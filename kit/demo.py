@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kit.benchmark import benchmark
 from kit.config import DEMO_RECIPE, Config
+from kit.evaluation.benchmark import benchmark
+from kit.evaluation.results import Result
+from kit.evaluation.settings import EvalSettings
+from kit.evaluation.subjects import Target
 from kit.files import read_metrics, write_atomically
 from kit.model.base import Base, load_base
 from kit.model.hardware import peak_memory_mb, reset_peak_memory
 from kit.recipe import load_config
-from kit.results import Result
 from kit.runs import RunFolder, writing
-from kit.settings import EvalSettings
-from kit.targets import Target
 from kit.training.trainer import train_together
 
 ARMS = ("clip", "noclip", "pspo")

@@ -18,9 +18,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from kit.errors import ResultsError
+from kit.evaluation.results import Key
 from kit.files import append_line, parse_json
 from kit.judge_models import JudgeModel, Reply
-from kit.results import Key
 from kit.rubric import Messages, Verdict
 
 log = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ from scipy.stats import binomtest
 
 from kit.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from kit.errors import ResultsError
+from kit.evaluation.stats import Proportion
 from kit.files import append_line, write_atomically
-from kit.stats import Proportion
 
 SCHEMA: Literal[1] = 1  # raised when a field changes its meaning
 

@@ -40,7 +40,7 @@ TESTS = {  # what pytest is told, for each module
     "batching": ["tests/model/test_batching.py"],
     "rewards": ["tests/tasks/test_rewards.py"],
     "answers": ["tests/tasks/test_answers.py"],
-    "stats": ["tests/test_stats.py"],
+    "stats": ["tests/evaluation/test_stats.py"],
 }
 SHARE = 0.95  # that must be killed
 PATIENCE = 5  # times what the tests take without a mutant

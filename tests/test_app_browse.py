@@ -28,7 +28,7 @@ from kit.app.matching import comparable, differences, explain, first_choice, nea
 from kit.app.options import AppOptions
 from kit.app.stored import Attempt, Found, Stored, find_stored
 from kit.errors import ResultsError
-from kit.results import FIELDS, read_rows
+from kit.evaluation.results import FIELDS, read_rows
 
 HOSTILE = "<img src=x onerror=alert(1)>\n```\n# [a](http://x.example) `````\n${1+1} {{2}} | @b"
 ROW: dict[str, Any] = {

@@ -15,10 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kit.benchmark import benchmark
+from kit.evaluation.benchmark import benchmark
+from kit.evaluation.settings import EvalSettings
+from kit.evaluation.subjects import resolve_data, resolve_targets
 from kit.recipe import build_config
-from kit.settings import EvalSettings
-from kit.targets import resolve_data, resolve_targets
 from kit.tasks.verifiers import NumberVerifier
 from kit.training.trainer import train_together
 from kit.votes import read_votes

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 from kit import card as module
 from kit.card import run_card, write_card
+from kit.evaluation.results import FIELDS
 from kit.model.adapter_files import adapter_sha256
 from kit.recipe import build_config
-from kit.results import FIELDS
 from kit.runs import RunFolder
 from kit.training.checkpoint import save_adapter
 

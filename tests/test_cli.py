@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from kit.cli import main
-from kit.results import read_result
+from kit.evaluation.results import read_result
 from kit.training.trainer import train
 
 ROOT = Path(__file__).parents[1]

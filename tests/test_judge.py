@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from kit.errors import ConfigError, ModelError, ResultsError
+from kit.evaluation.results import ROW_FIELDS
 from kit.judge import Outcomes, Pair, judge_pairs, judge_points, run_judge
 from kit.judge_models import JudgeConfig, Reply, open_judge
-from kit.results import ROW_FIELDS
 from kit.rubric import (
     CRITERIA,
     OVERALL,

@@ -16,12 +16,20 @@ from kit.app import catalogue
 from kit.app.options import AppOptions
 from kit.config import Config
 from kit.errors import KitError, ResultsError
+from kit.evaluation.results import (
+    FIELDS,
+    ROW_FIELDS,
+    SCHEMA,
+    Result,
+    find_results,
+    is_result,
+    read_result,
+)
+from kit.evaluation.results import read_rows as read_completions
 from kit.files import read_metrics
 from kit.judge_models import Reply
 from kit.judgements import Question, collect
 from kit.recipe import build_config
-from kit.results import FIELDS, ROW_FIELDS, SCHEMA, Result, find_results, is_result, read_result
-from kit.results import read_rows as read_completions
 from kit.runs import RunFolder, append_json, status_of
 from kit.votes import Message, Side, Vote, VoteSettings, append_vote, read_votes, tally
 from kit.votes import to_preferences as preferences_of

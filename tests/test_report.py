@@ -19,7 +19,7 @@ from PIL import Image
 from scipy.stats import binom
 
 from kit.errors import ResultsError
-from kit.evaluate import summarize
+from kit.evaluation.figures import summarize
 from kit.recipe import build_config, load_config
 from kit.report import report
 from kit.report.collect import collect

@@ -13,7 +13,7 @@ from kit.app.job import Job, Progress
 from kit.app.tokens import LEFT, RIGHT, Scores
 from kit.app.verdicts import Badge, Judge, Standard, badge
 from kit.errors import ConfigError
-from kit.stats import pass_at_k
+from kit.evaluation.stats import pass_at_k
 from kit.tasks.answers import parse_number
 from kit.tasks.verifiers import Verdict
 from kit.votes import Message, Preference, Side, Vote, VoteSettings

@@ -10,9 +10,9 @@ from kit.app.catalogue import Catalogue
 from kit.app.options import AppOptions
 from kit.app.verdicts import Judge, NoVerifier, Standard
 from kit.config import DEMO_RECIPE, EMBEDDED, DataConfig
+from kit.evaluation.subjects import data_config
 from kit.recipe import load_config
 from kit.runs import RunFolder
-from kit.targets import data_config
 from kit.tasks.problems import load_problems
 from kit.tasks.sources import KNOWN, TASK_PREFIX
 from kit.tasks.verifiers import Verifier

@@ -13,7 +13,7 @@ from pydantic import Field, Strict, StrictBool, StrictInt, StrictStr, TypeAdapte
 from pydantic.dataclasses import dataclass as checked
 
 from kit.errors import ResultsError
-from kit.results import is_result, read_result, read_rows
+from kit.evaluation.results import is_result, read_result, read_rows
 
 MAX_DEPTH = 8  # folders below a root that are searched
 SKIPPED = {"adapter", "checkpoints"}  # folders that hold no results, but many files

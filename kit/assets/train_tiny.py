@@ -34,7 +34,7 @@ from kit.assets.tiny_problems import (
     training_problems,
 )
 from kit.config import DEMO_RECIPE, SYSTEM_PROMPT, ModelConfig
-from kit.evaluate import evaluate
+from kit.evaluation.figures import evaluate
 from kit.model.base import load_base
 from kit.model.policy import BASE, Policy
 from kit.model.rollout import Sampling

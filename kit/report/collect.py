@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 
 from kit.errors import ResultsError
+from kit.evaluation.results import Result, find_results
 from kit.files import read_metrics
 from kit.recipe import differences
 from kit.report.checks import check
 from kit.report.evidence import BASE, Arm, Evidence, Measured, Run
-from kit.results import Result, find_results
 from kit.runs import RunFolder, read_comparison
 
 NOT_OF_THE_ARM = {"train.seed", "output"}

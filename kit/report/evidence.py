@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from kit.config import Config
-from kit.results import Result
+from kit.evaluation.results import Result
 from kit.runs import status_of
 
 BASE = "base"  # the name under which the bare base stands in tables

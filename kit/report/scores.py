@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from kit.evaluation.stats import Proportion, seeds_and_problems
 from kit.report.document import Origin
 from kit.report.evidence import Evidence, Measured
-from kit.stats import Proportion, seeds_and_problems
 
 MEASURES = ("strict", "lenient")
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from kit.card import write_card
 from kit.config import Config
 from kit.errors import NotFiniteError, TrainingError
-from kit.evaluate import Evaluation, evaluate
+from kit.evaluation.figures import Evaluation, evaluate
 from kit.model.adapter_files import adapter_fault
 from kit.model.base import Base
 from kit.model.finite import first_bad_weight

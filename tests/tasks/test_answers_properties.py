@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kit.expressions import beginning, ending, tokenize
-from kit.reasoning import measure
-from kit.steps import MAX_STARTS, find_steps
+from kit.evaluation.reasoning.arithmetic import beginning, ending, tokenize
+from kit.evaluation.reasoning.measures import measure
+from kit.evaluation.reasoning.steps import MAX_STARTS, find_steps
 from kit.tasks import latex_forms, latex_formula
 from kit.tasks.answers import (
     MAX_ANSWER_CHARS,

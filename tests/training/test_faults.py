@@ -21,7 +21,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kit.benchmark import benchmark
 from kit.cli import main
 from kit.compare import Study
 from kit.config import DataConfig, LoraConfig, ModelConfig
@@ -33,6 +32,10 @@ from kit.errors import (
     TrainingError,
     is_out_of_memory,
 )
+from kit.evaluation.benchmark import benchmark
+from kit.evaluation.results import read_rows
+from kit.evaluation.settings import EvalSettings
+from kit.evaluation.subjects import Target
 from kit.files import read_metrics
 from kit.model import rollout
 from kit.model.base import _check_supported, dequantized
@@ -42,10 +45,7 @@ from kit.model.mixed_lora import mixed_lora
 from kit.model.policy import BASE, Policy
 from kit.model.rollout import Request, Sampling, choose, sample, stream
 from kit.probe import take_probe
-from kit.results import read_rows
 from kit.runs import RunFolder
-from kit.settings import EvalSettings
-from kit.targets import Target
 from kit.training import trainer
 from kit.training.checkpoint import latest_checkpoint
 from kit.training.trainer import train, train_together
@@ -666,7 +666,7 @@ def test_memory_that_runs_out_in_a_comparison_leaves_no_arm_behind(
 def test_an_evaluation_out_of_memory_keeps_its_rows_and_says_how_to_go_on(
     base, adapters, tmp_path, monkeypatch, error
 ):
-    monkeypatch.setattr("kit.benchmark.CHUNK_TOKENS", {"cpu": 1})  # row by row
+    monkeypatch.setattr("kit.evaluation.benchmark.CHUNK_TOKENS", {"cpu": 1})  # row by row
     targets = targets_of(base, adapters, tmp_path)
     fail_at(monkeypatch, rollout, "_decode", 4, error)
     with pytest.raises(OutOfMemoryError, match=r"3 of 8 answers are written.*lower max_new_tokens"):
@@ -751,7 +751,7 @@ def test_nohup_is_left_alone(base, make_config, signals):
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_an_evaluation_stops_as_after_ctrl_c(base, adapters, tmp_path, monkeypatch, caplog, number):
-    monkeypatch.setattr("kit.benchmark.CHUNK_TOKENS", {"cpu": 1})
+    monkeypatch.setattr("kit.evaluation.benchmark.CHUNK_TOKENS", {"cpu": 1})
     targets = targets_of(base, adapters, tmp_path)
     decode, counter = rollout._decode, itertools.count(1)
 

@@ -25,12 +25,12 @@ from kit.errors import (
     RunError,
     TrainingError,
 )
+from kit.evaluation.stats import Proportion
 from kit.files import read_metrics
 from kit.model.lora import TRAINED
 from kit.model.policy import Policy
 from kit.recipe import build_config
 from kit.runs import RunFolder
-from kit.stats import Proportion
 from kit.training import checkpoint
 from kit.training.checkpoint import latest_checkpoint
 from kit.training.optimizer import learning_rate

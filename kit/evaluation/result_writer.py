@@ -16,11 +16,11 @@ from typing import Any
 
 from kit.config import DataConfig
 from kit.errors import DataError, ResultsError
+from kit.evaluation.results import SCHEMA, Key, Row, digests, key_of, read_result, read_rows
+from kit.evaluation.settings import EvalSettings
+from kit.evaluation.subjects import PROBLEM_FIELDS
 from kit.files import append_json, lock_of, only_one, sync_folder, write_atomically
 from kit.recipe import flatten
-from kit.results import SCHEMA, Key, Row, digests, key_of, read_result, read_rows
-from kit.settings import EvalSettings
-from kit.targets import PROBLEM_FIELDS
 from kit.tasks.problems import ProblemSet
 
 MAY_GROW = {"settings.temperatures", "settings.samples", "settings.limit"}

@@ -8,8 +8,8 @@ from fractions import Fraction
 
 import pytest
 
-from kit.reasoning import ReasoningMeasures, measure, summarize
-from kit.steps import find_steps
+from kit.evaluation.reasoning.measures import ReasoningMeasures, measure, summarize
+from kit.evaluation.reasoning.steps import find_steps
 
 QUESTION = "How many apples does Ann have?"
 
@@ -340,5 +340,5 @@ def test_hostile_text_costs_little(name: str) -> None:
 
 
 def test_needs_no_model_library() -> None:
-    code = "import sys, kit.reasoning; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    code = "import sys, kit.evaluation.reasoning.measures; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.stats import binom
 
 from benchmarks import false_claims
-from kit.crossed import CrossedMean, wild_bootstrap_p
+from kit.evaluation.crossed import CrossedMean, wild_bootstrap_p
 
 
 def test_problems_that_do_not_matter_leave_students_t_over_seeds():

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from kit.stats import (
+from kit.evaluation.stats import (
     Estimate,
     Proportion,
     bootstrap_mean,
@@ -299,7 +299,7 @@ def test_shapes_must_agree():
 
 def test_intervals_of_paired_differences_cover(monkeypatch):
     """200 simulated comparisons of 60 problems on which `a` is right 10 points more often."""
-    monkeypatch.setattr("kit.stats.RESAMPLES", 1000)
+    monkeypatch.setattr("kit.evaluation.stats.RESAMPLES", 1000)
     rng = np.random.default_rng(9)
     covered = 0
     for _ in range(200):

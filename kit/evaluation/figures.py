@@ -15,12 +15,12 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from kit import reasoning
 from kit.errors import NotFiniteError
+from kit.evaluation.reasoning import measures
+from kit.evaluation.results import Row
+from kit.evaluation.stats import Proportion, majority_at_k, pass_at_k
 from kit.model.policy import Policy
 from kit.model.rollout import Completion, Request, Sampling, sample
-from kit.results import Row
-from kit.stats import Proportion, majority_at_k, pass_at_k
 from kit.tasks.answers import parse_number
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def summarize(rows: Sequence[Row], *, numbers: bool) -> dict[str, Any]:
             kind: _majority(rows, kind, samples, numbers) for kind in ("strict", "lenient")
         },
         "slices": {kind: _slices(rows, kind, samples) for kind in ("category", "difficulty")},
-        "reasoning": reasoning.summarize(rows),
+        "reasoning": measures.summarize(rows),
     }
 
 

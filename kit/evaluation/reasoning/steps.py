@@ -16,7 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from kit.expressions import UNREADABLE, Expression, beginning, ending, may_start, tokenize
+from kit.evaluation.reasoning.arithmetic import (
+    UNREADABLE,
+    Expression,
+    beginning,
+    ending,
+    may_start,
+    tokenize,
+)
 
 MAX_CHARS = 16_000  # steps are looked for in the beginning of longer texts
 MAX_STARTS = 500  # numbers, brackets and minuses beside equals signs; steps beyond are not read

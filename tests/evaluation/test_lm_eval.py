@@ -28,7 +28,7 @@ from lm_eval.__main__ import cli_evaluate  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "lm-eval.md").read_text(encoding="utf-8")
 PROBLEMS = 32
 

@@ -17,7 +17,7 @@ from scipy.special import comb
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from kit.crossed import CrossedMean, wild_bootstrap_p
+from kit.evaluation.crossed import CrossedMean, wild_bootstrap_p
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -192,7 +192,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
     """Compare two arms on the same problems: (S, P) each, values in [0, 1].
 
     Row s of both is training seed s; a value is a verdict or a mean over samples. The interval is
-    for other seeds and other problems (kit.crossed), and there are two tests: Student's, which
+    for other seeds and other problems (kit.evaluation.crossed), and there are two tests: Student's, which
     belongs to it, and a wild bootstrap of the seeds' means, which shares none of its formulas. With
     one seed the interval resamples problems, which says nothing about other seeds; the test is then
     McNemar's exact one, or, where values are means over samples, one of sign flips over problems.

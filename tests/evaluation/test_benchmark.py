@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from kit import benchmark as module
-from kit.benchmark import benchmark, row_seed, table
 from kit.config import DataConfig, ModelConfig
 from kit.errors import ConfigError, DataError, ResultsError
-from kit.evaluate import summarize
+from kit.evaluation import benchmark as module
+from kit.evaluation.benchmark import benchmark, row_seed, table
+from kit.evaluation.figures import summarize
+from kit.evaluation.results import FIELDS, ROW_FIELDS, read_result, read_rows
+from kit.evaluation.settings import EvalSettings
+from kit.evaluation.subjects import Target
 from kit.model.adapter_files import adapter_sha256
-from kit.results import FIELDS, ROW_FIELDS, read_result, read_rows
-from kit.settings import EvalSettings
-from kit.targets import Target
 from kit.tasks.problems import load_problems
 from kit.tasks.verifiers import LatexVerifier, NumberVerifier
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REAL = Path(os.environ.get("KIT_DATA_DIR", ROOT.parent / "shared" / "data"))
 MODEL = ModelConfig(id="embedded")
 PROMPT = DataConfig(name="x").system_prompt

@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from kit.steps import MAX_CHARS, Step, find_steps
+from kit.evaluation.reasoning.steps import MAX_CHARS, Step, find_steps
 from kit.tasks.answers import parse_number
 
 NGRAM = 4  # words

@@ -9,9 +9,9 @@ import pytest
 
 from kit.config import DataConfig
 from kit.errors import ConfigError, DataError, ResultsError
-from kit.ledger import open_ledger
-from kit.results import find_results, read_result, read_rows, result_path
-from kit.settings import EvalSettings, read_pairs
+from kit.evaluation.result_writer import open_ledger
+from kit.evaluation.results import find_results, read_result, read_rows, result_path
+from kit.evaluation.settings import EvalSettings, read_pairs
 from kit.tasks.problems import load_problems
 
 FACTS = {"versions": {}, "git": None, "command": "kit evaluate …", "started": "2030-01-01"}
@@ -407,7 +407,7 @@ def test_a_full_disk_is_an_error_of_one_line(opened, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("kit.ledger.append_json", full)
+    monkeypatch.setattr("kit.evaluation.result_writer.append_json", full)
     with pytest.raises(ResultsError, match="No space left on device; once that is mended"):
         ledger.add([row(("p0", 0.0, 0))], 1.0, 1)
     assert len(ledger.missing) == 6

@@ -20,8 +20,11 @@ from tqdm.auto import tqdm
 
 from kit.config import DataConfig
 from kit.errors import ConfigError, NotFiniteError, OutOfMemoryError, room_for
-from kit.evaluate import judge, summarize
-from kit.ledger import Ledger, open_ledger
+from kit.evaluation.figures import judge, summarize
+from kit.evaluation.result_writer import Ledger, open_ledger
+from kit.evaluation.results import Key, Result, Row, read_result, result_path
+from kit.evaluation.settings import EvalSettings
+from kit.evaluation.subjects import Target, check_targets, seen_in_training, shared_model
 from kit.model.adapter_files import adapter_sha256
 from kit.model.base import Base, load_base
 from kit.model.batching import micro_batches
@@ -29,11 +32,8 @@ from kit.model.lora import load_adapters
 from kit.model.policy import BASE, Policy
 from kit.model.rollout import Completion, Request, Sampling, count_tokens, sample
 from kit.model.tokenizer import warn_of_forged
-from kit.results import Key, Result, Row, read_result, result_path
 from kit.runs import environment
-from kit.settings import EvalSettings
 from kit.stopping import stop_as_ctrl_c
-from kit.targets import Target, check_targets, seen_in_training, shared_model
 from kit.tasks.problems import ProblemSet, load_problems
 from kit.tasks.verifiers import NumberVerifier
 

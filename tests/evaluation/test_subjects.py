@@ -13,10 +13,7 @@ from safetensors.torch import save_file
 
 from kit.config import SYSTEM_PROMPT, DataConfig
 from kit.errors import AdapterError, ConfigError
-from kit.model.adapter_files import adapter_sha256, read_adapter_config
-from kit.recipe import build_config
-from kit.runs import RunFolder
-from kit.targets import (
+from kit.evaluation.subjects import (
     Target,
     check_targets,
     data_config,
@@ -25,6 +22,9 @@ from kit.targets import (
     seen_in_training,
     shared_model,
 )
+from kit.model.adapter_files import adapter_sha256, read_adapter_config
+from kit.recipe import build_config
+from kit.runs import RunFolder
 from kit.tasks.problems import load_problems, split_validation
 
 SETTINGS = {

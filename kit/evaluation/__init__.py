@@ -1,0 +1,1 @@
+"""Evaluate adapters on data sets: completions, figures, statistics."""

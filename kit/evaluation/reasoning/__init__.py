@@ -1,0 +1,1 @@
+"""Automatic measures of how a solution reasons."""
