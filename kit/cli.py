@@ -306,8 +306,8 @@ def _judge(options: argparse.Namespace) -> None:
     from kit.evaluation.results import result_path
     from kit.evaluation.settings import read_pairs
     from kit.evaluation.subjects import results_folder
-    from kit.judge import run_judge
-    from kit.judge_models import JudgeConfig
+    from kit.preferences.judge import run_judge
+    from kit.preferences.judge_models import JudgeConfig
 
     config = read_pairs(JudgeConfig, pairs, "judge.")
     files = [result_path(results_folder(name), options.data, options.tag) for name in names]
@@ -318,7 +318,7 @@ def _judge(options: argparse.Namespace) -> None:
 
 
 def _votes(options: argparse.Namespace) -> None:
-    from kit.votes import export_preferences, read_votes, tally
+    from kit.preferences.votes import export_preferences, read_votes, tally
 
     if options.export:
         pairs, corrupt = export_preferences(options.votes, options.export)

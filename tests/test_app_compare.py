@@ -25,7 +25,7 @@ from kit.app.shown import Shown
 from kit.app.tokens import BASE_SIDE, LEFT, RIGHT, Scores, Token
 from kit.errors import ConfigError, ModelError, ResultsError
 from kit.model.rollout import Completion
-from kit.votes import append_vote, read_votes
+from kit.preferences.votes import append_vote, read_votes
 
 REQUEST = SimpleNamespace(session_hash="mine")
 TEXTS = {LEFT: "3 + 4 = 7\n#### 7", RIGHT: "#### 8", BASE_SIDE: "#### 9"}

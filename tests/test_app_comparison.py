@@ -28,9 +28,9 @@ from kit.app.verdicts import Judge, badge
 from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
 from kit.errors import AdapterError, ConfigError, DataError
 from kit.model.rollout import Completion
+from kit.preferences.votes import read_votes
 from kit.tasks.problems import load_problems
 from kit.tasks.verifiers import TaskVerifier, Verdict
-from kit.votes import read_votes
 
 SPELLING = "reasoning_gym:spell_backward"
 

@@ -18,10 +18,10 @@ import pytest
 from kit.evaluation.benchmark import benchmark
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import resolve_data, resolve_targets
+from kit.preferences.votes import read_votes
 from kit.recipe import build_config
 from kit.tasks.verifiers import NumberVerifier
 from kit.training.trainer import train_together
-from kit.votes import read_votes
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 

@@ -15,9 +15,9 @@ import yaml
 from tqdm import tqdm
 
 from kit.cli import main
+from kit.preferences.votes import append_vote
 from kit.terminal import InertStream, inert, make_inert
-from kit.votes import append_vote
-from tests.test_votes import CLIP, vote
+from tests.preferences.test_votes import CLIP, vote
 
 ROOT = Path(__file__).parents[1]
 CLIPBOARD = "\x1b]52;c;Y3VybCBldmlsLmV4YW1wbGUK\x07"

@@ -14,9 +14,9 @@ from kit.app.tokens import LEFT, RIGHT, Scores
 from kit.app.verdicts import Badge, Judge, Standard, badge
 from kit.errors import ConfigError
 from kit.evaluation.stats import pass_at_k
+from kit.preferences.votes import Message, Preference, Side, Vote, VoteSettings
 from kit.tasks.answers import parse_number
 from kit.tasks.verifiers import Verdict
-from kit.votes import Message, Preference, Side, Vote, VoteSettings
 
 if TYPE_CHECKING:
     from kit.app.engine import Engine
@@ -207,7 +207,7 @@ def finish(comparison: Comparison, judge: Judge, *, is_stopped: bool = False) ->
 
 
 def to_vote(comparison: Comparison, sample: int, vote: Preference, *, blind: bool) -> Vote:
-    """A vote on the left and right answers of one sample; `vote` as kit.votes.Vote names it."""
+    """A vote on the left and right answers of one sample; `vote` as kit.preferences.votes.Vote names it."""
     setup = comparison.setup
 
     def side(name: str) -> Side:

@@ -19,7 +19,7 @@ from kit.app.problems import Problems
 from kit.app.tokens import LEFT, RIGHT
 from kit.app.verdicts import Judge
 from kit.errors import ConfigError, ResultsError
-from kit.votes import Preference, Tally, append_vote, read_votes, tally
+from kit.preferences.votes import Preference, Tally, append_vote, read_votes, tally
 
 if TYPE_CHECKING:
     from kit.app.engine import Engine

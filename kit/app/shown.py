@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kit.app.comparator import ComparedPair
 from kit.app.comparison import Answer, Comparison
 from kit.app.tokens import BASE_SIDE, LEFT, RIGHT
-from kit.votes import Preference
+from kit.preferences.votes import Preference
 
 
 @dataclass(frozen=True, slots=True)

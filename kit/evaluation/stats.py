@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.special import comb
+from scipy.stats import binomtest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
@@ -278,3 +279,8 @@ def _sign_flip(values: NDArray[np.float64]) -> float:
         rng=np.random.default_rng(0),
     )
     return float(result.pvalue)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p of the exact binomial test that a win is as likely as a loss."""
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import ResultsError
+from kit.preferences.votes import read_votes, tally
 from kit.report.document import NONE, Origin, Section, Table, interval, number, percent
-from kit.votes import read_votes, tally
 
 JUDGE_SCHEMA = 1
 

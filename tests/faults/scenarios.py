@@ -117,7 +117,7 @@ def _merge(folder: Path, main: Main) -> int:
 def _vote(folder: Path) -> int:
     """Votes again where a vote is not in the file: nobody was told that it is."""
     from kit.errors import ResultsError
-    from kit.votes import Side, Vote, VoteSettings, append_vote, read_votes
+    from kit.preferences.votes import Side, Vote, VoteSettings, append_vote, read_votes
 
     path = folder / "work" / "votes.jsonl"
     there = {vote.question for vote in read_votes(path)[0]} if path.exists() else set()
@@ -159,7 +159,7 @@ def _content(path: Path) -> Any:
     if path.suffix == ".json":
         return _without_clocks(json.loads(path.read_text(encoding="utf-8")))
     if path.name == "votes.jsonl":  # a line that a kill cut off stays, and counts as unreadable
-        from kit.votes import read_votes
+        from kit.preferences.votes import read_votes
 
         return [vote.question for vote in read_votes(path)[0]]
     if path.suffix == ".jsonl":

@@ -18,11 +18,10 @@ from uuid import uuid4
 
 from pydantic import AwareDatetime, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
-from scipy.stats import binomtest
 
 from kit.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from kit.errors import ResultsError
-from kit.evaluation.stats import Proportion
+from kit.evaluation.stats import Proportion, sign_test
 from kit.files import append_line, write_atomically
 
 SCHEMA: Literal[1] = 1  # raised when a field changes its meaning
@@ -111,11 +110,6 @@ class Tally:
             f"{self.first} {self.first_wins} : {self.second_wins} {self.second} ({share}), "
             f"{self.ties} ties, {self.both_bad} both bad"
         )
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p of the exact binomial test that a win is as likely as a loss."""
-    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def append_vote(path: Path, vote: Vote) -> None:

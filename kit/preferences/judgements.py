@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from kit.errors import ResultsError
 from kit.evaluation.results import Key
 from kit.files import append_line, parse_json
-from kit.judge_models import JudgeModel, Reply
-from kit.rubric import Messages, Verdict
+from kit.preferences.judge_models import JudgeModel, Reply
+from kit.preferences.rubric import Messages, Verdict
 
 log = logging.getLogger(__name__)
 

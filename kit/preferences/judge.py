@@ -18,12 +18,18 @@ from typing import Any
 
 from kit.errors import ConfigError, ResultsError
 from kit.evaluation.results import Key, Row, key_of, read_rows
-from kit.evaluation.stats import Estimate, Proportion, bootstrap_mean
+from kit.evaluation.stats import Estimate, Proportion, bootstrap_mean, sign_test
 from kit.files import lock_of, only_one, write_atomically
-from kit.judge_models import JudgeConfig, JudgeModel, open_judge
-from kit.judgements import Judgement, Question, collect
-from kit.rubric import CRITERIA, OVERALL, pair_messages, point_messages, read_pair, read_points
-from kit.votes import sign_test
+from kit.preferences.judge_models import JudgeConfig, JudgeModel, open_judge
+from kit.preferences.judgements import Judgement, Question, collect
+from kit.preferences.rubric import (
+    CRITERIA,
+    OVERALL,
+    pair_messages,
+    point_messages,
+    read_pair,
+    read_points,
+)
 
 SCHEMA = 1  # of the summary; raised when a field changes its meaning
 

@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from kit.errors import ResultsError
-from kit.votes import (
+from kit.evaluation.stats import sign_test
+from kit.preferences.votes import (
     Message,
     Side,
     Tally,
@@ -20,7 +21,6 @@ from kit.votes import (
     append_vote,
     export_preferences,
     read_votes,
-    sign_test,
     tally,
     to_preferences,
 )

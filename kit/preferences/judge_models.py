@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from kit.config import ModelConfig, NonNegativeFloat, NonNegativeInt, PositiveInt, Section
 from kit.errors import ConfigError, ModelError
-from kit.rubric import Messages
+from kit.preferences.rubric import Messages
 
 MAX_REASON = 300  # characters of an endpoint's own words on a failure
 

@@ -12,9 +12,9 @@ import pytest
 
 from kit.errors import ConfigError, ModelError, ResultsError
 from kit.evaluation.results import ROW_FIELDS
-from kit.judge import Outcomes, Pair, judge_pairs, judge_points, run_judge
-from kit.judge_models import JudgeConfig, Reply, open_judge
-from kit.rubric import (
+from kit.preferences.judge import Outcomes, Pair, judge_pairs, judge_points, run_judge
+from kit.preferences.judge_models import JudgeConfig, Reply, open_judge
+from kit.preferences.rubric import (
     CRITERIA,
     OVERALL,
     Messages,

@@ -1,0 +1,1 @@
+"""Which of two answers is better, by people and by judge models."""
