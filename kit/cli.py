@@ -344,7 +344,7 @@ def _estimate(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from kit.verify import table, verify
+    from kit.adapters.verify import table, verify
 
     checks = verify(options.adapter)
     print(table(checks))
@@ -353,14 +353,14 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from kit.merge import commands, merge
+    from kit.adapters.merge import commands, merge
 
     merged = merge(options.adapter, options.output, options.dtype)
     print(*merged.agreements, commands(merged), sep="\n")
 
 
 def _blend(options: argparse.Namespace) -> None:
-    from kit.blend import blend
+    from kit.adapters.blend import blend
 
     mixed = blend(
         options.adapters,
@@ -374,7 +374,7 @@ def _blend(options: argparse.Namespace) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
-    from kit.push import plan_push, push
+    from kit.adapters.push import plan_push, push
 
     plan = plan_push(options.adapter, options.repo)
     print(plan)

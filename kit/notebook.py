@@ -206,8 +206,8 @@ def push(plan: Plan, hub: str = "") -> None:
 
     Raises AdapterError without a token and when the hub refuses.
     """
-    from kit.push import plan_push
-    from kit.push import push as upload
+    from kit.adapters.push import plan_push
+    from kit.adapters.push import push as upload
 
     for arm, run in plan.runs.items():
         repo = f"{hub or 'OWNER/NAME'}-{arm}"

@@ -18,12 +18,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from kit.adapters.save import save_adapter
 from kit.config import Config, LoraConfig, ModelConfig
 from kit.model.base import Base, load_base
 from kit.model.lora import add_lora
 from kit.model.policy import Policy
 from kit.recipe import build_config
-from kit.training.checkpoint import save_adapter
 from tests.noise import add_noise
 
 # Property tests draw the same few cases on every machine, so that a change is what turns them red;

@@ -20,7 +20,7 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-import kit.push
+import kit.adapters.push
 import kit.report
 from kit import attached, child, cli, install, notebook, notebook_view, place
 from kit.app.stored import Attempt
@@ -808,8 +808,8 @@ def hub(monkeypatch):
         get_secret=lambda name: {"HF_TOKEN": "hf_secret"}[name]
     )
     monkeypatch.setitem(sys.modules, "kaggle_secrets", secrets)
-    monkeypatch.setattr(kit.push, "plan_push", plan_push)
-    monkeypatch.setattr(kit.push, "push", upload)
+    monkeypatch.setattr(kit.adapters.push, "plan_push", plan_push)
+    monkeypatch.setattr(kit.adapters.push, "push", upload)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: os.environ.get("HF_TOKEN"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return calls
@@ -857,7 +857,7 @@ def test_what_cannot_be_pushed_stops_only_a_push(tmp_path, hub, monkeypatch, cap
     def refuse(adapter: str, repo: str) -> str:
         raise AdapterError("its base is /kaggle/input/model, a folder of this machine")
 
-    monkeypatch.setattr(kit.push, "plan_push", refuse)
+    monkeypatch.setattr(kit.adapters.push, "plan_push", refuse)
     notebook.push(make_plan(tmp_path))
     assert "t4-pspo could not be pushed: its base is /kaggle" in capsys.readouterr().out
     with pytest.raises(AdapterError):

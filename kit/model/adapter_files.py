@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -26,7 +26,6 @@ from safetensors import SafetensorError, safe_open
 
 from kit.errors import AdapterError
 from kit.files import parse_json
-from kit.runs import RunFolder, check_has_adapter
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -167,24 +166,6 @@ def check_unchanged(source: str) -> None:
             f"the adapter {source} cannot be used: {fault}. Put back a sound copy (the run's "
             f"checkpoints hold its weights too), or delete its {PROBE} to take it as it is now"
         )
-
-
-def adapter_folder(source: str) -> Path:
-    """Where the files of an adapter are: a run's best one, a folder's own, or a hub id's download.
-
-    Raises AdapterError as `read_adapter_config` does, or when a run has none yet.
-    """
-    run = RunFolder(source)
-    if run.exists:
-        check_has_adapter(run)
-        source = str(run.adapter)
-    _, weights = checked_files(source)
-    if _is_folder(source):
-        return weights.parent
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(ADAPTER_FILES)))
-    except OSError as error:
-        raise AdapterError(f"cannot download the adapter {source}: {error}") from error
 
 
 def checked_files(source: str) -> tuple[dict[str, Any], Path]:

@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from kit.card import write_card
+from kit.adapters.card import write_card
+from kit.adapters.save import save_adapter
 from kit.config import Config
 from kit.errors import NotFiniteError, TrainingError
 from kit.evaluation.figures import Evaluation, evaluate
@@ -26,13 +27,7 @@ from kit.recipe import flatten
 from kit.runs import RunFolder, binding_settings, environment, this_process
 from kit.tasks.problems import ProblemSet
 from kit.tasks.rewards import build_reward
-from kit.training.checkpoint import (
-    load_newest,
-    random_state,
-    save_adapter,
-    save_checkpoint,
-    set_random_state,
-)
+from kit.training.checkpoint import load_newest, random_state, save_checkpoint, set_random_state
 from kit.training.data import TrainingData
 from kit.training.grpo import GRPO
 from kit.training.optimizer import Optimizer

@@ -13,13 +13,13 @@ from peft import PeftModel, import_utils
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from kit.adapters.save import save_adapter
 from kit.config import EMBEDDED_PATH, LoraConfig, ModelConfig
 from kit.errors import AdapterError, ModelError
 from kit.model.base import dequantized, load_base
 from kit.model.hardware import choose_hardware, peak_memory_mb, reset_peak_memory
 from kit.model.lora import add_lora, load_adapters
 from kit.model.policy import BASE, Policy
-from kit.training.checkpoint import save_adapter
 
 CPU = torch.device("cpu")
 IDS = torch.arange(5, 25)[None]

@@ -9,7 +9,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kit import fresh
+from kit.adapters import fresh_process
+from kit.adapters.probe import read_probe
+from kit.adapters.save import save_adapter
+from kit.adapters.verify import verify
 from kit.config import LoraConfig, ModelConfig
 from kit.errors import ModelError
 from kit.model.base import Base, load_base
@@ -18,9 +21,6 @@ from kit.model.lora import TRAINED, add_lora
 from kit.model.policy import Policy
 from kit.model.prompts import Prompts
 from kit.model.rollout import Request, Sampling, sample
-from kit.probe import read_probe
-from kit.training.checkpoint import save_adapter
-from kit.verify import verify
 from tests.model.families import FAMILIES
 from tests.noise import add_noise
 
@@ -94,7 +94,7 @@ def test_a_family_from_load_to_reload(base, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base.id, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
     for i, ids in enumerate(probe.ids):
-        logits = fresh.last_logits(model, ids, probe.settings["positions"])
+        logits = fresh_process.last_logits(model, ids, probe.settings["positions"])
         assert logits.gather(-1, probe.top[i]).equal(probe.adapter[i])
 
 

@@ -13,6 +13,7 @@ from peft import get_peft_model
 from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file, save_file
 
+from kit.adapters.save import save_adapter
 from kit.app.roots import read_settings
 from kit.config import LoraConfig, ModelConfig
 from kit.errors import AdapterError
@@ -20,7 +21,6 @@ from kit.model.adapter_files import CONFIG, PROBE, WEIGHTS, adapter_sha256
 from kit.model.base import load_base
 from kit.model.lora import add_lora, load_adapters
 from kit.model.policy import BASE, Policy
-from kit.training.checkpoint import save_adapter
 from tests.noise import add_noise
 
 IDS = torch.arange(5, 25)[None]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from kit import chat_ids
+from kit.adapters import chat_ids
 from kit.config import EMBEDDED_PATH
 from kit.errors import ModelError
 from kit.model import prompts, tokenizer
@@ -166,7 +166,7 @@ def test_kit_card_examples_verify_and_trl_prompt_alike(family, spelled):
     assert card in Path(chat_ids.__file__).read_text(encoding="utf-8")
     assert scope["chat_ids"](made, messages) == expected
     example = runpy.run_path(str(EXAMPLES / "prompts.py"))["Prompts"]
-    verify = runpy.run_path(prompts.__file__)["Prompts"]  # what kit.fresh does
+    verify = runpy.run_path(prompts.__file__)["Prompts"]  # what kit.adapters.fresh_process does
     assert example(made).chat_ids(messages) == verify(made).chat_ids(messages) == expected
     settings = {"add_generation_prompt": True, "tokenize": True}
     guarded = guard(made)

@@ -35,6 +35,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM, Qwen2RotaryEmbedding
 
+from kit.adapters.save import save_adapter
 from kit.config import EMBEDDED_PATH, LoraConfig, ModelConfig
 from kit.errors import ModelError
 from kit.files import read_metrics
@@ -47,7 +48,6 @@ from kit.model.policy import BASE, Policy
 from kit.model.rollout import Request, Sampling, sample, stream
 from kit.model.unsloth import DECODE_BUFFERS, FAMILIES, load_unsloth
 from kit.runs import RunFolder
-from kit.training.checkpoint import save_adapter
 from kit.training.trainer import train
 from tests.noise import add_noise
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from kit.adapters.probe import read_probe
+from kit.adapters.save import save_adapter
 from kit.errors import RunError
-from kit.probe import read_probe
 from kit.training import checkpoint
-from kit.training.checkpoint import latest_checkpoint, new_folder, save_adapter
+from kit.training.checkpoint import latest_checkpoint, new_folder
 
 
 def names(folder: Path) -> list[str]:

@@ -16,13 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kit.adapters.merge import merge
 from kit.app.training import find_runs, read_run
 from kit.cli import _read_config
 from kit.errors import KitError
 from kit.evaluation.benchmark import benchmark
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import resolve_data, resolve_targets
-from kit.merge import merge
 from kit.model.adapter_files import CONFIG, PROBE, WEIGHTS
 from kit.recipe import build_config
 from kit.report.collect import collect

@@ -21,6 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kit.adapters.probe import take_probe
 from kit.cli import main
 from kit.compare import Study
 from kit.config import DataConfig, LoraConfig, ModelConfig
@@ -44,7 +45,6 @@ from kit.model.lora import TRAINED, add_lora
 from kit.model.mixed_lora import mixed_lora
 from kit.model.policy import BASE, Policy
 from kit.model.rollout import Request, Sampling, choose, sample, stream
-from kit.probe import take_probe
 from kit.runs import RunFolder
 from kit.training import trainer
 from kit.training.checkpoint import latest_checkpoint

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
-from kit import push as module
+from kit.adapters import push as module
+from kit.adapters.push import Upload, plan_push, push
 from kit.errors import AdapterError
-from kit.push import Upload, plan_push, push
-from tests.test_card import ADAPTER, REVISION, add_result, make_run
+from tests.adapters.test_card import ADAPTER, REVISION, add_result, make_run
 
 TOKEN = "hf_secretsecretsecretsecretsecret"
 

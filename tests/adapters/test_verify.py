@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kit import verify as module
+from kit.adapters import verify as module
+from kit.adapters.locate import adapter_folder
+from kit.adapters.probe import PROBE, Probe, read_probe
+from kit.adapters.save import save_adapter
+from kit.adapters.verify import Computed, verify
 from kit.errors import AdapterError, ModelError
-from kit.model.adapter_files import adapter_folder
 from kit.model.base_files import BaseSource, base_of
-from kit.probe import PROBE, Probe, read_probe
-from kit.training.checkpoint import save_adapter
-from kit.verify import Computed, verify
 
 SETTINGS = {
     "dtype": "bfloat16",

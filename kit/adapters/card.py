@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from kit import chat_ids
+from kit.adapters import chat_ids
+from kit.adapters.probe import read_probe
 from kit.config import EMBEDDED, READERS, Config
 from kit.errors import ModelError, ResultsError, RunError
 from kit.evaluation.results import Result, read_result
@@ -20,7 +21,6 @@ from kit.files import write_atomically
 from kit.model.adapter_files import CARD, adapter_sha256
 from kit.model.base import NF4
 from kit.model.base_files import BaseSource, base_of
-from kit.probe import read_probe
 from kit.runs import RunFolder
 from kit.tasks.sources import KNOWN
 

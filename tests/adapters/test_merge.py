@@ -13,11 +13,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-from kit import merge as module
-from kit.agreement import Agreement, compare
+from kit.adapters import merge as module
+from kit.adapters.merge import Merged, Update, commands, merge, read_updates
+from kit.adapters.merge_drift import Agreement, compare
 from kit.config import EMBEDDED_PATH, ModelConfig
 from kit.errors import AdapterError
-from kit.merge import Merged, Update, commands, merge, read_updates
 from kit.model.base import load_base
 from kit.model.base_files import BaseSource
 
@@ -223,7 +223,7 @@ def test_kl_and_greedy_agreement_by_hand():
 
 @pytest.mark.smoke
 def test_the_report_compares_with_both_precisions_of_the_base(tmp_path, tiny, lora, monkeypatch):
-    monkeypatch.setattr("kit.agreement.NEW_TOKENS", 10)
+    monkeypatch.setattr("kit.adapters.merge_drift.NEW_TOKENS", 10)
     result = merge(str(lora), tmp_path / "merged", "float16")
     four, sixteen = result.agreements
     assert "4-bit" in four.against and "float16" in sixteen.against

@@ -15,10 +15,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
+from kit.adapters.probe import question_ids
 from kit.model.base import NF4, use_exact_kernels
 from kit.model.base_files import BaseSource
 from kit.model.tokenizer import prepare_tokenizer
-from kit.probe import question_ids
 
 NEW_TOKENS = 48
 

@@ -18,20 +18,20 @@ from tabulate import tabulate
 from torch import Tensor
 from transformers import BitsAndBytesConfig
 
-from kit import fresh
+from kit.adapters import fresh_process
+from kit.adapters.locate import adapter_folder
+from kit.adapters.probe import Probe, probe_settings, read_probe
 from kit.files import parse_json
 from kit.model import prompts
 from kit.model.adapter_files import (
     ADAPTER_FILES,
     CARD,
     CHAT_TEMPLATE,
-    adapter_folder,
     adapter_sha256,
     read_adapter_config,
 )
 from kit.model.base import NF4
 from kit.model.base_files import BaseSource, base_of
-from kit.probe import Probe, probe_settings, read_probe
 
 # largest difference allowed on other machines and versions, as a share of the largest logit
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
@@ -121,7 +121,7 @@ def _revision(base: BaseSource) -> Check:
 
 
 def _compute(folder: Path, base: BaseSource, probe: Probe | None) -> Computed | str:
-    """Run kit.fresh on the adapter; a string says why it failed."""
+    """Run kit.adapters.fresh_process on the adapter; a string says why it failed."""
     settings = probe.settings if probe else _default_settings()
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary) / "logits.safetensors"
@@ -135,7 +135,7 @@ def _compute(folder: Path, base: BaseSource, probe: Probe | None) -> Computed | 
             "output": str(output),
         }
         done = subprocess.run(
-            [sys.executable, str(Path(fresh.__file__).resolve())],
+            [sys.executable, str(Path(fresh_process.__file__).resolve())],
             input=json.dumps(request),
             capture_output=True,
             text=True,

@@ -21,14 +21,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kit.agreement import Agreement, agreements, tokenizer_of
+from kit.adapters.locate import adapter_folder
+from kit.adapters.merge_drift import Agreement, agreements, tokenizer_of
 from kit.errors import AdapterError
 from kit.files import WRITE_ERRORS, new_folder, write_atomically
 from kit.model.adapter_files import (
     CHAT_TEMPLATE,
     TOKENIZER_FILES,
     WEIGHTS,
-    adapter_folder,
     adapter_sha256,
     check_unchanged,
     read_adapter_config,

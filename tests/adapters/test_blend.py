@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kit import blend as module
-from kit.blend import blend
+from kit.adapters import blend as module
+from kit.adapters.blend import blend
+from kit.adapters.merge import read_updates
+from kit.adapters.probe import read_probe
+from kit.adapters.save import save_adapter
 from kit.config import LoraConfig, ModelConfig
 from kit.errors import AdapterError
-from kit.merge import read_updates
 from kit.model.adapter_files import adapter_sha256
 from kit.model.base import load_base
 from kit.model.lora import add_lora
 from kit.model.policy import Policy
-from kit.probe import read_probe
-from kit.training.checkpoint import save_adapter
 from tests.noise import add_noise
 
 CPU = torch.device("cpu")

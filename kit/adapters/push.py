@@ -10,10 +10,11 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from kit.card import run_card
+from kit.adapters.card import run_card
+from kit.adapters.locate import adapter_folder
 from kit.config import EMBEDDED
 from kit.errors import AdapterError
-from kit.model.adapter_files import ADAPTER_FILES, CARD, adapter_folder
+from kit.model.adapter_files import ADAPTER_FILES, CARD
 from kit.model.base_files import BaseSource, base_of
 from kit.runs import RunFolder
 

@@ -10,18 +10,19 @@ from typing import Any
 
 import torch
 
-from kit.card import blend_card
+from kit.adapters.card import blend_card
+from kit.adapters.locate import adapter_folder
+from kit.adapters.merge import read_updates
+from kit.adapters.save import write_adapter
 from kit.config import SYSTEM_PROMPT, ModelConfig
 from kit.errors import AdapterError
 from kit.files import WRITE_ERRORS, new_folder, write_atomically
-from kit.merge import read_updates
-from kit.model.adapter_files import CARD, adapter_folder, adapter_sha256
+from kit.model.adapter_files import CARD, adapter_sha256
 from kit.model.base import load_base
 from kit.model.base_files import BaseSource, base_of
 from kit.model.lora import load_adapters
 from kit.model.policy import Policy
 from kit.runs import RunFolder
-from kit.training.checkpoint import write_adapter
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
-from kit import card as module
-from kit.card import run_card, write_card
+from kit.adapters import card as module
+from kit.adapters.card import run_card, write_card
+from kit.adapters.save import save_adapter
 from kit.evaluation.results import FIELDS
 from kit.model.adapter_files import adapter_sha256
 from kit.recipe import build_config
 from kit.runs import RunFolder
-from kit.training.checkpoint import save_adapter
 
 REVISION = "a" * 40
 ADAPTER = {

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kit.adapters.fresh_process import last_logits, surroundings
 from kit.errors import AdapterError, NotFiniteError, room_for
 from kit.files import parse_json
-from kit.fresh import last_logits, surroundings
 from kit.model.adapter_files import PROBE, adapter_sha256
 from kit.model.policy import BASE, Policy
 from kit.model.tokenizer import prompt_ids
