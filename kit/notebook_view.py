@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from kit.app.browse import Case, Filter, pair_up, select
-from kit.app.browse_html import badge_of
+from kit.app.browse.html import badge_of
+from kit.app.browse.pairs import Case, Filter, pair_up, select
 from kit.app.inert import printable
+from kit.app.library.results import Attempt, Stored, find_stored
 from kit.app.options import AppOptions
-from kit.app.stored import Attempt, Stored, find_stored
 from kit.child import Output
 from kit.errors import ResultsError
 from kit.place import Place
@@ -121,9 +121,9 @@ def open_app(folder: Path, place: Place, *, share: bool = False) -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is told to anybody
     import gradio as gr
 
-    from kit.app.catalogue import find
-    from kit.app.desk import Desk
+    from kit.app.library.adapters import find
     from kit.app.page import build, guard, settings
+    from kit.app.session import Desk
 
     if place.name == "kaggle" and not share:
         print("Kaggle shows no page of its own machine: set SHARE = True to see the app.")

@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 import kit.adapters.push
 import kit.report
 from kit import attached, child, cli, install, notebook, notebook_view, place
-from kit.app.stored import Attempt
+from kit.app.library.results import Attempt
 from kit.attached import find_data, find_model, find_wheels, locate
 from kit.compare import check_arms, load_arms
 from kit.config import DataConfig, ModelConfig
@@ -900,7 +900,7 @@ def shown_questions(tmp_path, monkeypatch, left, right, count) -> list[int]:
 
 
 def show(tmp_path, monkeypatch, left, right, count=5) -> str:
-    from kit.app.browse import Case, Pairing
+    from kit.app.browse.pairs import Case, Pairing
 
     cases = tuple(Case(a, b) for a, b in zip(left, right, strict=True))
     monkeypatch.setattr(notebook_view, "_of_arm", lambda stored, arm: arm)

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.app import catalogue
+from kit.app.library import adapters
 from kit.app.options import AppOptions
 from kit.config import Config
 from kit.errors import KitError, ResultsError
@@ -268,7 +268,7 @@ def test_the_apps_list_of_adapters(folder, data, spoilt):
     for path, content in files.items():
         path.write_bytes(data.draw(damaged(content)) if path.name == spoilt else content)
     options = AppOptions(runs=run.parent)
-    found = value_or_sentence(lambda: catalogue.find(options))
+    found = value_or_sentence(lambda: adapters.find(options))
     assert found is not None and len(found.choices) + len(found.unusable) >= 2
 
 

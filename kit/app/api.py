@@ -9,10 +9,10 @@ from uuid import uuid4
 
 import gradio as gr
 
-from kit.app.comparator import pair_json
-from kit.app.comparison import Comparison, Setup, check_type
-from kit.app.desk import Desk, to_pair
-from kit.app.tokens import LEFT, RIGHT
+from kit.app.compare.comparison import Comparison, Setup, check_type
+from kit.app.compare.tokens import LEFT, RIGHT
+from kit.app.exports import pair_json
+from kit.app.session import Desk, to_pair
 from kit.errors import KitError
 
 EVERY = 0.2  # seconds between two looks at whether the client is still there

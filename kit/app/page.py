@@ -9,22 +9,17 @@ import uvicorn
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from kit.app import (
-    browse_view,
-    columns,
-    differences,
-    heatmap,
-    inert,
-    ratios,
-    report_view,
-    training_view,
-)
+from kit.app import inert
 from kit.app.api import Api
-from kit.app.catalogue import find
-from kit.app.compare_view import MODEL, CompareView
-from kit.app.desk import Desk
+from kit.app.browse import view as browse_view
+from kit.app.compare import columns, differences, heatmap, ratios
+from kit.app.compare.view import MODEL, CompareView
 from kit.app.doors import PER_ADDRESS, WINDOW, Doors
+from kit.app.library.adapters import find
 from kit.app.options import AppOptions
+from kit.app.report import view as report_view
+from kit.app.session import Desk
+from kit.app.training import view as training_view
 from kit.errors import ModelError
 
 STYLE = """

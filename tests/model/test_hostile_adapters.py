@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file, save_file
 
 from kit.adapters.save import save_adapter
-from kit.app.roots import read_settings
+from kit.app.library.roots import read_settings
 from kit.config import LoraConfig, ModelConfig
 from kit.errors import AdapterError
 from kit.model.adapter_files import CONFIG, PROBE, WEIGHTS, adapter_sha256

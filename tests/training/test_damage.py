@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kit.adapters.merge import merge
-from kit.app.training import find_runs, read_run
+from kit.app.library.runs import find_runs, read_run
 from kit.cli import _read_config
 from kit.errors import KitError
 from kit.evaluation.benchmark import benchmark

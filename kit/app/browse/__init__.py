@@ -1,0 +1,1 @@
+"""The Browse tab: stored answers of evaluations."""

@@ -1,0 +1,155 @@
+"""The Browse tab's components and where they stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import gradio as gr
+
+from kit.app.browse.html import sentence
+from kit.app.inert import LATEX_DELIMITERS
+from kit.app.library.results import Found
+
+ANY = "any"
+OUTCOMES: list[tuple[str, str]] = [
+    ("all", "all"),
+    ("only the left correct", "left"),
+    ("only the right correct", "right"),
+    ("both correct", "both"),
+    ("both wrong", "neither"),
+    ("answers differ", "differ"),
+]
+HEADERS = ["#", "Problem", "Gold answer", "Left", "Right"]
+DOWNLOAD = "browse-download"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """All components, in the order in which they stand on the page."""
+
+    group: gr.Dropdown
+    left: gr.Dropdown
+    right: gr.Dropdown
+    refresh: gr.Button
+    note: gr.HTML
+    faults_box: gr.Accordion
+    faults: gr.HTML
+    pairs: gr.Column
+    measure: gr.Radio
+    outcome: gr.Dropdown
+    category: gr.Dropdown
+    difficulty: gr.Dropdown
+    text: gr.Textbox
+    counts: gr.HTML
+    table: gr.Dataframe
+    case: gr.Column
+    previous: gr.Button
+    following: gr.Button
+    position: gr.Number
+    question: gr.Markdown
+    gold: gr.HTML
+    left_head: gr.HTML
+    left_text: gr.Markdown
+    right_head: gr.HTML
+    right_text: gr.Markdown
+    live: gr.Button
+    as_markdown: gr.Button
+    as_json: gr.Button
+    as_comparator: gr.Button
+    download: gr.DownloadButton
+    found: gr.State  # Found
+    key: gr.State  # of the shown pair
+    selected: gr.State
+    folder: gr.State  # temporary, of the session's exports
+
+    @property
+    def filters(self) -> list[Any]:
+        return [self.measure, self.outcome, self.category, self.difficulty, self.text]
+
+    @property
+    def choice(self) -> list[Any]:
+        """What decides which pair is shown."""
+        return [self.found, self.left, self.right, *self.filters, self.key]
+
+    @property
+    def all(self) -> list[Any]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+
+def lay_out() -> Parts:
+    """To be called where the tab is built; what shows pairs is hidden until there are some."""
+    c: dict[str, Any] = {}
+    _lay_out_choice(c)
+    with gr.Column(visible=False) as c["pairs"]:
+        _lay_out_filters(c)
+    with gr.Column(visible=False) as c["case"]:
+        _lay_out_case(c)
+    c |= {"found": gr.State(Found((), ())), "key": gr.State(), "selected": gr.State()}
+    c["folder"] = gr.State(delete_callback=lambda folder: folder and folder.cleanup())
+    return Parts(**c)
+
+
+def _lay_out_choice(c: dict[str, Any]) -> None:
+    with gr.Row():
+        c["group"] = gr.Dropdown([], label="Data set and temperature", min_width=240)
+        c["left"] = gr.Dropdown([], label="Left", min_width=240)
+        c["right"] = gr.Dropdown([], label="Right", min_width=240)
+        c["refresh"] = gr.Button("Refresh", min_width=100, scale=0)
+    c["note"] = gr.HTML(sentence("Looking for results …"))
+    with gr.Accordion("Files", open=False, visible=False) as c["faults_box"]:
+        c["faults"] = gr.HTML(padding=True)
+
+
+def _lay_out_filters(c: dict[str, Any]) -> None:
+    with gr.Row():
+        c["measure"] = gr.Radio(
+            [("strict: as #### answer", "strict"), ("lenient: anywhere", "lenient")],
+            value="strict",
+            label="Verdict",
+            min_width=200,
+        )
+        c["outcome"] = gr.Dropdown(OUTCOMES, value="all", label="Outcome", min_width=200)
+        c["category"] = gr.Dropdown([ANY], value=ANY, label="Category", min_width=140)
+        c["difficulty"] = gr.Dropdown([ANY], value=ANY, label="Difficulty", min_width=140)
+        c["text"] = gr.Textbox(
+            "", label="Search questions and completions", max_lines=1, min_width=240
+        )
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            c["counts"] = gr.HTML()
+        with gr.Column(scale=5, min_width=300):
+            c["table"] = gr.Dataframe(
+                headers=HEADERS,
+                datatype="str",
+                interactive=False,
+                label="Matching pairs",
+                max_height=260,
+                column_widths=["60px", "270px", "110px", "215px", "190px"],
+            )
+
+
+def _lay_out_case(c: dict[str, Any]) -> None:
+    def markdown() -> gr.Markdown:
+        return gr.Markdown(
+            latex_delimiters=LATEX_DELIMITERS, sanitize_html=True, line_breaks=True, padding=True
+        )
+
+    with gr.Row():
+        c["previous"] = gr.Button("← Previous", min_width=120)
+        c["following"] = gr.Button("Next →", min_width=120)
+        c["position"] = gr.Number(1, label="Shown pair", precision=0, min_width=160)
+    with gr.Group():
+        c["question"] = markdown()
+        c["gold"] = gr.HTML(padding=True)
+    with gr.Row():
+        for side in ("left", "right"):
+            with gr.Column(min_width=300), gr.Group():
+                c[f"{side}_head"] = gr.HTML(padding=True)
+                c[f"{side}_text"] = markdown()
+    with gr.Row():
+        c["live"] = gr.Button("Run this one live", variant="primary", min_width=160)
+        c["as_markdown"] = gr.Button("Save pair as Markdown", min_width=160)
+        c["as_json"] = gr.Button("Save pair as JSON", min_width=160)
+        c["as_comparator"] = gr.Button("Save matching pairs (LLM Comparator)", min_width=160)
+    c["download"] = gr.DownloadButton("Download", visible="hidden", elem_id=DOWNLOAD)

@@ -1,0 +1,1 @@
+"""The Compare tab: adapters answer one problem side by side."""

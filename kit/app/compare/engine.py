@@ -1,0 +1,132 @@
+"""One base in memory, any number of adapters on it, and one job at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from kit.app.compare.job import Job, Message, Progress
+from kit.app.compare.scoring import score
+from kit.app.compare.tokens import Scores
+from kit.errors import ConfigError, ModelError, is_out_of_memory
+from kit.model.adapter_files import adapter_sha256
+from kit.model.base import Base
+from kit.model.lora import load_adapters
+from kit.model.policy import BASE, Policy
+from kit.model.rollout import Request, Sampling, stream
+
+
+class Engine:
+    """Decodes all sides of a job in one batch. Adapters stay loaded once they have been used."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self._policy = Policy(base)
+        # by folder or hub id and hash: a run that goes on while the app is open changes its adapter
+        self._names: dict[tuple[str, str], str] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and completion that the base can see."""
+        return self._policy.causal.config.max_position_embeddings
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The prompt exactly as it is sent."""
+        return str(self.base.tokenizer.decode(self.base.prompt_ids(list(messages))))
+
+    def run(self, job: Job) -> Iterator[Progress]:
+        """Sample, then score. Waits while another job runs; closing it frees the model.
+
+        Raises AdapterError for an adapter that does not load, ConfigError for a prompt that is too
+        long, ModelError when memory runs out.
+        """
+        with self._lock, _advice(job):
+            yield from self._run(job)
+
+    def score(self, job: Job, said: Progress, sample: int) -> dict[str, Scores]:
+        """Scores of another sample of a job that has ended; ModelError when memory runs out."""
+        with self._lock, _advice(job):
+            return self._score(job, said, sample)
+
+    def _run(self, job: Job) -> Iterator[Progress]:
+        hashes = self._load(job)
+        prompt = tuple(self.base.prompt_ids(list(job.messages)))
+        if len(prompt) + job.max_new_tokens > self.context:
+            raise ConfigError(
+                f"the prompt has {len(prompt)} tokens, and with {job.max_new_tokens} new ones that "
+                f"is more than the {self.context} this model can see; shorten the problem or "
+                "lower the number of new tokens"
+            )
+        sides = [side for side in job.adapters for _ in range(job.samples)]
+        requests = [
+            Request(prompt, (job.seed, number), self._name(source, hashes[side]))
+            for side, source in job.adapters.items()
+            for number in range(job.samples)
+        ]
+        began, times = time.perf_counter(), [0.0] * len(requests)
+        lengths = [0] * len(requests)
+        for completions in stream(
+            self._policy, requests, Sampling(job.max_new_tokens, job.temperature)
+        ):
+            now = time.perf_counter() - began
+            for row, completion in enumerate(completions):
+                if len(completion.tokens) > lengths[row]:
+                    lengths[row], times[row] = len(completion.tokens), now
+            by_side = _by_side(sides, completions), _by_side(sides, times)
+            said = Progress(*by_side, hashes=hashes)
+            yield said
+        yield replace(said, scores=self._score(job, said, 0))
+
+    def _score(self, job: Job, said: Progress, sample: int) -> dict[str, Scores]:
+        prompt = self.base.prompt_ids(list(job.messages))
+        adapters = {
+            side: self._name(source, said.hashes[side]) for side, source in job.adapters.items()
+        }
+        return {
+            side: score(self._policy, prompt, answers[sample].tokens, adapters, side)
+            for side, answers in said.completions.items()
+        }
+
+    def _load(self, job: Job) -> dict[str, str | None]:
+        """Load the adapters that are not there as they are now; hashes by side."""
+        sources = {source: adapter_sha256(source) for source in job.adapters.values() if source}
+        new = [found for found in sources.items() if found not in self._names]
+        names = {found: f"adapter{len(self._names) + i}" for i, found in enumerate(new)}
+        if new:
+            wanted = {name: source for (source, _), name in names.items()}
+            self._policy = Policy(self.base, load_adapters(self.base, wanted, self._policy.model))
+            self._names |= names
+        return {side: source and sources[source] for side, source in job.adapters.items()}
+
+    def _name(self, source: str | None, sha: str | None) -> str:
+        return BASE if source is None or sha is None else self._names[source, sha]
+
+
+@contextmanager
+def _advice(job: Job) -> Iterator[None]:
+    """ModelError with what to do when memory runs out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        rows = job.samples * len(job.adapters)
+        raise ModelError(
+            f"out of memory with {rows} answers of up to {job.max_new_tokens} tokens at once; ask "
+            "for fewer samples or fewer tokens, leave out the base's column, or start with --cpu"
+        ) from error
+
+
+def _by_side(sides: Sequence[str], values: Sequence) -> dict[str, tuple]:
+    return {
+        side: tuple(value for mine, value in zip(sides, values, strict=True) if mine == side)
+        for side in dict.fromkeys(sides)
+    }

@@ -1,0 +1,52 @@
+"""Downloads of a finished comparison, and of all this session has made."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from kit.app.compare.shown import Shown
+from kit.app.exports import comparator_json, pair_json, pair_markdown
+from kit.app.session import to_pair
+from kit.files import write_atomically
+
+Update = dict[Any, Any]
+
+
+class ExportView:
+    """Builds its part of the Compare tab. Files live until the app ends."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="kit-app-")
+        with gr.Row(visible=False, elem_id="kit-export") as self.box:
+            self.markdown = gr.DownloadButton("This comparison as Markdown", size="sm")
+            self.json = gr.DownloadButton("This comparison as JSON", size="sm")
+            self.comparator = gr.DownloadButton("All of these two for LLM Comparator", size="sm")
+        self.outputs = [self.box, self.markdown, self.json, self.comparator]
+
+    def show(self, shown: Shown | None) -> Update:
+        if shown is None or shown.hides_names or not shown.comparison.is_finished:
+            return {self.box: gr.update(visible=False)}
+        pair = to_pair(shown.comparison, shown.sample)
+        names = pair.left.name, pair.right.name
+        same = [p for p in shown.history if (p.left.name, p.right.name) == names]
+        folder = Path(tempfile.mkdtemp(dir=self._folder.name))
+        files = {
+            self.markdown: ("comparison.md", pair_markdown(pair)),
+            self.json: ("comparison.json", _json(pair_json(pair))),
+            self.comparator: ("llm-comparator.json", _json(comparator_json(same, *names))),
+        }
+        update: Update = {self.box: gr.update(visible=True)}
+        for button, (name, text) in files.items():
+            path = folder / name
+            write_atomically(path, text)
+            update[button] = gr.update(value=str(path))
+        return update
+
+
+def _json(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"

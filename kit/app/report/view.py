@@ -1,0 +1,121 @@
+"""The Report tab: shows the reports there are, and makes new ones."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_file_to_cache
+from gradio.utils import get_upload_folder
+
+from kit.app.inert import inert_markdown
+from kit.app.options import AppOptions
+from kit.app.report import pages as reports
+from kit.errors import KitError
+
+FOLDER = "reports"  # of those made here, in the folder of the runs
+
+Update = dict[str, Any]  # gr.update's
+NONE = "There is no report yet: make one here, or with <code>kit report RUN</code>."
+
+CSS = """
+.kit-report iframe {
+  display: block; width: 100%; height: 80vh; min-height: 24rem;
+  border: 1px solid #80808070; border-radius: var(--radius-lg);
+}
+/* the page inside is always light, see reports.frame; its figures bear this as well */
+.dark .kit-report iframe { filter: invert(0.92) hue-rotate(180deg); }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportView:
+    """What other tabs may need."""
+
+    chosen: gr.Dropdown  # the folder of the report that is shown
+
+
+def build(options: AppOptions) -> ReportView:
+    """The tab's components and their events, inside a gr.Blocks that has CSS in its styles."""
+    tab = _Tab(options)
+    chosen = gr.Dropdown(label="Report")
+    with gr.Row():
+        again = gr.Button("Look for new reports", size="sm", scale=0, min_width=200)
+        download = gr.DownloadButton(
+            "Download this report", size="sm", scale=0, min_width=200, interactive=False
+        )
+    with gr.Accordion("Make a report", open=False):
+        sources = gr.Dropdown(
+            label="Runs and comparisons",
+            info="A comparison brings all its runs; single runs must share one base",
+            multiselect=True,
+        )
+        make = gr.Button("Make the report", variant="primary")
+        words = gr.Markdown()
+    page = gr.HTML(elem_classes="kit-report")
+    quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
+    listed = [chosen, sources, page]
+    gr.on(None, tab.look, None, listed, **quiet)
+    again.click(tab.look, [chosen, sources], listed, **quiet)
+    chosen.change(tab.show, chosen, [page, download], **quiet)
+    make.click(
+        tab.make,
+        sources,
+        [words, chosen],
+        show_progress="minimal",
+        show_progress_on=words,
+        api_visibility="private",
+    )
+    return ReportView(chosen)
+
+
+class _Tab:
+    """The events: what the page sends in, what it shows next."""
+
+    def __init__(self, options: AppOptions) -> None:
+        self.roots = options.roots
+        self.into = options.runs.resolve() / FOLDER
+
+    def look(
+        self, chosen: str | None = None, sources: list[str] | None = None
+    ) -> tuple[Update, Update, Any]:
+        """All there is; choices that are still possible stay. In words, if there is no report."""
+        offered = reports.find_sources(self.roots)
+        paths = [str(folder.path) for folder in offered]
+        kept = gr.update(
+            choices=[(folder.name, str(folder.path)) for folder in offered],
+            value=[path for path in sources or [] if path in paths],
+        )
+        found = self._reports(chosen)
+        return found, kept, NONE if found["value"] is None else gr.skip()
+
+    def show(self, chosen: str | None) -> tuple[str, Update]:
+        off = gr.update(value=None, interactive=False)
+        if chosen is None:
+            return NONE, off
+        try:
+            page = reports.locate(chosen, self.roots)
+            shown = reports.frame(page, f"Report in {page.parent}")
+        except KitError as error:
+            return html.escape(str(error)), off
+        # the button serves files from Gradio's own folder, not from anywhere
+        copy = save_file_to_cache(page, get_upload_folder())
+        return shown, gr.update(value=copy, interactive=True)
+
+    def make(self, sources: list[str]) -> Iterator[tuple[str, Any]]:
+        yield "Making the report; many runs take half a minute …", gr.skip()
+        try:
+            folder = reports.make_report(sources, self.roots, self.into)
+        except KitError as error:
+            yield inert_markdown(str(error)), gr.skip()
+            return
+        yield f"Written to {inert_markdown(str(folder))}", self._reports(str(folder))
+
+    def _reports(self, chosen: str | None) -> Update:
+        found = reports.find_reports(self.roots)
+        paths = [str(folder.path) for folder in found]
+        value = chosen if chosen in paths else next(iter(paths), None)
+        return gr.update(choices=[(folder.name, str(folder.path)) for folder in found], value=value)

@@ -1,0 +1,216 @@
+"""What all sessions of the page share: the model, what can be chosen, and who is running what."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from kit.app.compare.background import Background
+from kit.app.compare.comparison import Comparison, Setup, compare, finish, to_vote
+from kit.app.compare.problems import Problems
+from kit.app.compare.tokens import LEFT, RIGHT
+from kit.app.exports import ComparedPair, ComparedSide
+from kit.app.library.adapters import Catalogue, Choice, read_choice
+from kit.app.options import AppOptions
+from kit.app.verdicts import Judge
+from kit.errors import ConfigError, ResultsError
+from kit.preferences.votes import Preference, Tally, append_vote, read_votes, tally
+
+if TYPE_CHECKING:
+    from kit.app.compare.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The blind votes between two adapters so far."""
+
+    tally: Tally | None  # None: not one yet
+    unreadable: int  # lines of the file
+
+
+class Desk:
+    """Serves the page. The base is loaded when `load` is called, or else by the first job."""
+
+    def __init__(self, options: AppOptions, catalogue: Catalogue) -> None:
+        self.options, self.catalogue = options, catalogue
+        self.judge = Judge()
+        self.problems = Problems(options, catalogue, self.judge)
+        self._choices = {choice.label: choice for choice in catalogue.choices}
+        self._running: dict[str, Background[Comparison]] = {}
+        self._stopped: set[str] = set()  # sessions that were stopped before their turn came
+        self._lock = threading.Lock()
+        self._votes: dict[str, Preference] = {}  # by comparison
+        self._voting = threading.Lock()
+        self._engine: Future[Engine] | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """Of everything that can be put on a side."""
+        return list(self._choices)
+
+    def load(self) -> Future[Engine]:
+        """Begin to load the base in the background, once."""
+        with self._lock:
+            if self._engine is None:
+                loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="base")
+                self._engine = loader.submit(self._load)
+                loader.shutdown(wait=False)
+            return self._engine
+
+    def engine(self) -> Engine:
+        """The model, as soon as it is there; ModelError when it cannot be loaded."""
+        return self.load().result()
+
+    def choice(self, label: str) -> Choice:
+        """What a label stands for; one that is not listed is a path or hub id, which is added.
+
+        Raises what `read_choice` raises.
+        """
+        if label in self._choices:
+            return self._choices[label]
+        read = read_choice(label, self.options, self.catalogue.model)
+        known = next((c for c in self._choices.values() if c.adapter == read.adapter), None)
+        if known is not None:
+            return known
+        with self._lock:
+            self._choices[label] = read
+        return read
+
+    def run(self, setup: Setup, session: str) -> Iterator[Comparison]:
+        """Answers as they are written; the last item is over, also when `stop` ended it early.
+
+        There is none when it was stopped before its turn came. An error comes after what was
+        written until then, which is over too.
+        """
+        job = Background(lambda: compare(self.engine(), self.judge, setup))
+        with self._lock:
+            if session in self._stopped:
+                self._stopped.discard(session)
+                return
+            self._running[session] = job
+        last, trouble = None, None
+        try:
+            try:
+                for last in job:
+                    yield last
+            except Exception as error:
+                trouble = error
+            if last is not None and not last.is_over:
+                yield finish(last, self.judge, is_stopped=True)
+            if trouble is not None:
+                raise trouble
+        finally:
+            with self._lock:
+                if self._running.get(session) is job:
+                    del self._running[session]
+
+    def expect(self, session: str) -> None:
+        """This session has asked for answers: from now on `stop` is about these."""
+        with self._lock:
+            self._stopped.discard(session)
+
+    def stop(self, session: str) -> None:
+        """End this session's answers where they are, or before they begin."""
+        with self._lock:
+            if session in self._running:
+                self._running[session].stop()
+            else:
+                self._stopped.add(session)
+
+    def scored(self, comparison: Comparison, sample: int) -> Comparison:
+        """The comparison with the scores of that sample too."""
+        if not comparison.is_finished or sample in comparison.scores:
+            return comparison
+        scores = self.engine().score(comparison.setup.job, comparison.progress, sample)
+        return replace(comparison, scores=comparison.scores | {sample: scores})
+
+    def vote(
+        self, comparison: Comparison, sample: int, vote: Preference, *, blind: bool
+    ) -> Preference:
+        """Write a vote unless the comparison has one; the one that counts, which is the first.
+
+        Raises ConfigError for answers that are not complete, ResultsError when the file cannot be
+        written.
+        """
+        if not comparison.is_finished:
+            raise ConfigError(
+                "only complete answers are voted on: wait for both, or run again what was stopped"
+            )
+        with self._voting:
+            if comparison.id not in self._votes:
+                append_vote(self.options.votes, to_vote(comparison, sample, vote, blind=blind))
+                self._votes[comparison.id] = vote
+            return self._votes[comparison.id]
+
+    def score(self, comparison: Comparison) -> Score:
+        """The blind votes between these two adapters, whichever side they were on."""
+        if not self.options.votes.is_file():
+            return Score(None, 0)
+        votes, unreadable = read_votes(self.options.votes)
+        pair = {comparison.progress.hashes[side] for side in (LEFT, RIGHT)}
+        mine = [v for v in votes if {v.left.adapter_sha256, v.right.adapter_sha256} == pair]
+        tallies = tally(mine)
+        return Score(tallies[0] if tallies else None, unreadable)
+
+    def _load(self) -> Engine:
+        # these import torch, transformers and PEFT, which takes longer than the rest of the page
+        import torch
+
+        from kit.app.compare.engine import Engine
+        from kit.model.base import load_base
+
+        # both sides are one batch, which Unsloth's kernels cannot compute
+        model = self.catalogue.model.model_copy(update={"backend": "transformers"})
+        return Engine(load_base(model, torch.device("cpu") if self.options.cpu else None))
+
+
+def to_pair(comparison: Comparison, sample: int) -> ComparedPair:
+    """The left and right answers of one sample, for exports."""
+    setup = comparison.setup
+
+    def side(name: str) -> ComparedSide:
+        answer, choice = comparison.answers[name][sample], setup.sides[name]
+        scores = comparison.scores.get(sample, {}).get(name)
+        if answer.verdict is None:
+            raise ResultsError("the answers are still being written; export them afterwards")
+        return ComparedSide(
+            name=choice.label,
+            adapter=choice.adapter,
+            adapter_sha256=comparison.progress.hashes[name],
+            completion=answer.completion.text,
+            strict_answer=answer.verdict.strict_answer,
+            lenient_answer=answer.verdict.lenient_answer,
+            strict=answer.verdict.strict if setup.is_judged else None,
+            lenient=answer.verdict.lenient if setup.is_judged else None,
+            tokens=len(answer.completion.tokens),
+            truncated=answer.completion.truncated,
+            seconds=round(answer.seconds, 3),
+            mean_logprob=_finite(scores.mean_logprob[name]) if scores else None,
+            kl_to_base=_finite(scores.kl_to_base) if scores else None,
+        )
+
+    return ComparedPair(
+        question=setup.question,
+        system_prompt=setup.system_prompt,
+        prompt=comparison.prompt,
+        answer=setup.gold,
+        settings={
+            "temperature": setup.temperature,
+            "max_new_tokens": setup.max_new_tokens,
+            "seed": setup.seed,
+            "sample": sample,
+        },
+        left=side(LEFT),
+        right=side(RIGHT),
+        time=time.strftime("%FT%T%z"),
+    )
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no number for what a broken adapter gives."""
+    return value if math.isfinite(value) else None

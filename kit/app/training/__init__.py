@@ -1,0 +1,1 @@
+"""The Training tab: curves of runs."""

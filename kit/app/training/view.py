@@ -1,0 +1,279 @@
+"""The Training tab: curves of chosen runs while they are written, samples, settings that differ."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from kit.app.inert import LATEX_DELIMITERS, inert_markdown, printable
+from kit.app.library import runs as library_runs
+from kit.app.library.runs import Folder, Run
+from kit.app.options import AppOptions
+from kit.app.training import curves
+from kit.errors import RunError
+
+SECONDS = 5.0  # between two looks at the files of the runs that are shown
+LONGEST_WINDOW = 50  # steps
+SAMPLES = 16  # of one step that are shown
+Update = dict[str, Any]  # gr.update's
+COLUMNS = ("run", "status", "step", "last change", "remarks")
+
+CSS = """
+.kit-curves {
+  display: grid;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr));
+}
+.kit-runs [role=region] { overflow-x: auto; }
+.kit-runs :is(th, td) {
+  padding: 0.25rem 0.75rem; vertical-align: top; border-color: var(--border-color-primary);
+}
+.kit-runs th[scope=row] { min-width: 9rem; font-weight: normal; overflow-wrap: anywhere; }
+.kit-runs td:nth-child(4) { white-space: nowrap; }
+.kit-runs i {
+  display: inline-block; width: 1em; height: 0.35em; margin-right: 0.5em;
+  vertical-align: middle; border-radius: 2px;
+}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingView:
+    """What other tabs may need."""
+
+    runs: gr.Dropdown  # the chosen runs, as paths
+
+
+def build(options: AppOptions) -> TrainingView:
+    """The tab's components and their events, inside a gr.Blocks that has CSS in its styles."""
+    tab = _Tab(options)
+    with gr.Row():
+        runs = gr.Dropdown(value=[], label="Runs", multiselect=True, scale=4, min_width=260)
+        window = gr.Slider(
+            1,
+            LONGEST_WINDOW,
+            value=1,
+            step=1,
+            label="Smoothing: moving mean over steps",
+            min_width=260,
+        )
+    with gr.Row():
+        again = gr.Button("Look for new runs", size="sm", scale=0, min_width=200)
+    legend = gr.HTML(elem_classes="kit-runs")
+    with gr.Row(elem_classes="kit-curves"):
+        plots = [_plot(curve) for curve in curves.SHOWN]
+    chosen: gr.State = gr.State([])  # what the tab is about: `runs`, once it really differs
+    seen: gr.State = gr.State()
+    quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
+    gr.on(None, tab.look, None, [runs, legend], **quiet)
+    again.click(tab.look, runs, [runs, legend], **quiet)
+    shown = [legend, seen, *plots]
+    drawing = quiet | {"concurrency_id": "curves"}  # one after the other: the last one stays
+    # not `input`: that says nothing when the choice is cleared
+    runs.change(tab.choose, [runs, chosen], [chosen, *plots], **drawing)
+    chosen.change(tab.show, [chosen, window], shown, **drawing)
+    window.change(tab.show, [chosen, window], shown, **drawing)
+    gr.Timer(SECONDS).tick(tab.follow, [chosen, window, seen], shown, **drawing)
+    _build_samples(tab, chosen, seen, quiet)
+    _build_differences(tab, chosen, quiet)
+    return TrainingView(runs)
+
+
+def _plot(curve: curves.Curve) -> gr.LinePlot:
+    return gr.LinePlot(
+        x="step",
+        y="value",
+        color="run",
+        label=curve.title,
+        x_title="step",
+        y_title=curves.unit_of(curve),
+        x_axis_format="~r",
+        y_axis_format="~r",
+        caption=curves.NOTES[curve.metric],
+        tooltip=["recorded"],
+        colors_in_legend=[],  # one legend above serves all plots
+        visible=False,
+    )
+
+
+def _build_samples(tab: _Tab, chosen: gr.State, seen: gr.State, quiet: Any) -> None:
+    with gr.Accordion("Sampled completions", open=False):
+        with gr.Row():
+            run = gr.Dropdown(label="Run", min_width=260)
+            step = gr.Dropdown(label="Step", min_width=160)
+        samples = gr.Markdown(
+            latex_delimiters=LATEX_DELIMITERS, sanitize_html=True, line_breaks=True
+        )
+    chosen.change(tab.offer, [chosen, run], run, **quiet)
+    gr.on([run.change, seen.change], tab.steps, [run, step], step, **quiet)
+    gr.on([run.change, step.change], tab.samples, [run, step], samples, **quiet)
+
+
+def _build_differences(tab: _Tab, chosen: gr.State, quiet: Any) -> None:
+    with gr.Accordion("Settings of two runs", open=False):
+        with gr.Row():
+            left = gr.Dropdown(label="First run", min_width=260)
+            right = gr.Dropdown(label="Second run", min_width=260)
+        words = gr.Markdown()
+        table = gr.Dataframe(
+            headers=["setting", "first run", "second run"],
+            datatype="str",
+            interactive=False,
+            wrap=True,
+            column_widths=["44%", "28%", "28%"],
+            label="Settings that differ",
+            visible=False,
+        )
+    chosen.change(tab.offer, [chosen, left], left, **quiet)
+    chosen.change(tab.offer_second, [chosen, right], right, **quiet)
+    gr.on([left.change, right.change], tab.compare, [left, right], [words, table], **quiet)
+
+
+class _Tab:
+    """The events: what the page sends in, what it shows next."""
+
+    def __init__(self, options: AppOptions) -> None:
+        self.roots = options.roots
+
+    def look(self, chosen: list[str] | None = None) -> tuple[Update, Any]:
+        """All runs there are; a choice that is still possible stays. In words, if there is none."""
+        found = library_runs.find_runs(self.roots)
+        kept = [str(run.path) for run in found if str(run.path) in (chosen or [])]
+        first = [str(run.path) for run in library_runs.preselect(found)]
+        legend = gr.skip() if found else self._nothing()
+        return gr.update(choices=_choices(found), value=kept or first), legend
+
+    def choose(self, runs: list[str], chosen: list[str]) -> Any:
+        """Take a choice over; nothing for the same one, which Gradio may report again and again."""
+        if runs == chosen:
+            return gr.skip()
+        # a plot that is there takes new values, but not new runs with them: it is made anew
+        return [runs, *[gr.update(visible=False)] * len(curves.SHOWN)]
+
+    def show(self, chosen: list[str], window: int) -> list[Any]:
+        """Legend, fingerprint and plots."""
+        paths = [Path(path) for path in chosen]
+        seen = library_runs.fingerprint(paths)  # taken before reading: later changes are seen later
+        runs = self._read(chosen)
+        colours = curves.colours(list(runs))
+        legend = _legend(runs, colours) if runs else self._nothing()
+        return [legend, seen, *(_drawn(runs, curve, window, colours) for curve in curves.SHOWN)]
+
+    def follow(self, chosen: list[str], window: int, seen: Any) -> Any:
+        """Nothing as long as no file of the chosen runs has changed."""
+        if library_runs.fingerprint([Path(path) for path in chosen]) == seen:
+            return gr.skip()
+        return self.show(chosen, window)
+
+    def offer(self, chosen: list[str], current: str | None, default: int = 0) -> Update:
+        """The chosen runs, of which one can be chosen again."""
+        found = self._found(chosen)
+        paths = [str(run.path) for run in found]
+        value = current if current in paths else next(iter(paths[default:] or paths), None)
+        return gr.update(choices=_choices(found), value=value)
+
+    def offer_second(self, chosen: list[str], current: str | None) -> Update:
+        return self.offer(chosen, current, default=1)
+
+    def steps(self, path: str | None, current: int | None) -> Update:
+        """The steps with samples; the last one at first."""
+        runs = self._read([path] if path else [])
+        steps = [step for run in runs.values() for step in library_runs.sample_steps(run)]
+        value = current if current in steps else (steps[-1] if steps else None)
+        return gr.update(choices=[(str(step), step) for step in steps], value=value)
+
+    def samples(self, path: str | None, step: int | None) -> str:
+        runs = self._read([path] if path else [])
+        if not runs or step is None:
+            return "No completions were recorded: the run has none yet, or it is a supervised one."
+        samples = [s for run in runs.values() for s in library_runs.samples_at(run, step)]
+        more = len(samples) - SAMPLES
+        parts = [
+            _problem(*problem, list(answers))
+            for problem, answers in groupby(samples[:SAMPLES], lambda s: (s.question, s.answer))
+        ]
+        rest = [f"{more} more are in samples.jsonl."] if more > 0 else []
+        return "\n\n---\n\n".join([*parts, *rest])
+
+    def compare(self, left: str | None, right: str | None) -> tuple[str, Update]:
+        first, second = (list(self._read([path]).values()) for path in (left or "", right or ""))
+        if not first or not second or left == right:
+            return "Choose two runs.", gr.update(visible=False)
+        try:
+            rows = library_runs.differing_rows(first[0], second[0])
+        except RunError as error:
+            return inert_markdown(str(error)), gr.update(visible=False)
+        words = "" if rows else "No difference: both runs have the same settings."
+        return words, gr.update(value=rows, visible=bool(rows))
+
+    def _found(self, chosen: Sequence[str]) -> list[Folder]:
+        """Those of the chosen that are runs below the roots: nothing else is read."""
+        return [run for run in library_runs.find_runs(self.roots) if str(run.path) in chosen]
+
+    def _read(self, chosen: Sequence[str]) -> dict[str, Run]:
+        """By a short name."""
+        found = self._found(chosen)
+        names = library_runs.short_names([run.name for run in found])
+        return {
+            name: library_runs.read_run(run.path) for name, run in zip(names, found, strict=True)
+        }
+
+    def _nothing(self) -> str:
+        if library_runs.find_runs(self.roots):
+            return "Choose one run or several."
+        where = " and ".join(_escape(str(root)) for root in self.roots)
+        return f"There are no runs in {where} yet: <code>kit train CONFIG</code> makes one."
+
+
+def _choices(found: Sequence[Folder]) -> list[tuple[str, str]]:
+    return [(run.name, str(run.path)) for run in found]
+
+
+def _drawn(
+    runs: dict[str, Run], curve: curves.Curve, window: int, colours: dict[str, str]
+) -> Update:
+    table = curves.draw(runs, curve, window)
+    if table is None:
+        return gr.update(visible=False)
+    return gr.update(value=table, color_map=colours, visible=True)
+
+
+def _legend(runs: dict[str, Run], colours: dict[str, str]) -> str:
+    head = "".join(f"<th scope='col'>{name}</th>" for name in COLUMNS)
+    rows = "".join(_row(name, run, colours[name]) for name, run in runs.items())
+    repeated = "<p>Colours repeat: point at a line to see its run.</p>"
+    return (
+        # wider than a phone: it scrolls, by keyboard too
+        "<div role='region' tabindex='0' aria-label='Chosen runs'>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"{repeated if len(set(colours.values())) < len(runs) else ''}"
+    )
+
+
+def _row(name: str, run: Run, colour: str) -> str:
+    steps = f"{run.step} of {run.config.train.steps}" if run.config else f"{run.step}"
+    changed = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.changed))
+    missing = [f"{file} is missing" for file in run.missing]
+    remarks = "; ".join([*missing, *run.faults])
+    cells = "".join(f"<td>{_escape(text)}</td>" for text in (run.status, steps, changed, remarks))
+    swatch = f"<i style='background: {colour}'></i>"
+    return f"<tr><th scope='row'>{swatch}{_escape(name)}</th>{cells}</tr>"
+
+
+def _escape(text: str) -> str:
+    return html.escape(printable(text))
+
+
+def _problem(question: str, answer: str, samples: Sequence[library_runs.Sample]) -> str:
+    """A question once, and the completions that follow each other on it."""
+    parts = [f"**Question** · expected answer: {inert_markdown(answer)}", inert_markdown(question)]
+    for sample in samples:
+        facts = " · ".join(filter(None, [f"**{sample.verdict}**", inert_markdown(sample.facts)]))
+        parts += [facts, inert_markdown(sample.completion)]
+    return "\n\n".join(parts)
