@@ -20,9 +20,9 @@ from kit.app.browse.pairs import Case, Filter, pair_up, select
 from kit.app.inert import printable
 from kit.app.library.results import Attempt, Stored, find_stored
 from kit.app.options import AppOptions
-from kit.child import Output
 from kit.errors import ResultsError
-from kit.place import Place
+from kit.notebook.place import Place
+from kit.notebook.process import Output
 from kit.report.accuracy import describe_accuracy
 from kit.report.collect import collect
 from kit.report.curves import describe_curves, measure_curves

@@ -22,20 +22,22 @@ from nbclient import NotebookClient
 
 import kit.adapters.push
 import kit.report
-from kit import attached, child, cli, install, notebook, notebook_view, place
+from kit import cli
 from kit.app.library.results import Attempt
-from kit.attached import find_data, find_model, find_wheels, locate
 from kit.compare import check_arms, load_arms
 from kit.config import DataConfig, ModelConfig
 from kit.errors import AdapterError, ConfigError, DataError, InstallError, ResultsError, RunError
 from kit.estimate.forecast import estimate
 from kit.files import read_metrics
 from kit.model.hardware import DTYPES, choose_hardware
-from kit.place import Card, Place, keep_folder, read_card, where_am_i
+from kit.notebook import cells, install, kaggle_inputs, place, process
+from kit.notebook import show as notebook_show
+from kit.notebook.kaggle_inputs import find_data, find_model, find_wheels, locate
+from kit.notebook.place import Card, Place, keep_folder, read_card, where_am_i
 from kit.recipe import load_config
 from kit.tasks.problems import load_problems
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILE = ROOT / "notebooks" / "gr_pspo_colab_kaggle.ipynb"
 NOTEBOOK = nbformat.read(FILE, as_version=4)
 CELLS = {cell.id: cell for cell in NOTEBOOK.cells}
@@ -54,7 +56,7 @@ def settings() -> dict[str, object]:
     return {ast.unparse(s.targets[0]): ast.literal_eval(s.value) for s in assigned}
 
 
-def make_plan(tmp_path: Path, where: Place = HERE, **changed: object) -> notebook.Plan:
+def make_plan(tmp_path: Path, where: Place = HERE, **changed: object) -> cells.Plan:
     """The notebook's own plan, kept in tmp_path."""
     s = settings()
     values: dict = {
@@ -67,7 +69,7 @@ def make_plan(tmp_path: Path, where: Place = HERE, **changed: object) -> noteboo
         "overrides": s["OVERRIDES"],
         "keep": str(tmp_path),
     }
-    return notebook.make_plan(where, **values | changed)
+    return cells.make_plan(where, **values | changed)
 
 
 # --- the file ------------------------------------------------------------------------------------
@@ -108,7 +110,7 @@ def test_settings_are_those_of_the_recipes(tmp_path):
 def test_prose_says_what_the_estimate_says(tmp_path):
     plan, s = make_plan(tmp_path), settings()
     assert s["GPU"] == "T4"
-    least, most = notebook.hours(plan, "T4")
+    least, most = cells.hours(plan, "T4")
     assert most <= 3.0  # one session
     assert f"{least:.2f} to {most:.2f} hours" in CELLS["estimate-text"].source
     arm = estimate(plan.configs["t4-pspo"], "T4")
@@ -432,7 +434,7 @@ def test_this_environment_meets_the_requirements():
 def test_what_runs_before_installing_needs_only_the_standard_library():
     """Kaggle's and Colab's images may lack any of the kit's requirements."""
     code = (
-        "import sys; before = set(sys.modules); import kit.install;"
+        "import sys; before = set(sys.modules); import kit.notebook.install;"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
         "print(*sorted(new - set(sys.stdlib_module_names)))"
     )
@@ -543,7 +545,7 @@ def test_what_is_attached_is_trained_on(tmp_path):
     attach_data(root, "someone/grade-school-gsm8k/main")
     for _ in range(2):  # run all again
         found = locate(OFFLINE, "Qwen/Qwen2.5-0.5B-Instruct", "gsm8k", links, root)
-        assert found == attached.Sources(model, links)
+        assert found == kaggle_inputs.Sources(model, links)
     problems = load_problems(DataConfig(name="gsm8k", data_dir=str(links)), "test")
     assert problems.problems["question"] == ["What is 3 + 4, test?"]
     assert find_data("svamp", root) is None
@@ -571,13 +573,13 @@ def test_a_folder_where_the_link_has_to_be_is_left_alone(tmp_path):
 @pytest.mark.parametrize("data", ["gsm_symbolic", "reasoning_gym:chain_sum", "mine.jsonl"])
 def test_what_comes_from_no_hub_has_not_to_be_attached(tmp_path, data):
     found = locate(OFFLINE, "embedded", data, tmp_path / "data", tmp_path)
-    assert found == attached.Sources(None, None)
+    assert found == kaggle_inputs.Sources(None, None)
 
 
 def test_elsewhere_nothing_is_searched(tmp_path):
     attach_model(tmp_path, "qwen2.5/transformers/0.5b-instruct/1")
     found = locate(HERE, "Qwen/Qwen2.5-0.5B-Instruct", "gsm8k", tmp_path / "data", tmp_path)
-    assert found == attached.Sources(None, None)
+    assert found == kaggle_inputs.Sources(None, None)
 
 
 def test_wheels_are_found(tmp_path):
@@ -617,7 +619,7 @@ def test_attached_data_are_named_to_training_and_evaluation(tmp_path, monkeypatc
     links.mkdir()
     (links / "gsm8k").symlink_to(attach_data(tmp_path, "input/gsm8k"))
     monkeypatch.setattr(
-        notebook, "locate", lambda *arguments: attached.Sources(tmp_path / "model", links)
+        cells, "locate", lambda *arguments: kaggle_inputs.Sources(tmp_path / "model", links)
     )
     plan = make_plan(tmp_path, OFFLINE)
     config = plan.configs["t4-clip"]
@@ -642,14 +644,14 @@ def test_hours_are_those_of_all_arms_and_of_the_answers(tmp_path):
     arm = estimate(plan.configs["t4-clip"], "L4").seconds
     # two arms, and answers of two arms and the base
     expected = [2 * arm["whole run"][i] + 3 * arm["validation"][i] for i in (0, 1)]
-    assert notebook.hours(plan, "L4") == pytest.approx([s / 3600 for s in expected], rel=1e-12)
-    assert notebook.hours(plan, "24") is None
-    assert "Times: the speed of 24 GiB is not known" in notebook.describe_cost(plan, "24")
+    assert cells.hours(plan, "L4") == pytest.approx([s / 3600 for s in expected], rel=1e-12)
+    assert cells.hours(plan, "24") is None
+    assert "Times: the speed of 24 GiB is not known" in cells.describe_cost(plan, "24")
 
 
 def test_the_estimate_is_for_the_gpu_that_is_here(tmp_path):
     shown = [
-        notebook.describe_cost(make_plan(tmp_path, Place("local", card, online=True)))
+        cells.describe_cost(make_plan(tmp_path, Place("local", card, online=True)))
         for card in (None, Card("NVIDIA L4", 22.5, 8.9), Card("Tesla P100-PCIE-16GB", 15.9, 6.0))
     ]
     assert [re.search(r"fits on (.+): ", text)[1] for text in shown] == ["T4", "L4", "15.9 GiB"]
@@ -661,7 +663,7 @@ def test_the_estimate_is_for_the_gpu_that_is_here(tmp_path):
 def test_output_is_read_as_it_grows(tmp_path):
     log = tmp_path / "log"
     log.write_text("of the session before\n")
-    output = child.Output(log)
+    output = process.Output(log)
     with log.open("ab") as file:
 
         def write(text: bytes) -> list[str]:
@@ -685,7 +687,7 @@ def test_output_is_read_as_it_grows(tmp_path):
 def test_a_failing_command_is_quoted(tmp_path):
     log = tmp_path / "new" / "log"
     with pytest.raises(RunError) as caught:
-        child.run(["train", "nothing.yaml"], log, lambda output: output.read())
+        process.run(["train", "nothing.yaml"], log, lambda output: output.read())
     assert "kit train ended with status 1" in str(caught.value)
     assert "error: cannot read the configuration nothing.yaml" in str(caught.value)
     assert str(log) in str(caught.value)
@@ -695,7 +697,7 @@ def fake_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) ->
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
-    monkeypatch.setattr(child.sys, "executable", str(program))
+    monkeypatch.setattr(process.sys, "executable", str(program))
 
 
 def test_an_interrupt_is_passed_on_once_and_waited_for(tmp_path, monkeypatch):
@@ -703,31 +705,31 @@ def test_an_interrupt_is_passed_on_once_and_waited_for(tmp_path, monkeypatch):
     fake_python(tmp_path, monkeypatch, script + "while :; do sleep 0.05; done")
     seen: list[str] = []
 
-    def watch(output: child.Output) -> None:
+    def watch(output: process.Output) -> None:
         new = output.read()
         seen.extend(new)
         if "ready" in new:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        child.run(["compare"], tmp_path / "log", watch, every=0.05)
+        process.run(["compare"], tmp_path / "log", watch, every=0.05)
     assert seen == ["ready", "interrupted", "saved"]
 
 
 def test_a_killed_command_is_an_error(tmp_path, monkeypatch):
     fake_python(tmp_path, monkeypatch, "echo working; kill -KILL $$")
     with pytest.raises(RunError, match=r"status -9 \(killed by signal 9\).*\n.*working"):
-        child.run(["compare"], tmp_path / "log", lambda output: output.read(), every=0.05)
+        process.run(["compare"], tmp_path / "log", lambda output: output.read(), every=0.05)
 
 
 def test_a_fault_while_watching_ends_the_command(tmp_path, monkeypatch):
     fake_python(tmp_path, monkeypatch, "cat >/dev/null; echo ended")  # until its input is closed
 
-    def watch(output: child.Output) -> None:
+    def watch(output: process.Output) -> None:
         raise ResultsError("no curve")
 
     with pytest.raises(ResultsError):
-        child.run(["compare"], tmp_path / "log", watch, every=0.05)
+        process.run(["compare"], tmp_path / "log", watch, every=0.05)
     assert (tmp_path / "log").read_text() == "ended\n"
 
 
@@ -737,8 +739,8 @@ def test_a_failed_arm_is_tried_again(tmp_path, monkeypatch):
         plan.runs[arm].path.mkdir(parents=True)
         plan.runs[arm].describe(status=status)
     ran = []
-    monkeypatch.setattr(child, "run", lambda *arguments: ran.append(arguments))
-    notebook.train(plan)
+    monkeypatch.setattr(process, "run", lambda *arguments: ran.append(arguments))
+    cells.train(plan)
     assert ran[0][:2] == (plan.command, plan.folder / "notebook.log")
     assert {arm: run.status for arm, run in plan.runs.items()} == {
         "t4-clip": "interrupted",
@@ -762,8 +764,8 @@ def test_the_zip_has_everything_but_checkpoints(tmp_path, monkeypatch, capsys):
         (paths[0] / "report.html").write_text("x")
 
     monkeypatch.setattr(kit.report, "report", report)
-    monkeypatch.setattr(notebook, "offer_download", lambda path, where: None)
-    path = notebook.pack(plan)
+    monkeypatch.setattr(cells, "offer_download", lambda path, where: None)
+    path = cells.pack(plan)
     assert path == tmp_path / "mine.zip"
     expected = {f"mine/t4-clip/seed-0/{name}" for name in kept} | {"mine/report.html"}
     assert set(zipfile.ZipFile(path).namelist()) == expected
@@ -775,7 +777,7 @@ def test_the_zip_has_everything_but_checkpoints(tmp_path, monkeypatch, capsys):
     before = path.read_bytes()
     monkeypatch.setattr(zipfile.ZipFile, "write", write)
     with pytest.raises(RunError, match="No space left"):
-        notebook.pack(plan)
+        cells.pack(plan)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["mine.zip"]
 
@@ -786,7 +788,7 @@ def test_colab_downloads_by_the_browser(tmp_path, monkeypatch):
     colab.files = types.SimpleNamespace(download=offered.append)
     monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
     monkeypatch.setitem(sys.modules, "google.colab", colab)
-    notebook_view.offer_download(tmp_path / "mine.zip", Place("colab", T4, online=True))
+    notebook_show.offer_download(tmp_path / "mine.zip", Place("colab", T4, online=True))
     assert offered == [str(tmp_path / "mine.zip")]
 
 
@@ -816,7 +818,7 @@ def hub(monkeypatch):
 
 
 def test_kaggles_secret_is_used_and_never_printed(tmp_path, hub, capsys):
-    notebook.push(make_plan(tmp_path, KAGGLE), "me/qwen")
+    cells.push(make_plan(tmp_path, KAGGLE), "me/qwen")
     assert hub.uploaded == [
         ("files of me/qwen-t4-clip", "hf_secret"),
         ("files of me/qwen-t4-pspo", "hf_secret"),
@@ -835,19 +837,19 @@ def test_a_secret_that_is_not_attached_is_asked_for(tmp_path, hub, monkeypatch):
     client = types.SimpleNamespace(get_secret=refuse)
     monkeypatch.setattr(sys.modules["kaggle_secrets"], "UserSecretsClient", lambda: client)
     with pytest.raises(AdapterError, match=r"No user secrets.*Add-ons > Secrets.*Internet"):
-        notebook.push(make_plan(tmp_path, KAGGLE), "me/qwen")
+        cells.push(make_plan(tmp_path, KAGGLE), "me/qwen")
     assert hub.uploaded == []
 
 
 def test_a_token_that_is_there_is_left_alone(tmp_path, hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
-    notebook.push(make_plan(tmp_path, KAGGLE), "me/qwen")
+    cells.push(make_plan(tmp_path, KAGGLE), "me/qwen")
     assert [token for _, token in hub.uploaded] == ["hf_mine", "hf_mine"]
     assert os.environ["HF_TOKEN"] == "hf_mine"
 
 
 def test_without_a_repository_nothing_goes_up(tmp_path, hub, capsys):
-    notebook.push(make_plan(tmp_path, KAGGLE))
+    cells.push(make_plan(tmp_path, KAGGLE))
     assert hub.planned == ["OWNER/NAME-t4-clip", "OWNER/NAME-t4-pspo"]
     assert hub.uploaded == []
     assert capsys.readouterr().out.endswith("Nothing was uploaded: HUB is empty.\n")
@@ -858,10 +860,10 @@ def test_what_cannot_be_pushed_stops_only_a_push(tmp_path, hub, monkeypatch, cap
         raise AdapterError("its base is /kaggle/input/model, a folder of this machine")
 
     monkeypatch.setattr(kit.adapters.push, "plan_push", refuse)
-    notebook.push(make_plan(tmp_path))
+    cells.push(make_plan(tmp_path))
     assert "t4-pspo could not be pushed: its base is /kaggle" in capsys.readouterr().out
     with pytest.raises(AdapterError):
-        notebook.push(make_plan(tmp_path), "me/qwen")
+        cells.push(make_plan(tmp_path), "me/qwen")
 
 
 # --- what is shown -------------------------------------------------------------------------------
@@ -903,11 +905,11 @@ def show(tmp_path, monkeypatch, left, right, count=5) -> str:
     from kit.app.browse.pairs import Case, Pairing
 
     cases = tuple(Case(a, b) for a, b in zip(left, right, strict=True))
-    monkeypatch.setattr(notebook_view, "_of_arm", lambda stored, arm: arm)
-    monkeypatch.setattr(notebook_view, "pair_up", lambda a, b: Pairing(a, b, cases, (), (), ()))
+    monkeypatch.setattr(notebook_show, "_of_arm", lambda stored, arm: arm)
+    monkeypatch.setattr(notebook_show, "pair_up", lambda a, b: Pairing(a, b, cases, (), (), ()))
     pages = []
     monkeypatch.setattr("IPython.display.display", lambda html: pages.append(html.data))
-    notebook_view.show_answers(tmp_path, "clip", "pspo", count)
+    notebook_show.show_answers(tmp_path, "clip", "pspo", count)
     return pages[0]
 
 
@@ -927,11 +929,11 @@ def test_texts_of_models_are_inert(tmp_path, monkeypatch):
 
 def test_an_arm_without_answers_is_named(tmp_path):
     with pytest.raises(ResultsError, match="t4-clip has no stored answers yet"):
-        notebook_view.show_answers(tmp_path, "t4-clip", "t4-pspo")
+        notebook_show.show_answers(tmp_path, "t4-clip", "t4-pspo")
 
 
 def test_the_app_is_not_opened_where_it_cannot_be_seen(tmp_path, capsys):
-    notebook_view.open_app(tmp_path, KAGGLE)
+    notebook_show.open_app(tmp_path, KAGGLE)
     assert "SHARE = True" in capsys.readouterr().out
 
 
@@ -962,7 +964,7 @@ def page_of(cell: nbformat.NotebookNode) -> str:
     return "".join(data.get("text/html", "") for data in pages)
 
 
-def smoke_plan(keep: Path) -> notebook.Plan:
+def smoke_plan(keep: Path) -> cells.Plan:
     """The plan that the notebook makes under KIT_SMOKE."""
     names: dict = {}
     exec(CELLS["settings"].source.partition("# --- the kit")[0], names)
@@ -979,11 +981,11 @@ def smoke_plan(keep: Path) -> notebook.Plan:
     )
 
 
-def die_after_first_checkpoint(plan: notebook.Plan) -> None:
+def die_after_first_checkpoint(plan: cells.Plan) -> None:
     """A session that is killed without warning while it trains."""
     log = plan.folder / "notebook.log"
     session = subprocess.Popen(
-        [sys.executable, "-c", SESSION, str(log), *plan.command], env=child.environment()
+        [sys.executable, "-c", SESSION, str(log), *plan.command], env=process.environment()
     )
     wait_until(
         lambda: all(any(run.checkpoints.glob("step-*")) for run in plan.runs.values()),

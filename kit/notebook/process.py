@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kit.errors import RunError
-from kit.place import CHECKOUT
+from kit.notebook.place import CHECKOUT
 
 EVERY = 3.0  # seconds between two looks
 LAST_LINES = 15  # of the output that an error quotes
@@ -67,7 +67,7 @@ def run(
     with (
         log.open("ab") as file,
         subprocess.Popen(
-            [sys.executable, "-m", "kit.child", *arguments],
+            [sys.executable, "-m", "kit.notebook.process", *arguments],
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,

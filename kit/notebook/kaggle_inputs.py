@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from kit.errors import DataError
-from kit.place import Place
+from kit.notebook.place import Place
 
 INPUT = Path("/kaggle/input")
 DEPTH = 7  # folders below it that are searched

@@ -1,7 +1,7 @@
 """What the cells of the notebook do: plan, estimate, train, evaluate, pack and push.
 
 Training and evaluation run in a process of their own, so that the notebook's holds no GPU memory.
-How things are shown is in kit.notebook_view.
+How things are shown is in kit.notebook.show.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit import child
-from kit.attached import locate
 from kit.config import Config
 from kit.errors import AdapterError, ConfigError, RunError, first_line
 from kit.estimate.forecast import estimate as estimate_arm
 from kit.estimate.gpus import DEFAULT_GPU, find_gpu
 from kit.files import only_one, publish, sync_file
-from kit.notebook_view import LiveCurves, offer_download
-from kit.place import CHECKOUT, Place, keep_folder
+from kit.notebook import process
+from kit.notebook.kaggle_inputs import locate
+from kit.notebook.place import CHECKOUT, Place, keep_folder
+from kit.notebook.show import LiveCurves, offer_download
 from kit.recipe import load_config
 from kit.runs import RunFolder, writing
 
@@ -162,7 +162,7 @@ def train(plan: Plan) -> None:
             run.describe(status="interrupted")
     curves = LiveCurves(plan.folder)
     try:
-        child.run(plan.command, plan.folder / LOG, curves.show)
+        process.run(plan.command, plan.folder / LOG, curves.show)
     except KeyboardInterrupt:
         print(f"Stopped; kept in {plan.folder}. To go on, run this cell again, or all of them.")
         raise

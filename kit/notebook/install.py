@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from kit.attached import find_wheels
-from kit.child import LAST_LINES, environment
 from kit.errors import InstallError
-from kit.place import CHECKOUT, Place
+from kit.notebook.kaggle_inputs import find_wheels
+from kit.notebook.place import CHECKOUT, Place
+from kit.notebook.process import LAST_LINES, environment
 
 REQUIREMENTS = CHECKOUT / "requirements.txt"
 CONSTRAINTS = CHECKOUT / "constraints.txt"
