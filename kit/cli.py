@@ -278,7 +278,7 @@ def _compare(options: argparse.Namespace) -> None:
     from kit.evaluation.settings import EvalSettings, read_pairs
 
     settings = read_pairs(EvalSettings, evaluation, prefix) if evaluation else None
-    from kit.compare import compare
+    from kit.comparison import compare
 
     compare(
         recipes,
@@ -294,7 +294,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from kit.report import report
+    from kit.reports import report
 
     report(options.paths, options.output, options.votes, options.judge)
 

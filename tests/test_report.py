@@ -21,14 +21,14 @@ from scipy.stats import binom
 from kit.errors import ResultsError
 from kit.evaluation.figures import summarize
 from kit.recipe import build_config, load_config
-from kit.report import report
-from kit.report.collect import collect
-from kit.report.costs import measure_costs
-from kit.report.curves import measure_curves
-from kit.report.document import number
-from kit.report.paired import Comparison, compare_arms
-from kit.report.paper import measure_paper
-from kit.report.scores import Score, measure_scores
+from kit.reports import report
+from kit.reports.collect import collect
+from kit.reports.costs import measure_costs
+from kit.reports.curves import measure_curves
+from kit.reports.document import number
+from kit.reports.paired import Comparison, compare_arms
+from kit.reports.paper import measure_paper
+from kit.reports.scores import Score, measure_scores
 
 Verdicts = Sequence[Sequence[int]]  # (P, K)
 ROOT = Path(__file__).parents[1]

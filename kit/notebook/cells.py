@@ -172,7 +172,7 @@ def train(plan: Plan) -> None:
 
 def pack(plan: Plan) -> Path:
     """Write the report, and a zip of everything but checkpoints, and offer it for download."""
-    from kit.report import report
+    from kit.reports import report
 
     with redirect_stdout(io.StringIO()):  # its tables were shown already
         report([plan.folder])

@@ -23,14 +23,14 @@ from kit.app.options import AppOptions
 from kit.errors import ResultsError
 from kit.notebook.place import Place
 from kit.notebook.process import Output
-from kit.report.accuracy import describe_accuracy
-from kit.report.collect import collect
-from kit.report.curves import describe_curves, measure_curves
-from kit.report.document import Block, Figure, Section, Table, Text
-from kit.report.evidence import BASE
-from kit.report.figures import styles
-from kit.report.paired import compare_arms, describe_differences
-from kit.report.scores import measure_scores
+from kit.reports.accuracy import describe_accuracy
+from kit.reports.collect import collect
+from kit.reports.curves import describe_curves, measure_curves
+from kit.reports.document import Block, Figure, Section, Table, Text
+from kit.reports.evidence import BASE
+from kit.reports.figures import styles
+from kit.reports.paired import compare_arms, describe_differences
+from kit.reports.scores import measure_scores
 
 # the few curves that tell whether training goes well; the app and the report have all
 CURVES = (

@@ -21,10 +21,10 @@ import torch
 from nbclient import NotebookClient
 
 import kit.adapters.push
-import kit.report
+import kit.reports
 from kit import cli
 from kit.app.library.results import Attempt
-from kit.compare import check_arms, load_arms
+from kit.comparison import check_arms, load_arms
 from kit.config import DataConfig, ModelConfig
 from kit.errors import AdapterError, ConfigError, DataError, InstallError, ResultsError, RunError
 from kit.estimate.forecast import estimate
@@ -763,7 +763,7 @@ def test_the_zip_has_everything_but_checkpoints(tmp_path, monkeypatch, capsys):
         print("tables")
         (paths[0] / "report.html").write_text("x")
 
-    monkeypatch.setattr(kit.report, "report", report)
+    monkeypatch.setattr(kit.reports, "report", report)
     monkeypatch.setattr(cells, "offer_download", lambda path, where: None)
     path = cells.pack(plan)
     assert path == tmp_path / "mine.zip"

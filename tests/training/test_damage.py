@@ -25,7 +25,7 @@ from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import resolve_data, resolve_targets
 from kit.model.adapter_files import CONFIG, PROBE, WEIGHTS
 from kit.recipe import build_config
-from kit.report.collect import collect
+from kit.reports.collect import collect
 from kit.runs import RunFolder
 from kit.training.trainer import train
 

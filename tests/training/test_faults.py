@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from kit.adapters.probe import take_probe
 from kit.cli import main
-from kit.compare import Study
+from kit.comparison import Study
 from kit.config import DataConfig, LoraConfig, ModelConfig
 from kit.errors import (
     ModelError,

@@ -10,7 +10,7 @@ from pathlib import Path
 from kit.app.library.roots import confine
 from kit.app.library.runs import Folder, find, find_runs, read_run
 from kit.errors import ResultsError
-from kit.report import report
+from kit.reports import report
 
 PAGE = "report.html"
 COMPARISON = "compare.json"
@@ -75,7 +75,7 @@ def make_report(folders: Sequence[str], roots: Sequence[Path], into: Path) -> Pa
     """A report of run folders and comparisons, in a new folder of `into`; returns that folder.
 
     Raises ResultsError for nothing chosen or damaged runs, OutsideRoots for folders in none of
-    the roots, and what kit.report raises for runs that cannot be compared.
+    the roots, and what kit.reports raises for runs that cannot be compared.
     """
     if not folders:
         raise ResultsError("choose at least one run or comparison to report on")

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from kit.app.library.runs import Run, number, step_of
-from kit.report.curves import CURVES, Curve
+from kit.reports.curves import CURVES, Curve
 
 COSTS = (
     Curve("reward/zero_std_fraction", "Groups without a signal", "% of groups", is_share=True),

@@ -11,20 +11,20 @@ from typing import Any
 
 from kit.errors import ResultsError
 from kit.files import only_one, write_atomically
-from kit.report.accuracy import describe_accuracy
-from kit.report.arms import describe_arms, differing_fields
-from kit.report.collect import collect
-from kit.report.costs import describe_costs, measure_costs
-from kit.report.curves import describe_curves, measure_curves
-from kit.report.document import Figure, Section, Table
-from kit.report.evidence import BASE, Evidence
-from kit.report.figures import styles
-from kit.report.opinions import describe_opinions, measure_opinions
-from kit.report.page import FIGURES, figure_path, to_html, to_markdown, to_terminal
-from kit.report.paired import compare_arms, describe_differences
-from kit.report.paper import describe_paper, measure_paper
-from kit.report.scores import measure_scores
-from kit.report.slices import describe_slices
+from kit.reports.accuracy import describe_accuracy
+from kit.reports.arms import describe_arms, differing_fields
+from kit.reports.collect import collect
+from kit.reports.costs import describe_costs, measure_costs
+from kit.reports.curves import describe_curves, measure_curves
+from kit.reports.document import Figure, Section, Table
+from kit.reports.evidence import BASE, Evidence
+from kit.reports.figures import styles
+from kit.reports.opinions import describe_opinions, measure_opinions
+from kit.reports.page import FIGURES, figure_path, to_html, to_markdown, to_terminal
+from kit.reports.paired import compare_arms, describe_differences
+from kit.reports.paper import describe_paper, measure_paper
+from kit.reports.scores import measure_scores
+from kit.reports.slices import describe_slices
 from kit.runs import LOCK
 
 SCHEMA = 1  # of report.json

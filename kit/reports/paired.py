@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from kit.evaluation.stats import ENOUGH_SEEDS, Difference, holm, mcnemar_exact, paired_difference
-from kit.report.document import NONE, Block, Figure, Section, Table, Text, number
-from kit.report.evidence import BASE, Arm, Evidence
-from kit.report.figures import Dot, Style, draw_dots
-from kit.report.scores import MEASURES, Score, label, origin, verdicts
+from kit.reports.document import NONE, Block, Figure, Section, Table, Text, number
+from kit.reports.evidence import BASE, Arm, Evidence
+from kit.reports.figures import Dot, Style, draw_dots
+from kit.reports.scores import MEASURES, Score, label, origin, verdicts
 
 REFERENCE = "clip"
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from kit.evaluation.stats import Proportion, seeds_and_problems
-from kit.report.document import Origin
-from kit.report.evidence import Evidence, Measured
+from kit.reports.document import Origin
+from kit.reports.evidence import Evidence, Measured
 
 MEASURES = ("strict", "lenient")
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from kit.config import Config
 from kit.recipe import build_config, differences
-from kit.report.document import Origin, Section, Table, Text, interval, percent
-from kit.report.evidence import Evidence
-from kit.report.scores import MEASURES, Score, origin
+from kit.reports.document import Origin, Section, Table, Text, interval, percent
+from kit.reports.evidence import Evidence
+from kit.reports.scores import MEASURES, Score, origin
 
 V1 = "arXiv 2509.21282v1, abstract"
 V2 = "arXiv 2509.21282v2, abstract; temperature 0"

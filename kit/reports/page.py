@@ -12,7 +12,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from tabulate import tabulate
 
-from kit.report.document import SHOWN, Block, Figure, Origin, Section, Table, Text
+from kit.reports.document import SHOWN, Block, Figure, Origin, Section, Table, Text
 
 FIGURES = "figures"
 
@@ -20,7 +20,7 @@ FIGURES = "figures"
 def to_html(title: str, sections: Sequence[Section], folder: Path, command: str) -> str:
     """One page with styles and pictures inside; all text is escaped."""
     environment = Environment(
-        loader=PackageLoader("kit.report", "."),
+        loader=PackageLoader("kit.reports", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

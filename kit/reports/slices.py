@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kit.report.document import NONE, Block, Figure, Section, Table, Text, interval, percent
-from kit.report.evidence import Evidence
-from kit.report.figures import Dot, Style, draw_dots
-from kit.report.scores import Score, label, origin
+from kit.reports.document import NONE, Block, Figure, Section, Table, Text, interval, percent
+from kit.reports.evidence import Evidence
+from kit.reports.figures import Dot, Style, draw_dots
+from kit.reports.scores import Score, label, origin
 
 SMALL = 20  # slices of fewer problems say little
 DRAWN = 15  # slices in a figure, the largest; the table has all

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kit.recipe import differences, flatten
-from kit.report.collect import NOT_OF_THE_ARM
-from kit.report.document import NONE, Origin, Section, Table, Text
-from kit.report.evidence import Arm, Evidence, Run
+from kit.reports.collect import NOT_OF_THE_ARM
+from kit.reports.document import NONE, Origin, Section, Table, Text
+from kit.reports.evidence import Arm, Evidence, Run
 
 
 def describe_arms(evidence: Evidence) -> Section:

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kit.report.document import Origin, Section, Table, number
-from kit.report.evidence import Evidence
+from kit.reports.document import Origin, Section, Table, number
+from kit.reports.evidence import Evidence
 
 COSTS = {  # median over an arm's steps and seeds
     "time/step_seconds": ("seconds per step", 1),

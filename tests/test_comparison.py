@@ -11,12 +11,12 @@ import yaml
 from safetensors.torch import load_file
 
 from kit.cli import main
-from kit.compare import Study, check_arms, compare, differing_fields, load_arms
+from kit.comparison import Study, check_arms, compare, differing_fields, load_arms
 from kit.errors import ConfigError, ResultsError, RunError, TrainingError
 from kit.evaluation.results import read_result
 from kit.evaluation.settings import EvalSettings
 from kit.files import read_metrics
-from kit.report.collect import collect
+from kit.reports.collect import collect
 from kit.training.grpo import GRPO
 from kit.training.trainer import train, train_together
 

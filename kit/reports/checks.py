@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from kit.errors import ResultsError
-from kit.report.evidence import Evidence, Measured
+from kit.reports.evidence import Evidence, Measured
 
 # what two results must share before their figures may stand side by side
 SETTINGS = ("system_prompt", "max_new_tokens", "top_p", "seed", "split", "limit")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kit.report.document import (
+from kit.reports.document import (
     NONE,
     Block,
     Figure,
@@ -15,9 +15,9 @@ from kit.report.document import (
     number,
     percent,
 )
-from kit.report.evidence import Evidence
-from kit.report.figures import Dot, Line, Style, draw_bars_over, draw_dots
-from kit.report.scores import MEASURES, Score, origin
+from kit.reports.evidence import Evidence
+from kit.reports.figures import Dot, Line, Style, draw_bars_over, draw_dots
+from kit.reports.scores import MEASURES, Score, origin
 
 LENGTHS = ("mean", "median", "p95")
 KINDS = {"pass_at": "pass@k", "majority_at": "Majority of k"}

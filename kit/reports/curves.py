@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from kit.report.document import Figure, Origin, Section, Text
-from kit.report.evidence import Arm, Evidence
-from kit.report.figures import Line, Style, draw_curves
+from kit.reports.document import Figure, Origin, Section, Text
+from kit.reports.evidence import Arm, Evidence
+from kit.reports.figures import Line, Style, draw_curves
 
 WINDOWS = 25  # a curve is smoothed over this part of the run
 

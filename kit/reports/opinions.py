@@ -9,7 +9,7 @@ from typing import Any
 
 from kit.errors import ResultsError
 from kit.preferences.votes import read_votes, tally
-from kit.report.document import NONE, Origin, Section, Table, interval, number, percent
+from kit.reports.document import NONE, Origin, Section, Table, interval, number, percent
 
 JUDGE_SCHEMA = 1
 
