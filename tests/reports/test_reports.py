@@ -31,7 +31,7 @@ from kit.reports.paper import measure_paper
 from kit.reports.scores import Score, measure_scores
 
 Verdicts = Sequence[Sequence[int]]  # (P, K)
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HOSTILE = "<img src=x onerror=alert(1)>"
 HOSTILE_CATEGORY = "<script>alert(1)</script> | [a](http://x.example)"
 
