@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-CHECKOUT = Path(__file__).resolve().parents[1]  # the repository, with configs/ beside kit/
+CHECKOUT = Path(__file__).resolve().parents[2]  # the repository, with configs/ beside kit/
 DRIVE = Path("/content/drive")
 KAGGLE_WORKING = Path("/kaggle/working")
 HUB = ("huggingface.co", 443)

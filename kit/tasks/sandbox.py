@@ -176,7 +176,7 @@ class Worker:
 
 def _environment() -> dict[str, str]:
     """`_KEPT`, this package, and one thread: a pool per core would use up the memory limit."""
-    paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     return kept | one_thread | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}

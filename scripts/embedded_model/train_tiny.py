@@ -1,7 +1,7 @@
 """Train the embedded tiny model: Qwen2.5's architecture, grade-school problems, mixed styles.
 
-    python -m scripts.embedded_model.train_tiny --wide --out wide
-    python -m scripts.embedded_model.train_tiny --init wide --seed 2 --minutes 18 --sheets 0.2 --out tiny
+    python scripts/embedded_model/train_tiny.py --wide --out wide
+    python scripts/embedded_model/train_tiny.py --init wide --seed 2 --minutes 18 --sheets 0.2 --out tiny
 
 Everything is generated: the problems come from reasoning_gym's `gsm_symbolic` (tiny_problems.py),
 the tokenizer is trained on them, and the weights start at random. Like any pre-trained model this
@@ -18,6 +18,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from tiny_problems import (
+    ALL_TEMPLATES,
+    TEMPLATES,
+    TRAIN_SEED,
+    WIDE_TEMPLATES,
+    Problem,
+    drill,
+    problems,
+    styled,
+    training_problems,
+)
 from tokenizers import pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
@@ -30,17 +41,6 @@ from kit.model.rollout import Sampling
 from kit.recipe import load_config
 from kit.tasks.problems import load_problems
 from kit.tasks.sources import TEST_SEED_OFFSET
-from scripts.embedded_model.tiny_problems import (
-    ALL_TEMPLATES,
-    TEMPLATES,
-    TRAIN_SEED,
-    WIDE_TEMPLATES,
-    Problem,
-    drill,
-    problems,
-    styled,
-    training_problems,
-)
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = """\

@@ -575,7 +575,7 @@ def test_a_page_is_framed_without_its_powers(tmp_path):
 
 
 def test_a_page_is_framed_light_for_the_app_darkens_it(tmp_path):
-    template = Path(report_view.__file__).parents[1] / "report" / "page.html.jinja"
+    template = Path(report_view.__file__).parents[2] / "reports" / "page.html.jinja"
     assert DARK in template.read_text(encoding="utf-8")
     page = write_report(tmp_path / "r", f"<style>@media {DARK} {{ p {{ color: red }} }}</style>")
     assert DARK not in html.unescape(frame(page / "report.html", "t"))

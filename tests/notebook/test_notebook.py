@@ -216,7 +216,7 @@ for number, kit in enumerate(kits):
     if kit:
         with zipfile.ZipFile("gr-pspo-kit.zip", "w") as packed:
             packed.writestr("main/kit/__init__.py", "")
-            packed.writestr("main/kit/place.py", f"def where_am_i(): return {kit!r}")
+            packed.writestr("main/kit/notebook/place.py", f"def where_am_i(): return {kit!r}")
             packed.writestr(f"main/{kit}", "")
         written = time.time() + 100 * number
         os.utime("gr-pspo-kit.zip", (written, written))

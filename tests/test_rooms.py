@@ -1,0 +1,54 @@
+"""The rooms of the kit: imports run downwards only."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+KIT = Path(__file__).parents[1] / "kit"
+
+# from the roof to the cellar; what stands on one floor may import each other
+FLOORS = (
+    ("notebook",),
+    ("cli", "__main__"),
+    ("app",),
+    ("comparison", "demo", "integrations"),
+    ("training",),
+    ("reports",),
+    ("adapters",),
+    ("preferences",),
+    ("evaluation",),
+    ("estimate",),
+    ("model",),
+    ("tasks",),
+    ("runs", "files", "recipe", "config", "stopping", "terminal", "errors"),
+    ("assets", "__init__"),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def room_of(module: str) -> str:
+    return [*module.split("."), "__init__"][1]
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, a.name) for a in node.names if a.name.split(".")[0] == "kit")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kit":
+            for alias in node.names:
+                deeper = KIT.parent / (node.module or "").replace(".", "/") / f"{alias.name}.py"
+                folder = deeper.with_suffix("")
+                is_module = deeper.is_file() or folder.is_dir()
+                yield node.lineno, f"{node.module}.{alias.name}" if is_module else node.module
+
+
+def test_imports_run_downwards():
+    upwards = []
+    for path in sorted(KIT.rglob("*.py")):
+        module = ".".join(path.relative_to(KIT.parent).with_suffix("").parts)
+        for line, imported in imports(path):
+            if FLOOR_OF[room_of(module)] > FLOOR_OF[room_of(imported)]:
+                upwards.append(f"{path.relative_to(KIT.parent)}:{line} imports {imported}")
+    assert not upwards, "\n".join(upwards)
