@@ -10,7 +10,7 @@ from uuid import uuid4
 import gradio as gr
 
 from kit.app.compare.comparison import Comparison, Setup, check_type
-from kit.app.compare.tokens import LEFT, RIGHT
+from kit.app.compare.job import LEFT, RIGHT
 from kit.app.exports import pair_json
 from kit.app.session import Desk, to_pair
 from kit.errors import KitError

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from kit.app.compare.background import Background
 from kit.app.compare.comparison import Comparison, Setup, compare, finish, to_vote
+from kit.app.compare.job import LEFT, RIGHT
 from kit.app.compare.problems import Problems
-from kit.app.compare.tokens import LEFT, RIGHT
 from kit.app.exports import ComparedPair, ComparedSide
 from kit.app.library.adapters import Catalogue, Choice, read_choice
 from kit.app.options import AppOptions

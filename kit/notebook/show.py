@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kit.app.browse.html import badge_of
+from kit.app.browse.layout import badge_of
 from kit.app.browse.pairs import Case, Filter, pair_up, select
 from kit.app.inert import printable
 from kit.app.library.results import Attempt, Stored, find_stored

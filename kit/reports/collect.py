@@ -15,8 +15,7 @@ from kit.errors import ResultsError
 from kit.evaluation.results import Result, find_results
 from kit.files import read_metrics
 from kit.recipe import differences
-from kit.reports.checks import check
-from kit.reports.evidence import BASE, Arm, Evidence, Measured, Run
+from kit.reports.evidence import BASE, Arm, Evidence, Measured, Run, check
 from kit.runs import RunFolder, read_comparison
 
 NOT_OF_THE_ARM = {"train.seed", "output"}

@@ -14,8 +14,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from kit.app.compare.comparison import Answer, Comparison, finish
-from kit.app.compare.job import Progress
-from kit.app.compare.tokens import LEFT, RIGHT
+from kit.app.compare.job import LEFT, RIGHT, Progress
 from kit.app.doors import Doors
 from kit.app.library.adapters import find
 from kit.app.options import AppOptions

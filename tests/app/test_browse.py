@@ -13,8 +13,16 @@ import pytest
 from markdown_it import MarkdownIt
 
 from kit.app.browse import view as browse_view
-from kit.app.browse.html import badge_of, bullets, counts_table, problem_foot, short, side_head
-from kit.app.browse.layout import Parts, lay_out
+from kit.app.browse.layout import (
+    Parts,
+    badge_of,
+    bullets,
+    counts_table,
+    lay_out,
+    problem_foot,
+    short,
+    side_head,
+)
 from kit.app.browse.matching import comparable, differences, explain, first_choice, nearest
 from kit.app.browse.pairs import Case, Filter, Pairing, compared, pair_up, select
 from kit.app.exports import (

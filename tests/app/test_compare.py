@@ -15,10 +15,8 @@ import pytest
 
 from kit.app import session as desk_module
 from kit.app.compare.analysis_view import TO_BASE
-from kit.app.compare.comparison import Answer, Comparison, finish
-from kit.app.compare.job import Progress
-from kit.app.compare.shown import Shown
-from kit.app.compare.tokens import BASE_SIDE, LEFT, RIGHT, Scores, Token
+from kit.app.compare.comparison import Answer, Comparison, Shown, finish
+from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Progress, Scores, Token
 from kit.app.compare.view import CompareView
 from kit.app.library.adapters import find
 from kit.app.options import AppOptions

@@ -13,12 +13,10 @@ import gradio as gr
 import pytest
 
 from kit.app.compare.columns import final_answer, reasoning, samples_html, status_html
-from kit.app.compare.comparison import Answer, Comparison, Setup, Tally, finish, to_vote
-from kit.app.compare.job import Progress
+from kit.app.compare.comparison import Answer, Comparison, Setup, Shown, Tally, finish, to_vote
+from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Progress
 from kit.app.compare.problem_view import ProblemView
 from kit.app.compare.problems import Problems
-from kit.app.compare.shown import Shown
-from kit.app.compare.tokens import BASE_SIDE, LEFT, RIGHT
 from kit.app.exports import ComparedPair
 from kit.app.library.adapters import Catalogue, Choice, find
 from kit.app.library.roots import OutsideRoots

@@ -13,10 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from kit.app.compare import engine as module
 from kit.app.compare.background import Background
-from kit.app.compare.engine import Engine
-from kit.app.compare.job import Job
-from kit.app.compare.scoring import pieces
-from kit.app.compare.tokens import BASE_SIDE, LEFT, RIGHT
+from kit.app.compare.engine import Engine, pieces
+from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Job
 from kit.errors import AdapterError, ConfigError, ModelError
 from kit.model.adapter_files import adapter_sha256
 from kit.model.lora import load_adapters

@@ -14,16 +14,20 @@ from typing import Any
 import gradio as gr
 
 from kit.app.browse import matching, pairs
-from kit.app.browse.html import (
+from kit.app.browse.layout import (
+    ANY,
+    DOWNLOAD,
+    HEADERS,
+    Parts,
     badge_of,
     bullets,
     counts_table,
+    lay_out,
     problem_foot,
     sentence,
     short,
     side_head,
 )
-from kit.app.browse.layout import ANY, DOWNLOAD, HEADERS, Parts, lay_out
 from kit.app.browse.pairs import Case, Filter, Selection
 from kit.app.exports import comparator_json, file_name, pair_json, pair_markdown
 from kit.app.inert import inert_markdown, printable

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from kit.app.compare.comparison import Answer
-from kit.app.compare.shown import Shown
-from kit.app.compare.tokens import BASE_SIDE
+from kit.app.compare.comparison import Answer, Shown
+from kit.app.compare.job import BASE_SIDE
 from kit.app.inert import printable
 from kit.app.verdicts import Badge
 from kit.errors import KitError

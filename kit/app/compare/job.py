@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kit.app.compare.tokens import Scores
-
 if TYPE_CHECKING:
     from kit.model.rollout import Completion
 
@@ -34,3 +32,29 @@ class Progress:
     seconds: dict[str, tuple[float, ...]]  # until each one's newest token
     scores: dict[str, Scores] = field(default_factory=dict)  # of each side's first sample
     hashes: dict[str, str | None] = field(default_factory=dict)  # of the adapters that said it
+
+
+LEFT, RIGHT, BASE_SIDE = "left", "right", "base"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token and its log-probability under each model that was asked."""
+
+    text: str  # what it adds to the completion; "" where it is part of an unfinished character
+    logprobs: Mapping[str, float]  # nats at temperature 1, by side: LEFT, RIGHT, BASE_SIDE
+    alternatives: tuple[tuple[str, float], ...]  # (text, probability), likeliest first
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One answer, token by token; the stop token included."""
+
+    tokens: tuple[Token, ...]
+    kl_to_base: float  # nats per token: exact over the vocabulary, mean over the tokens
+
+    @property
+    def mean_logprob(self) -> dict[str, float]:
+        """Nats per token at temperature 1, by side."""
+        sides = self.tokens[0].logprobs
+        return {s: sum(t.logprobs[s] for t in self.tokens) / len(self.tokens) for s in sides}

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kit.app.compare.tokens import Token
+from kit.app.compare.job import Token
 from kit.errors import AdapterError
 
 MAX_LOG_RATIO = 700.0  # nats; exp of more is no float

@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from kit.app.compare.shown import Shown
-from kit.app.compare.tokens import LEFT, RIGHT
+from kit.app.compare.comparison import Shown
+from kit.app.compare.job import LEFT, RIGHT
 from kit.app.inert import inert_markdown
 from kit.app.session import Desk
 from kit.errors import KitError
