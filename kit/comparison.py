@@ -17,7 +17,7 @@ from kit.config import Config
 from kit.errors import ConfigError, RunError
 from kit.evaluation.benchmark import benchmark, table
 from kit.evaluation.settings import EvalSettings
-from kit.evaluation.subjects import Target, data_config
+from kit.evaluation.subjects import Subject, data_config
 from kit.files import only_one, write_atomically
 from kit.model.base import Base, load_base
 from kit.recipe import flatten, load_config
@@ -115,12 +115,12 @@ class Study:
             self.describe(seconds=seconds)
         return all(self.run(arm, seed).has_ended for arm in pending)
 
-    def targets(self) -> list[Target]:
+    def targets(self) -> list[Subject]:
         """The base and every finished adapter."""
         first = next(iter(self.arms.values()))
         prompt = first.data.system_prompt
         results = self.output / "base" / "eval"
-        targets = [Target(first.model.id, first.model, None, prompt, results)]
+        targets = [Subject(first.model.id, first.model, None, prompt, results)]
         for arm in self.arms:
             for seed in self.seeds:
                 run = self.run(arm, seed)
@@ -128,7 +128,7 @@ class Study:
                     name, adapter = f"{arm}/seed-{seed}", str(run.adapter)
                     results = run.path / "eval"
                     targets.append(
-                        Target(name, first.model, adapter, prompt, results, str(run.path))
+                        Subject(name, first.model, adapter, prompt, results, str(run.path))
                     )
         return targets
 

@@ -33,13 +33,13 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Section(BaseModel):
+class SettingsSection(BaseModel):
     """A group of settings: unknown keys are refused, values are fixed once built."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class ModelConfig(Section):
+class ModelConfig(SettingsSection):
     """Which base model, and how it sits in memory."""
 
     id: str
@@ -71,7 +71,7 @@ class ModelConfig(Section):
         return self.path if self.path and Path(self.path).is_dir() else self.id
 
 
-class LoraConfig(Section):
+class LoraConfig(SettingsSection):
     """The trained low-rank weights; always float32. There is no dropout: it would make the
     importance ratio differ from 1 with unchanged weights."""
 
@@ -83,7 +83,7 @@ class LoraConfig(Section):
     """Modules that get an adapter. Attention alone learns markedly less than all linear layers."""
 
 
-class DataConfig(Section):
+class DataConfig(SettingsSection):
     """The problems. Validation problems are held out of training and never trained on."""
 
     name: str
@@ -114,7 +114,7 @@ class DataConfig(Section):
     gsm_symbolic is compared as numbers."""
 
 
-class RolloutConfig(Section):
+class RolloutConfig(SettingsSection):
     """How completions are sampled."""
 
     prompts_per_step: PositiveInt = 8
@@ -136,7 +136,7 @@ class RolloutConfig(Section):
     decoding. auto: when it fits into memory."""
 
 
-class PSPO(Section):
+class PSPO(SettingsSection):
     """Probability smoothing, (1 - alpha) r + alpha (arXiv 2509.21282)."""
 
     name: Literal["pspo"] = "pspo"
@@ -144,7 +144,7 @@ class PSPO(Section):
     """Weight of the old policy in the smoothed one; 0 is noclip, 1 has no gradient."""
 
 
-class Clip(Section):
+class Clip(SettingsSection):
     """PPO's clipped ratio (arXiv 1707.06347), as in GRPO."""
 
     name: Literal["clip"]
@@ -154,13 +154,13 @@ class Clip(Section):
     """The ratio is clipped above 1 + epsilon_high."""
 
 
-class NoClip(Section):
+class NoClip(SettingsSection):
     """The plain importance ratio: the control arm."""
 
     name: Literal["noclip"]
 
 
-class SAPO(Section):
+class SAPO(SettingsSection):
     """Sigmoid gate (arXiv 2511.20347)."""
 
     name: Literal["sapo"]
@@ -173,7 +173,7 @@ class SAPO(Section):
 TrustRegion = Annotated[PSPO | Clip | NoClip | SAPO, Field(discriminator="name")]
 
 
-class ObjectiveConfig(Section):
+class ObjectiveConfig(SettingsSection):
     """What is maximised; docs/objective.md has the mathematics."""
 
     trust_region: TrustRegion = PSPO()
@@ -199,7 +199,7 @@ class ObjectiveConfig(Section):
         return "base" if self.trust_region.name == "pspo" else "sampler"
 
 
-class RewardFunction(Section):
+class RewardFunction(SettingsSection):
     """A reward function of the user's, with TRL's signature."""
 
     path: str
@@ -208,7 +208,7 @@ class RewardFunction(Section):
     """Its value is multiplied by this."""
 
 
-class RewardConfig(Section):
+class RewardConfig(SettingsSection):
     """Reward of a completion: the sum of named parts."""
 
     correct: NonNegativeFloat = 1.0
@@ -231,7 +231,7 @@ class RewardConfig(Section):
         return self
 
 
-class OptimConfig(Section):
+class OptimConfig(SettingsSection):
     """The optimizer: AdamW."""
 
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2e-5
@@ -252,7 +252,7 @@ class OptimConfig(Section):
     """Decay of the gradient's square."""
 
 
-class TrainConfig(Section):
+class TrainConfig(SettingsSection):
     """The loop."""
 
     steps: PositiveInt = 250
@@ -283,7 +283,7 @@ class TrainConfig(Section):
     """Accelerate's trackers: tensorboard, wandb, trackio, …"""
 
 
-class Config(Section):
+class Config(SettingsSection):
     """Everything that decides a run."""
 
     method: Literal["grpo", "sft"] = "grpo"

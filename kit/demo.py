@@ -10,7 +10,7 @@ from kit.config import DEMO_RECIPE, Config
 from kit.evaluation.benchmark import benchmark
 from kit.evaluation.results import Result
 from kit.evaluation.settings import EvalSettings
-from kit.evaluation.subjects import Target
+from kit.evaluation.subjects import Subject
 from kit.files import read_metrics, write_atomically
 from kit.model.base import Base, load_base
 from kit.model.hardware import peak_memory_mb, reset_peak_memory
@@ -62,11 +62,11 @@ def compare(base: Base, configs: dict[str, Config], output: Path) -> list[dict[s
     """Evaluate the base and every arm on the same held-out problems, greedily."""
     recipe = configs[ARMS[0]]
     model, prompt = recipe.model, recipe.data.system_prompt
-    targets = [Target("base", model, None, prompt, output / "base" / "eval")]
+    targets = [Subject("base", model, None, prompt, output / "base" / "eval")]
     for arm in configs:
         run = RunFolder(output / arm)
         adapter, folder = str(run.adapter), run.path / "eval"
-        targets.append(Target(arm, model, adapter, prompt, folder, str(run.path)))
+        targets.append(Subject(arm, model, adapter, prompt, folder, str(run.path)))
     settings = EvalSettings(max_new_tokens=recipe.rollout.max_new_tokens, limit=TEST_PROBLEMS)
     reset_peak_memory(base.hardware.device)
     results = benchmark(targets, [recipe.data], settings, base=base)

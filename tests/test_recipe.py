@@ -13,7 +13,7 @@ import pydantic
 import pytest
 
 import kit.config
-from kit.config import Config, ObjectiveConfig, Section
+from kit.config import Config, ObjectiveConfig, SettingsSection
 from kit.errors import ConfigError, KitError
 from kit.recipe import build_config, differences, load_config
 
@@ -22,7 +22,9 @@ RECIPES = sorted(p for p in (ROOT / "configs").glob("*.yaml") if not p.name.star
 SECTIONS = [
     value
     for value in vars(kit.config).values()
-    if isinstance(value, type) and issubclass(value, Section) and value is not Section
+    if isinstance(value, type)
+    and issubclass(value, SettingsSection)
+    and value is not SettingsSection
 ]
 FIELDS = [(section, name) for section in SECTIONS for name in section.model_fields]
 
@@ -375,7 +377,9 @@ def test_config_imports_nothing_heavy():
 def test_every_field_is_documented(section, name):
     field = section.model_fields[name]
     assert section.__doc__, f"{section.__name__} has no docstring"
-    is_section = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    is_section = isinstance(field.annotation, type) and issubclass(
+        field.annotation, SettingsSection
+    )
     is_tag = name == "name" and section.__name__.lower() in str(field.annotation)
     assert field.description or is_section or is_tag
 

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kit.config import SAPO, Clip, Config, NoClip, Section
+from kit.config import SAPO, Clip, Config, NoClip, SettingsSection
 from kit.errors import ConfigError
 from kit.recipe import build_config, differences, flatten, load_config
 
@@ -26,11 +26,15 @@ anything = st.recursive(
 )
 
 
-def section_of(annotation: Any) -> type[Section] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+def section_of(annotation: Any) -> type[SettingsSection] | None:
+    return (
+        annotation
+        if isinstance(annotation, type) and issubclass(annotation, SettingsSection)
+        else None
+    )
 
 
-def settings_like(section: type[Section]) -> st.SearchStrategy[dict[str, Any]]:
+def settings_like(section: type[SettingsSection]) -> st.SearchStrategy[dict[str, Any]]:
     """Known keys, some of them, with sections where there are sections, or anything at all."""
     optional = {}
     for name, field in section.model_fields.items():
@@ -51,7 +55,7 @@ def allowed_numbers(metadata: list[Any]) -> st.SearchStrategy[float]:
     return st.floats(**limits)
 
 
-def allowed(section: type[Section]) -> st.SearchStrategy[Section]:
+def allowed(section: type[SettingsSection]) -> st.SearchStrategy[SettingsSection]:
     """Sections that are valid, with any of their fields set."""
     required, optional = {}, {}
     for name, field in section.model_fields.items():

@@ -12,7 +12,7 @@ import gradio as gr
 from kit.app.compare.comparison import Comparison, Setup, check_type
 from kit.app.compare.job import LEFT, RIGHT
 from kit.app.exports import pair_json
-from kit.app.session import Desk, to_pair
+from kit.app.session import Session, to_pair
 from kit.errors import KitError
 
 EVERY = 0.2  # seconds between two looks at whether the client is still there
@@ -21,7 +21,7 @@ EVERY = 0.2  # seconds between two looks at whether the client is still there
 class Api:
     """Endpoints; each call is a session of its own."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Session) -> None:
         self.desk = desk
 
     def compare(

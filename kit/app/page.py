@@ -18,7 +18,7 @@ from kit.app.doors import PER_ADDRESS, WINDOW, Doors
 from kit.app.library.adapters import find
 from kit.app.options import AppOptions
 from kit.app.report import view as report_view
-from kit.app.session import Desk
+from kit.app.session import Session
 from kit.app.training import view as training_view
 from kit.errors import ModelError
 
@@ -51,7 +51,7 @@ THEME = gr.themes.Default(primary_hue="blue", text_size="md").set(
 COMPARE, BROWSE, TRAINING, REPORT = "compare", "browse", "training", "report"
 
 
-def build(desk: Desk) -> gr.Blocks:
+def build(desk: Session) -> gr.Blocks:
     """The whole page on a desk; start it with `launch`."""
     with gr.Blocks(title="GR-PSPO kit", delete_cache=(3600, 86_400)) as page:
         gr.Markdown("# GR-PSPO kit\nThe reasoning of clipped and smoothed adapters, side by side.")
@@ -84,7 +84,7 @@ def build(desk: Desk) -> gr.Blocks:
 
 def launch(options: AppOptions) -> None:
     """Start the app and serve until it is stopped."""
-    desk = Desk(options, find(options))
+    desk = Session(options, find(options))
     page = build(desk)
     # colours would be spelled out as any other control
     uvicorn.config.LOGGING_CONFIG["formatters"]["default"]["use_colors"] = False

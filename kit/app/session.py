@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class BlindScore:
     """The blind votes between two adapters so far."""
 
     tally: Tally | None  # None: not one yet
     unreadable: int  # lines of the file
 
 
-class Desk:
+class Session:
     """Serves the page. The base is loaded when `load` is called, or else by the first job."""
 
     def __init__(self, options: AppOptions, catalogue: Catalogue) -> None:
@@ -147,15 +147,15 @@ class Desk:
                 self._votes[comparison.id] = vote
             return self._votes[comparison.id]
 
-    def score(self, comparison: Comparison) -> Score:
+    def score(self, comparison: Comparison) -> BlindScore:
         """The blind votes between these two adapters, whichever side they were on."""
         if not self.options.votes.is_file():
-            return Score(None, 0)
+            return BlindScore(None, 0)
         votes, unreadable = read_votes(self.options.votes)
         pair = {comparison.progress.hashes[side] for side in (LEFT, RIGHT)}
         mine = [v for v in votes if {v.left.adapter_sha256, v.right.adapter_sha256} == pair]
         tallies = tally(mine)
-        return Score(tallies[0] if tallies else None, unreadable)
+        return BlindScore(tallies[0] if tallies else None, unreadable)
 
     def _load(self) -> Engine:
         # these import torch, transformers and PEFT, which takes longer than the rest of the page

@@ -31,7 +31,7 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Forecast:
     """What was found; `str` is the table, `record` the same for JSON."""
 
     model: str
@@ -122,7 +122,7 @@ class Estimate:
         )
 
 
-def estimate(config: Config, gpu: str | None = None) -> Estimate:
+def estimate(config: Config, gpu: str | None = None) -> Forecast:
     """Memory and time of `kit train` with this configuration on one GPU.
 
     Raises ConfigError for an unknown GPU, ModelError when the shape of the model is not known.
@@ -132,7 +132,7 @@ def estimate(config: Config, gpu: str | None = None) -> Estimate:
     shape, source = find_shape(model.source if model.path else model.id, model.revision)
     memory = Memory(shape, config, device.memory)
     dtype = config.model.dtype
-    found = Estimate(
+    found = Forecast(
         model=config.model.id,
         source=source,
         dtype=dtype if dtype != "auto" else "bfloat16" if device.bfloat16 else "float16",

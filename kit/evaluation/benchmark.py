@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 from kit.config import DataConfig
 from kit.errors import ConfigError, NotFiniteError, OutOfMemoryError, room_for
 from kit.evaluation.figures import judge, summarize
-from kit.evaluation.result_writer import Ledger, open_ledger
+from kit.evaluation.result_writer import ResultWriter, open_ledger
 from kit.evaluation.results import Key, Result, Row, read_result, result_path
 from kit.evaluation.settings import EvalSettings
-from kit.evaluation.subjects import Target, check_targets, seen_in_training, shared_model
+from kit.evaluation.subjects import Subject, check_targets, seen_in_training, shared_model
 from kit.model.adapter_files import adapter_sha256
 from kit.model.base import Base, load_base
 from kit.model.batching import micro_batches
@@ -44,11 +44,11 @@ log = logging.getLogger(__name__)
 CHUNK_TOKENS = {"cpu": 32_768, "cuda": 524_288}
 TRUNCATED_WARNING = 0.1
 
-Group = dict[str, Ledger]  # all targets, by name, on one data set
+Group = dict[str, ResultWriter]  # all targets, by name, on one data set
 
 
 def benchmark(
-    targets: Sequence[Target],
+    targets: Sequence[Subject],
     data: Sequence[DataConfig],
     settings: EvalSettings,
     *,
@@ -122,7 +122,7 @@ def _share(estimate: dict[str, Any]) -> str:
     return f"{estimate['value']:.1%} [{low:.1%}, {high:.1%}]"
 
 
-def _describe(target: Target) -> dict[str, Any]:
+def _describe(target: Subject) -> dict[str, Any]:
     """The field `target` of its result files, as far as it is known before the base is loaded."""
     return {
         "name": target.name,
@@ -137,7 +137,7 @@ def _describe(target: Target) -> dict[str, Any]:
 
 def _open_group(
     config: DataConfig,
-    targets: Sequence[Target],
+    targets: Sequence[Subject],
     about: dict[str, dict[str, Any]],
     settings: EvalSettings,
     tag: str | None,
@@ -175,7 +175,7 @@ def _open_group(
 
 @contextmanager
 def _loaded(
-    targets: Sequence[Target], base: Base | None
+    targets: Sequence[Subject], base: Base | None
 ) -> Iterator[tuple[Policy, dict[str, str]]]:
     """The base with all adapters on it, and the adapter's name of each target."""
     model = shared_model(targets)
@@ -278,7 +278,7 @@ def _sample_at(
 
 def _judged(
     name: str,
-    ledger: Ledger,
+    ledger: ResultWriter,
     chunk: Sequence[tuple[str, Key]],
     completions: Sequence[Completion],
 ) -> list[Row]:
@@ -296,7 +296,7 @@ def _judged(
     ]
 
 
-def _finish(ledger: Ledger) -> None:
+def _finish(ledger: ResultWriter) -> None:
     """Count the rows of each temperature, write the figures, warn of truncation."""
     numbers = isinstance(ledger.problem_set.verifier, NumberVerifier)
     rows: dict[float, list[Row]] = {t: [] for t in ledger.settings.temperature}

@@ -31,7 +31,7 @@ Mark = tuple[int, int]  # time of the last change, size
 
 
 @dataclass(slots=True)
-class Ledger:
+class ResultWriter:
     """Rows that are there and keys of rows that are missing, in step with both files."""
 
     path: Path  # the .json
@@ -123,7 +123,7 @@ def open_ledger(
     *,
     tag: str | None = None,
     overwrite: bool = False,
-) -> Ledger:
+) -> ResultWriter:
     """Compare what is asked for with what is there; nothing is written yet.
 
     `target` is that field of the result file, `load` gives the problems within a limit. Raises
@@ -156,7 +156,7 @@ def open_ledger(
     missing = grid - rows.keys()
     if missing:
         record |= {"status": "running", "n": len(problems), "results": [], "digests": None}
-    return Ledger(path, record, settings, problem_set, problems, rows, missing, seen)
+    return ResultWriter(path, record, settings, problem_set, problems, rows, missing, seen)
 
 
 def _marks(path: Path) -> tuple[Mark, Mark]:

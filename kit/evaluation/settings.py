@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from kit.config import NonNegativeInt, PositiveInt, Section
+from kit.config import NonNegativeInt, PositiveInt, SettingsSection
 from kit.errors import ConfigError
 
-S = TypeVar("S", bound=Section)
+S = TypeVar("S", bound=SettingsSection)
 Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 
 
-class EvalSettings(Section):
+class EvalSettings(SettingsSection):
     """How answers are sampled: `key=value` arguments of `kit evaluate`."""
 
     temperature: list[Temperature] = Field(default=[0.0], min_length=1)

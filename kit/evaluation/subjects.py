@@ -21,7 +21,7 @@ PROBLEM_FIELDS = {"categories", "options", "question_column", "answer_column", "
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Subject:
     """Something to evaluate: an adapter or, with none, the bare base."""
 
     name: str
@@ -34,7 +34,7 @@ class Target:
 
 def resolve_targets(
     names: Sequence[str], base_id: str | None = None, system_prompt: str | None = None
-) -> list[Target]:
+) -> list[Subject]:
     """Run folders, adapters (folders or hub ids) and, first, the bare base `base_id`.
 
     `system_prompt` None is each run's own, and the kit's outside runs. Raises AdapterError for
@@ -45,14 +45,14 @@ def resolve_targets(
         model = next((t.model for t in targets if t.model.id == base_id), ModelConfig(id=base_id))
         default = targets[0].system_prompt if targets else SYSTEM_PROMPT
         prompt = default if system_prompt is None else system_prompt
-        targets.insert(0, Target(base_id, model, None, prompt, _outside_runs(base_id)))
+        targets.insert(0, Subject(base_id, model, None, prompt, _outside_runs(base_id)))
     names_there = Counter(target.name for target in targets)
     targets = [replace(t, name=t.run) if t.run and names_there[t.name] > 1 else t for t in targets]
     check_targets(targets)
     return targets
 
 
-def check_targets(targets: Sequence[Target]) -> None:
+def check_targets(targets: Sequence[Subject]) -> None:
     """Raise ConfigError unless one base, prompt and set of problems fits all of them."""
     if not targets:
         raise ConfigError("nothing to evaluate: name run folders or adapters, or --base MODEL")
@@ -78,7 +78,7 @@ def check_targets(targets: Sequence[Target]) -> None:
         )
 
 
-def shared_model(targets: Sequence[Target]) -> ModelConfig:
+def shared_model(targets: Sequence[Subject]) -> ModelConfig:
     """The base of all targets, at the revision that any of them names."""
     model = targets[0].model
     revision = next((t.model.revision for t in targets if t.model.revision), None)
@@ -86,7 +86,7 @@ def shared_model(targets: Sequence[Target]) -> ModelConfig:
 
 
 def resolve_data(
-    names: Sequence[str], targets: Sequence[Target], data_dir: str | None = None
+    names: Sequence[str], targets: Sequence[Subject], data_dir: str | None = None
 ) -> list[DataConfig]:
     """The data sets of these names, as the runs that were trained on them describe them.
 
@@ -122,7 +122,7 @@ def data_config(name: str, *trained_on: DataConfig, data_dir: str | None = None)
     return config.model_copy(update={"data_dir": data_dir or next(there, None)})
 
 
-def seen_in_training(target: Target, problem_set: ProblemSet) -> int | None:
+def seen_in_training(target: Subject, problem_set: ProblemSet) -> int | None:
     """How many of these problems the target's run was trained on; None where that is not known.
 
     Data sets with one split are trained on and tested on alike. A task makes its test problems
@@ -148,13 +148,13 @@ def _trained_on(data: str, seed: int) -> frozenset[str]:
     return frozenset(problem_set.problems["question"])
 
 
-def _resolve(name: str, system_prompt: str | None) -> Target:
+def _resolve(name: str, system_prompt: str | None) -> Subject:
     run = RunFolder(name)
     if not run.exists:
         base = base_of(name)
         model = ModelConfig(id=base.id, revision=base.revision)
         prompt = SYSTEM_PROMPT if system_prompt is None else system_prompt
-        return Target(name, model, name, prompt, _outside_runs(name))
+        return Subject(name, model, name, prompt, _outside_runs(name))
     check_has_adapter(run)
     config = run.load_config()
     if system_prompt not in (None, config.data.system_prompt):
@@ -164,7 +164,7 @@ def _resolve(name: str, system_prompt: str | None) -> Target:
         )
     # the base exactly as it was trained on, even where its default branch has moved on
     revision = config.model.revision or read_adapter_config(str(run.adapter)).get("revision")
-    return Target(
+    return Subject(
         name=run.path.resolve().name,
         model=config.model.model_copy(update={"revision": revision}),
         adapter=str(run.adapter),

@@ -123,7 +123,7 @@ def open_app(folder: Path, place: Place, *, share: bool = False) -> None:
 
     from kit.app.library.adapters import find
     from kit.app.page import build, guard, settings
-    from kit.app.session import Desk
+    from kit.app.session import Session
 
     if place.name == "kaggle" and not share:
         print("Kaggle shows no page of its own machine: set SHARE = True to see the app.")
@@ -131,7 +131,7 @@ def open_app(folder: Path, place: Place, *, share: bool = False) -> None:
     gr.close_all(verbose=False)  # of an earlier run of this cell
     auth = ("kit", secrets.token_urlsafe(9)) if share else None
     options = AppOptions(runs=folder, share=share, auth=auth)
-    page = build(Desk(options, find(options)))
+    page = build(Session(options, find(options)))
     if auth is not None:
         print(f"user {auth[0]}, password {auth[1]}")
     page.launch(

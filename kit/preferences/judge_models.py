@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 import openai
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from kit.config import ModelConfig, NonNegativeFloat, NonNegativeInt, PositiveInt, Section
+from kit.config import ModelConfig, NonNegativeFloat, NonNegativeInt, PositiveInt, SettingsSection
 from kit.errors import ConfigError, ModelError
 from kit.preferences.rubric import Messages
 
 MAX_REASON = 300  # characters of an endpoint's own words on a failure
 
 
-class JudgeConfig(Section):
+class JudgeConfig(SettingsSection):
     """Which model judges, and how it is asked."""
 
     model: str

@@ -8,7 +8,7 @@ from typing import Any
 from kit.recipe import differences, flatten
 from kit.reports.collect import NOT_OF_THE_ARM
 from kit.reports.document import NONE, Origin, Section, Table, Text
-from kit.reports.evidence import Arm, Evidence, Run
+from kit.reports.evidence import Arm, Evidence, TrainedRun
 
 
 def describe_arms(evidence: Evidence) -> Section:
@@ -103,14 +103,14 @@ def _base(evidence: Evidence) -> str:
     return f"{model.id}{at}, quantization {model.quantization}"
 
 
-def _commit(run: Run) -> str:
+def _commit(run: TrainedRun) -> str:
     git = run.description.get("git")
     if not git:
         return NONE
     return git["commit"][:10] + (" with uncommitted changes" if git["dirty"] else "")
 
 
-def _versions(run: Run) -> str:
+def _versions(run: TrainedRun) -> str:
     versions = run.description.get("versions", {})
     return ", ".join(f"{name} {version}" for name, version in versions.items()) or NONE
 

@@ -15,14 +15,14 @@ from kit.errors import ResultsError
 from kit.evaluation.results import Result, find_results
 from kit.files import read_metrics
 from kit.recipe import differences
-from kit.reports.evidence import BASE, Arm, Evidence, Measured, Run, check
+from kit.reports.evidence import BASE, Arm, Evidence, Measured, TrainedRun, check
 from kit.runs import RunFolder, read_comparison
 
 NOT_OF_THE_ARM = {"train.seed", "output"}
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundRun:
     """A run folder; arm and command where a comparison names them."""
 
     path: Path
@@ -38,7 +38,7 @@ def collect(paths: Sequence[str | Path]) -> Evidence:
     """
     comparisons: dict[Path, dict[str, Any]] = {}
     remarks: list[str] = []
-    found: list[Found] = []
+    found: list[FoundRun] = []
     base_folders: list[Path] = []
     for path in map(Path, paths):
         if (path / "compare.json").is_file():
@@ -46,7 +46,7 @@ def collect(paths: Sequence[str | Path]) -> Evidence:
             found += _runs_of(record, path, remarks)
             base_folders.append(path / record["base"]["results"])
         elif RunFolder(path).exists:
-            found.append(Found(path))
+            found.append(FoundRun(path))
         elif find_results(path / "eval") or find_results(path):
             base_folders.append(path)
         else:
@@ -64,21 +64,21 @@ def collect(paths: Sequence[str | Path]) -> Evidence:
     return evidence
 
 
-def _runs_of(record: Mapping[str, Any], folder: Path, remarks: list[str]) -> Iterator[Found]:
+def _runs_of(record: Mapping[str, Any], folder: Path, remarks: list[str]) -> Iterator[FoundRun]:
     """The runs of a comparison that have been started."""
     if record["status"] != "finished":
         remarks.append(f"{folder}: the comparison is not finished (status: {record['status']})")
     for arm, seeds in record["runs"].items():
         for seed, path in seeds.items():
             if RunFolder(folder / path).exists:
-                yield Found(folder / path, arm, record["command"])
+                yield FoundRun(folder / path, arm, record["command"])
             else:
                 remarks.append(f"{arm}, seed {seed}: not started")
 
 
-def _once(runs: Sequence[Found]) -> list[Found]:
+def _once(runs: Sequence[FoundRun]) -> list[FoundRun]:
     """Each folder once, as a comparison names it where one does."""
-    known: dict[Path, Found] = {}
+    known: dict[Path, FoundRun] = {}
     for run in runs:
         path = run.path.resolve()
         if path not in known or known[path].arm is None:
@@ -86,9 +86,9 @@ def _once(runs: Sequence[Found]) -> list[Found]:
     return list(known.values())
 
 
-def _read_run(found: Found, remarks: list[str]) -> Run:
+def _read_run(found: FoundRun, remarks: list[str]) -> TrainedRun:
     path, folder = found.path, RunFolder(found.path)
-    run = Run(
+    run = TrainedRun(
         path=path,
         config=folder.load_config(),
         description=folder.read_description(),
@@ -190,9 +190,9 @@ def _read_base(folders: Sequence[Path], remarks: list[str]) -> dict[str, Measure
     return results
 
 
-def _sort_into_arms(runs: Sequence[tuple[str | None, Run]]) -> list[Arm]:
+def _sort_into_arms(runs: Sequence[tuple[str | None, TrainedRun]]) -> list[Arm]:
     """Runs of one configuration, seed and output apart, form an arm."""
-    groups: list[list[tuple[str | None, Run]]] = []
+    groups: list[list[tuple[str | None, TrainedRun]]] = []
     for name, run in runs:
         for group in groups:
             if not differences(group[0][1].config, run.config).keys() - NOT_OF_THE_ARM:
@@ -202,7 +202,7 @@ def _sort_into_arms(runs: Sequence[tuple[str | None, Run]]) -> list[Arm]:
             groups.append([(name, run)])
     arms: list[Arm] = []
     for group in groups:
-        by_seed: dict[int, Run] = {}
+        by_seed: dict[int, TrainedRun] = {}
         for _, run in sorted(group, key=lambda member: member[1].seed):
             other = by_seed.setdefault(run.seed, run)
             if other is not run:

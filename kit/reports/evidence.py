@@ -35,7 +35,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TrainedRun:
     """What one run folder holds, as far as the run has come."""
 
     path: Path
@@ -64,7 +64,7 @@ class Arm:
     """Runs that differ in nothing but the seed."""
 
     name: str
-    runs: dict[int, Run]  # by seed, rising
+    runs: dict[int, TrainedRun]  # by seed, rising
 
     @property
     def config(self) -> Config:
@@ -81,7 +81,7 @@ class Evidence:
     remarks: list[str]
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[TrainedRun]:
         return [run for arm in self.arms for run in arm.runs.values()]
 
     @property

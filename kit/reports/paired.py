@@ -22,7 +22,7 @@ REFERENCE = "clip"
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Contrast:
     """One arm against another on one data set at one temperature."""
 
     a: Score
@@ -115,7 +115,7 @@ class Comparison:
         }
 
 
-def compare_arms(evidence: Evidence, scores: Sequence[Score]) -> list[Comparison]:
+def compare_arms(evidence: Evidence, scores: Sequence[Score]) -> list[Contrast]:
     """Every arm against the reference arm, then every arm against the base."""
     names = [arm.name for arm in evidence.arms]
     reference = _reference(evidence).name
@@ -130,7 +130,7 @@ def compare_arms(evidence: Evidence, scores: Sequence[Score]) -> list[Comparison
 
 
 def describe_differences(
-    evidence: Evidence, comparisons: Sequence[Comparison], looks: dict[str, Style]
+    evidence: Evidence, comparisons: Sequence[Contrast], looks: dict[str, Style]
 ) -> Section:
     section = Section("Differences")
     reference = _reference(evidence)
@@ -178,7 +178,7 @@ def _reference(evidence: Evidence) -> Arm:
     return next((arm for arm in evidence.arms if arm.name == REFERENCE), evidence.arms[0])
 
 
-def _family(a: str, b: str, measure: str, scores: Sequence[Score]) -> list[Comparison]:
+def _family(a: str, b: str, measure: str, scores: Sequence[Score]) -> list[Contrast]:
     """All comparisons of one pair and measure, their p corrected together."""
     of_b = {(s.data, s.temperature): s for s in scores if s.arm == b}
     found = []
@@ -192,7 +192,7 @@ def _family(a: str, b: str, measure: str, scores: Sequence[Score]) -> list[Compa
     corrected = holm([difference.p for *_, difference, _ in found])
     data_sets = len({left.data for left, *_ in found})
     return [
-        Comparison(left, right, measure, seeds, difference, per_seed, p, len(found), data_sets)
+        Contrast(left, right, measure, seeds, difference, per_seed, p, len(found), data_sets)
         for (left, right, seeds, difference, per_seed), p in zip(found, corrected, strict=True)
     ]
 
@@ -217,7 +217,7 @@ def _test(
     return paired_difference(a, b), per_seed
 
 
-def _against(b: str, comparisons: list[Comparison], looks: dict[str, Style]) -> list[Block]:
+def _against(b: str, comparisons: list[Contrast], looks: dict[str, Style]) -> list[Block]:
     """Sentences and figure at each data set's lowest temperature, and a table of everything."""
     lowest: dict[str, float] = {}
     for c in comparisons:
@@ -259,7 +259,7 @@ def _against(b: str, comparisons: list[Comparison], looks: dict[str, Style]) -> 
     ]
 
 
-def _row(c: Comparison) -> tuple[str, ...]:
+def _row(c: Contrast) -> tuple[str, ...]:
     d = c.difference
     return (
         c.a.arm,

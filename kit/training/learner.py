@@ -61,7 +61,7 @@ class Memory:
     random: dict[str, Any]
 
 
-class Arm:
+class Learner:
     """Everything one configuration needs besides the base it shares with others."""
 
     def __init__(

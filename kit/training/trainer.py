@@ -38,7 +38,7 @@ from kit.model.rollout import Completion, Sampled, Sampling, count_tokens, sampl
 from kit.runs import RunFolder
 from kit.stopping import HANGUP, on_signals
 from kit.training.data import TrainingData, load_training_data
-from kit.training.learner import Arm
+from kit.training.learner import Learner
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -141,7 +141,7 @@ class Trainer:
         self.base = base
         self.data = data
         self.model: PeftModel | None = None
-        self.arms: list[Arm] = []  # those that still train
+        self.arms: list[Learner] = []  # those that still train
         self.stopping = False
         self.said_cut_off = False
 
@@ -149,7 +149,7 @@ class Trainer:
         """Put another arm's adapter on the base."""
         # PEFT takes no dots in names, which run folders may have
         name = f"arm{len(self.arms)}" if self.arms else TRAINED
-        arm = Arm(
+        arm = Learner(
             config, run, accelerator, self.base, self.data, adapter_name=name, model=self.model
         )
         self.model = arm.policy.peft
@@ -203,7 +203,7 @@ class Trainer:
 
     # --- the loop's parts ------------------------------------------------------------------------
 
-    def _step(self, step: int) -> dict[Arm, dict[str, float]]:
+    def _step(self, step: int) -> dict[Learner, dict[str, float]]:
         """Sample for every arm at once, then let each learn; arms resumed further on wait."""
         reset_peak_memory(self.base.hardware.device)
         arms = [arm for arm in self.arms if arm.first_step <= step]
@@ -211,7 +211,7 @@ class Trainer:
         with self._rescue(f"step {step + 1}", done):
             sampled, seconds = self._sample(step, arms)
             tokens = sum(count_tokens(own.completions) for own in sampled.values())
-            metrics: dict[Arm, dict[str, float]] = {}
+            metrics: dict[Learner, dict[str, float]] = {}
             for arm, own in sampled.items():
                 # sampling took all arms' time together; each is charged for its own tokens
                 share = seconds * count_tokens(own.completions) / max(1, tokens)
@@ -220,7 +220,7 @@ class Trainer:
                     done[arm] = step + 1
         return metrics
 
-    def _sample(self, step: int, arms: Sequence[Arm]) -> tuple[dict[Arm, Sampled], float]:
+    def _sample(self, step: int, arms: Sequence[Learner]) -> tuple[dict[Learner, Sampled], float]:
         """What each arm asked for, and the seconds it took; arms that compute NaN are left out."""
         started = time.perf_counter()
         while True:
@@ -246,7 +246,7 @@ class Trainer:
             for arm, own in asked.items()
         }, seconds
 
-    def _learn(self, step: int, arm: Arm, sampled: Sampled, seconds: float) -> dict[str, float]:
+    def _learn(self, step: int, arm: Learner, sampled: Sampled, seconds: float) -> dict[str, float]:
         """One arm's updates; where they fail, they are undone. `seconds` its sampling took."""
         started = time.perf_counter()
         before = arm.remember()
@@ -285,7 +285,7 @@ class Trainer:
     # --- what fails ------------------------------------------------------------------------------
 
     @contextmanager
-    def _rescue(self, where: str, done: dict[Arm, int]) -> Iterator[None]:
+    def _rescue(self, where: str, done: dict[Learner, int]) -> Iterator[None]:
         """Save what is done when something fails inside, so that it is not done again.
 
         `done` is changed inside: the steps that are in each arm's weights.
@@ -299,7 +299,7 @@ class Trainer:
             said = str(error) if isinstance(error, KitError) else "out of memory"
             raise OutOfMemoryError(f"{where}: {said}. {saved} {LESS_MEMORY}") from error
 
-    def _save(self, done: dict[Arm, int]) -> str:
+    def _save(self, done: dict[Learner, int]) -> str:
         """Checkpoints of the steps that none holds yet; says how to go on from them."""
         steps = max((done[arm] for arm in self.arms if arm in done), default=0)
         try:
@@ -314,7 +314,7 @@ class Trainer:
         return said
 
     @contextmanager
-    def _left_out_if_it_fails(self, arm: Arm) -> Iterator[None]:
+    def _left_out_if_it_fails(self, arm: Learner) -> Iterator[None]:
         """An arm that fails to train leaves the others to go on; alone, it ends the training."""
         try:
             yield
@@ -323,7 +323,7 @@ class Trainer:
                 raise
             self._give_up(arm, error)
 
-    def _give_up(self, arm: Arm, error: TrainingError) -> None:
+    def _give_up(self, arm: Learner, error: TrainingError) -> None:
         log.error("%s failed and is left out from here on: %s", arm.run.path, error)
         arm.describe(status="failed", error=str(error), resumable=False)
         self.arms.remove(arm)

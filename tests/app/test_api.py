@@ -19,7 +19,7 @@ from kit.app.doors import Doors
 from kit.app.library.adapters import find
 from kit.app.options import AppOptions
 from kit.app.page import build, guard, settings
-from kit.app.session import Desk
+from kit.app.session import Session
 from kit.model.rollout import Completion
 
 QUESTION = "What is 3 + 4?"
@@ -27,7 +27,7 @@ ENDLESS = 100_000  # tokens asked for: words are written until somebody stops it
 PATIENCE = 60  # seconds; a busy machine is no failure
 
 
-class ScriptedDesk(Desk):
+class ScriptedDesk(Session):
     """Both sides say "one two three #### 7", or go on and on."""
 
     def __init__(self, options):

@@ -33,7 +33,7 @@ from kit.app.exports import (
     pair_json,
     pair_markdown,
 )
-from kit.app.library.results import Attempt, Found, Stored, find_stored
+from kit.app.library.results import Attempt, FoundResults, Stored, find_stored
 from kit.app.options import AppOptions
 from kit.errors import ResultsError
 from kit.evaluation.results import FIELDS, read_rows
@@ -176,11 +176,11 @@ def test_links_out_of_the_roots_are_not_followed(tmp_path: Path) -> None:
     inside = write(root / "b" / "eval")
     inside.with_suffix(".jsonl").unlink()
     inside.with_suffix(".jsonl").symlink_to(outside.with_suffix(".jsonl"))
-    assert find_stored([root.resolve()]) == Found((), ())
+    assert find_stored([root.resolve()]) == FoundResults((), ())
 
 
 def test_a_root_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
-    assert find_stored([tmp_path / "nowhere"]) == Found((), ())
+    assert find_stored([tmp_path / "nowhere"]) == FoundResults((), ())
 
 
 def test_other_json_of_the_kit_is_passed_over(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_other_json_of_the_kit_is_passed_over(tmp_path: Path) -> None:
         path.write_text(json.dumps({"schema": 1, "kind": "pairs"}))
         path.with_suffix(".jsonl").write_text("{}\n")
     (tmp_path / "tokenizer.json").write_text("no JSON")  # neither in eval nor with completions
-    assert find_stored([tmp_path.resolve()]) == Found((), ())
+    assert find_stored([tmp_path.resolve()]) == FoundResults((), ())
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_results_without_completions_are_told(tmp_path: Path) -> None:
     path = write(tmp_path / "eval").with_suffix(".jsonl")
     path.unlink()
     result = find_stored([tmp_path.resolve()])
-    assert result == Found((), (f"cannot read {path}: No such file or directory",))
+    assert result == FoundResults((), (f"cannot read {path}: No such file or directory",))
 
 
 # --- what can be compared

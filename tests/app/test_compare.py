@@ -16,11 +16,11 @@ import pytest
 from kit.app import session as desk_module
 from kit.app.compare.analysis_view import TO_BASE
 from kit.app.compare.comparison import Answer, Comparison, Shown, finish
-from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Progress, Scores, Token
+from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Progress, ScoredAnswer, Token
 from kit.app.compare.view import CompareView
 from kit.app.library.adapters import find
 from kit.app.options import AppOptions
-from kit.app.session import Desk, to_pair
+from kit.app.session import Session, to_pair
 from kit.errors import ConfigError, ModelError, ResultsError
 from kit.model.rollout import Completion
 from kit.preferences.votes import append_vote, read_votes
@@ -34,7 +34,7 @@ def view(tmp_path):
     """The tab on the bare base, which is not loaded."""
     options = AppOptions(runs=tmp_path)
     with gr.Blocks():
-        return CompareView(Desk(options, find(options)))
+        return CompareView(Session(options, find(options)))
 
 
 def values_of(view, **changes):
@@ -51,7 +51,7 @@ def values_of(view, **changes):
 
 def scores_of(**logprobs):
     """Of one token."""
-    return Scores((Token("x", logprobs, (("x", 1.0),)),), kl_to_base=logprobs[BASE_SIDE])
+    return ScoredAnswer((Token("x", logprobs, (("x", 1.0),)),), kl_to_base=logprobs[BASE_SIDE])
 
 
 def written(view, samples=1, **changes):

@@ -13,7 +13,7 @@ import gradio as gr
 import pytest
 
 from kit.app.compare.columns import final_answer, reasoning, samples_html, status_html
-from kit.app.compare.comparison import Answer, Comparison, Setup, Shown, Tally, finish, to_vote
+from kit.app.compare.comparison import Answer, Comparison, Samples, Setup, Shown, finish, to_vote
 from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Progress
 from kit.app.compare.problem_view import ProblemView
 from kit.app.compare.problems import Problems
@@ -21,7 +21,7 @@ from kit.app.exports import ComparedPair
 from kit.app.library.adapters import Catalogue, Choice, find
 from kit.app.library.roots import OutsideRoots
 from kit.app.options import AppOptions
-from kit.app.session import Desk, to_pair
+from kit.app.session import Session, to_pair
 from kit.app.verdicts import Judge, badge
 from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
 from kit.errors import AdapterError, ConfigError, DataError
@@ -215,12 +215,12 @@ def test_tally_by_hand():
             (False, False, None),
         )
     )
-    tally = Tally(verdicts)
+    tally = Samples(verdicts)
     assert tally.right == 1
     assert tally.majority == ("1/2", 2, True)
     assert tally.pass_at(1) == pytest.approx(1 / 4)
     assert tally.pass_at(2) == pytest.approx(1 - 3 / 6)  # C(3, 2) of C(4, 2) pairs are all wrong
-    assert Tally((Verdict(False, False, None, None),)).majority is None
+    assert Samples((Verdict(False, False, None, None),)).majority is None
 
 
 def test_a_finished_comparison_is_judged_and_one_that_is_stopped_says_so():
@@ -302,7 +302,7 @@ def desk(tmp_path_factory, adapters):
     options = AppOptions(
         runs=runs, adapters=(str(adapters / "first"), str(adapters / "second")), cpu=True
     )
-    return Desk(options, find(options))
+    return Session(options, find(options))
 
 
 def sides(desk, *labels):

@@ -15,7 +15,7 @@ from kit.app.doors import MAX_BODY, OVERALL, PER_ADDRESS, WINDOW, Doors, Throttl
 from kit.app.library.adapters import find
 from kit.app.options import AppOptions
 from kit.app.page import build, guard, settings
-from kit.app.session import Desk
+from kit.app.session import Session
 
 LOCKED = ("me", "right")
 UPLOAD = "/gradio_api/upload"
@@ -31,7 +31,7 @@ def running(runs, auth):
         port = free.getsockname()[1]
         free.close()
         options = AppOptions(runs=runs, port=port, auth=auth)
-        page = build(Desk(options, find(options)))
+        page = build(Session(options, find(options)))
         page.launch(
             **settings(options), app_kwargs=guard(options), prevent_thread_lock=True, quiet=True
         )

@@ -452,8 +452,8 @@ def test_colours_can_be_seen_on_the_light_and_the_dark_page():
 
 
 @pytest.fixture
-def tab(tmp_path) -> training_view._Tab:
-    return training_view._Tab(AppOptions(runs=tmp_path))
+def tab(tmp_path) -> training_view._TrainingTab:
+    return training_view._TrainingTab(AppOptions(runs=tmp_path))
 
 
 def test_the_tab_says_what_to_do_without_runs(tab, tmp_path):
@@ -466,7 +466,7 @@ def test_the_tab_says_what_to_do_without_runs(tab, tmp_path):
 def test_paths_that_are_no_runs_below_the_roots_are_not_read(tmp_path):
     outside = write_run(tmp_path / "outside" / "run", lines({"step": 1, "reward/mean": 1.0}))
     write_run(tmp_path / "runs" / "run")
-    tab = training_view._Tab(AppOptions(runs=tmp_path / "runs"))
+    tab = training_view._TrainingTab(AppOptions(runs=tmp_path / "runs"))
     chosen = [str(outside), str(tmp_path / "runs" / ".." / "outside" / "run")]
     assert "Choose one run" in tab.show(chosen, 1)[0]
     assert "No completions" in tab.samples(str(outside), 1)
@@ -590,7 +590,7 @@ def test_a_report_outside_the_roots_is_refused(tmp_path):
     for folder in (outside, runs / ".." / "outside", runs / "link", Path("/")):
         with pytest.raises(OutsideRoots, match="is not in a folder this app reads"):
             locate(str(folder), [runs])
-    tab = report_view._Tab(AppOptions(runs=runs))
+    tab = report_view._ReportTab(AppOptions(runs=runs))
     words, download = tab.show(str(outside))
     assert "is not in a folder this app reads" in words and "<iframe" not in words
     assert not download["interactive"]
@@ -607,7 +607,7 @@ def test_a_report_that_is_gone_or_too_large_is_said(tmp_path, monkeypatch):
 
 
 def test_the_report_tab_offers_a_copy_to_download(tmp_path):
-    tab = report_view._Tab(AppOptions(runs=tmp_path))
+    tab = report_view._ReportTab(AppOptions(runs=tmp_path))
     assert "no report yet" in tab.look()[2]
     folder = write_report(tmp_path / "r", "<p>é</p>")
     shown, download = tab.show(str(folder))

@@ -17,7 +17,7 @@ from kit.evaluation.benchmark import benchmark, row_seed, table
 from kit.evaluation.figures import summarize
 from kit.evaluation.results import FIELDS, ROW_FIELDS, read_result, read_rows
 from kit.evaluation.settings import EvalSettings
-from kit.evaluation.subjects import Target
+from kit.evaluation.subjects import Subject
 from kit.model.adapter_files import adapter_sha256
 from kit.tasks.problems import load_problems
 from kit.tasks.verifiers import LatexVerifier, NumberVerifier
@@ -142,7 +142,7 @@ def targets(adapters, tmp_path):
 
     def make(*names):
         return [
-            Target(
+            Subject(
                 name,
                 MODEL,
                 None if name == "base" else str(adapters / name),
@@ -337,7 +337,7 @@ def test_another_adapter_in_the_same_place_is_refused(base, targets, adapters, d
     (target,) = targets("first")
     (result,) = benchmark([target], data, settings(limit=2), base=base)
     before = result.path.with_suffix(".jsonl").read_bytes()
-    other = Target("first", MODEL, str(adapters / "second"), PROMPT, target.results)
+    other = Subject("first", MODEL, str(adapters / "second"), PROMPT, target.results)
     with pytest.raises(ResultsError, match=r"target\.adapter_sha256: .* -> .*--tag NAME"):
         benchmark([other], data, settings(limit=2), base=base)
     assert result.path.with_suffix(".jsonl").read_bytes() == before
@@ -366,7 +366,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(base, targets, data):
     with pytest.raises(ConfigError, match=r"two data sets would share .*six\.json"):
         benchmark(targets("base"), [*data, *data], settings(), base=base)
     (target,) = targets("base")
-    other = Target("x", ModelConfig(id="other"), None, PROMPT, target.results)
+    other = Subject("x", ModelConfig(id="other"), None, PROMPT, target.results)
     with pytest.raises(ConfigError, match="base is other, but the loaded one is embedded"):
         benchmark([other], data, settings(), base=base)
     assert not target.results.exists()

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from kit.config import SYSTEM_PROMPT, DataConfig
 from kit.errors import AdapterError, ConfigError
 from kit.evaluation.subjects import (
-    Target,
+    Subject,
     check_targets,
     data_config,
     resolve_data,
@@ -246,12 +246,12 @@ def test_problems_a_run_was_trained_on_are_counted(tmp_path):
     )
     RunFolder(tmp_path / "run").open(config, resume=False).release()
     results, adapter = tmp_path / "eval", str(tmp_path / "run" / "adapter")
-    trained = Target("run", config.model, adapter, "", results, str(tmp_path / "run"))
+    trained = Subject("run", config.model, adapter, "", results, str(tmp_path / "run"))
     whole = load_problems(DataConfig(name=str(path)), "test")
     assert seen_in_training(trained, whole) == 7 - 3  # without those held out
     _, held_out = split_validation(load_problems(config.data, seed=4), 3, seed=4)
     assert seen_in_training(trained, held_out) == 0
     other = load_problems(DataConfig(name="gsm_symbolic", options={"size": 3}), "test")
     assert seen_in_training(trained, other) == 0
-    assert seen_in_training(Target("b", config.model, None, "", results), whole) == 0
-    assert seen_in_training(Target("a", config.model, adapter, "", results), whole) is None
+    assert seen_in_training(Subject("b", config.model, None, "", results), whole) == 0
+    assert seen_in_training(Subject("a", config.model, adapter, "", results), whole) is None

@@ -26,7 +26,7 @@ from kit.reports.collect import collect
 from kit.reports.costs import measure_costs
 from kit.reports.curves import measure_curves
 from kit.reports.document import number
-from kit.reports.paired import Comparison, compare_arms
+from kit.reports.paired import Contrast, compare_arms
 from kit.reports.paper import measure_paper
 from kit.reports.scores import Score, measure_scores
 
@@ -186,7 +186,7 @@ def scores_of(paths: Sequence[Path]) -> list[Score]:
     return measure_scores(collect(paths))
 
 
-def compared(paths: Sequence[Path], measure: str = "strict") -> dict[tuple[str, str], Comparison]:
+def compared(paths: Sequence[Path], measure: str = "strict") -> dict[tuple[str, str], Contrast]:
     """By arm and data set: the comparisons with the reference arm."""
     evidence = collect(paths)
     found = compare_arms(evidence, measure_scores(evidence))

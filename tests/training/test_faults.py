@@ -36,7 +36,7 @@ from kit.errors import (
 from kit.evaluation.benchmark import benchmark
 from kit.evaluation.results import read_rows
 from kit.evaluation.settings import EvalSettings
-from kit.evaluation.subjects import Target
+from kit.evaluation.subjects import Subject
 from kit.files import read_metrics
 from kit.model import rollout
 from kit.model.base import _check_supported, dequantized
@@ -299,11 +299,11 @@ def test_a_loss_that_is_not_finite_names_the_layer_and_all_its_rows(
     assert [json.loads(line)["step"] for line in lines].count(2) > 0  # the last one's too
 
 
-def targets_of(base, adapters, tmp_path) -> list[Target]:
+def targets_of(base, adapters, tmp_path) -> list[Subject]:
     model = ModelConfig(id="embedded")
     return [
-        Target("embedded", model, None, "Solve it.", tmp_path / "base"),
-        Target("second", model, str(adapters / "second"), "Solve it.", tmp_path / "second"),
+        Subject("embedded", model, None, "Solve it.", tmp_path / "base"),
+        Subject("second", model, str(adapters / "second"), "Solve it.", tmp_path / "second"),
     ]
 
 

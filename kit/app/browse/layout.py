@@ -12,7 +12,7 @@ import gradio as gr
 from kit.app.browse.pairs import Case, Pairing, Selection
 from kit.app.compare.columns import badge_html
 from kit.app.inert import LATEX_DELIMITERS, printable
-from kit.app.library.results import Attempt, Found, Stored
+from kit.app.library.results import Attempt, FoundResults, Stored
 from kit.app.verdicts import Badge, badge
 from kit.tasks.verifiers import Verdict
 
@@ -90,7 +90,7 @@ def lay_out() -> Parts:
         _lay_out_filters(c)
     with gr.Column(visible=False) as c["case"]:
         _lay_out_case(c)
-    c |= {"found": gr.State(Found((), ())), "key": gr.State(), "selected": gr.State()}
+    c |= {"found": gr.State(FoundResults((), ())), "key": gr.State(), "selected": gr.State()}
     c["folder"] = gr.State(delete_callback=lambda folder: folder and folder.cleanup())
     return Parts(**c)
 

@@ -31,7 +31,7 @@ from kit.app.browse.layout import (
 from kit.app.browse.pairs import Case, Filter, Selection
 from kit.app.exports import comparator_json, file_name, pair_json, pair_markdown
 from kit.app.inert import inert_markdown, printable
-from kit.app.library.results import Found, Stored, find_stored
+from kit.app.library.results import FoundResults, Stored, find_stored
 from kit.app.options import AppOptions
 from kit.errors import KitError
 from kit.files import write_atomically
@@ -125,7 +125,7 @@ def _refresh(
 
 def _choose(
     parts: Parts,
-    found: Found,
+    found: FoundResults,
     group: str | None,
     left: str | None = None,
     right: str | None = None,
@@ -157,7 +157,9 @@ def _named(stored: Sequence[Stored], label: str | None) -> Stored | None:
     return next((one for one in stored if one.label == label), None)
 
 
-def _select(found: Found, left: str | None, right: str | None, *filters: Any) -> Selection | None:
+def _select(
+    found: FoundResults, left: str | None, right: str | None, *filters: Any
+) -> Selection | None:
     """The matching pairs; None while there are no two results."""
     ours, theirs = _named(found.stored, left), _named(found.stored, right)
     if ours is None or theirs is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Job, Progress, Scores
+from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Job, Progress, ScoredAnswer
 from kit.app.exports import ComparedPair
 from kit.app.library.adapters import Choice
 from kit.app.verdicts import Badge, Judge, Standard, badge
@@ -131,7 +131,7 @@ class Comparison:
     answers: dict[str, tuple[Answer, ...]]
     is_over: bool = False
     is_stopped: bool = False
-    scores: dict[int, dict[str, Scores]] = field(default_factory=dict)
+    scores: dict[int, dict[str, ScoredAnswer]] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid4().hex)  # of what is voted on
 
     @property
@@ -139,13 +139,13 @@ class Comparison:
         """Whether every answer came to its end and the first ones have their scores."""
         return self.is_over and not self.is_stopped
 
-    def tally(self, side: str) -> Tally:
+    def tally(self, side: str) -> Samples:
         """What this side's samples say together."""
-        return Tally(tuple(a.verdict for a in self.answers[side] if a.verdict is not None))
+        return Samples(tuple(a.verdict for a in self.answers[side] if a.verdict is not None))
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class Samples:
     """Several samples of one side."""
 
     verdicts: tuple[Verdict, ...]

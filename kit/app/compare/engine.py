@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kit.app.compare.job import BASE_SIDE, Job, Message, Progress, Scores, Token
+from kit.app.compare.job import BASE_SIDE, Job, Message, Progress, ScoredAnswer, Token
 from kit.errors import ConfigError, ModelError, is_out_of_memory
 from kit.model.adapter_files import adapter_sha256
 from kit.model.base import Base
@@ -52,7 +52,7 @@ class Engine:
         with self._lock, _advice(job):
             yield from self._run(job)
 
-    def score(self, job: Job, said: Progress, sample: int) -> dict[str, Scores]:
+    def score(self, job: Job, said: Progress, sample: int) -> dict[str, ScoredAnswer]:
         """Scores of another sample of a job that has ended; ModelError when memory runs out."""
         with self._lock, _advice(job):
             return self._score(job, said, sample)
@@ -86,7 +86,7 @@ class Engine:
             yield said
         yield replace(said, scores=self._score(job, said, 0))
 
-    def _score(self, job: Job, said: Progress, sample: int) -> dict[str, Scores]:
+    def _score(self, job: Job, said: Progress, sample: int) -> dict[str, ScoredAnswer]:
         prompt = self.base.prompt_ids(list(job.messages))
         adapters = {
             side: self._name(source, said.hashes[side]) for side, source in job.adapters.items()
@@ -151,7 +151,7 @@ def score(
     completion: list[int],
     adapters: Mapping[str, str],
     own: str,
-) -> Scores:
+) -> ScoredAnswer:
     """Score a completion under every side's adapter and the base, at temperature 1.
 
     `adapters` maps sides to names on the model, `own` is the side that wrote the completion: the
@@ -173,7 +173,7 @@ def score(
         divergence += float((mine.exp() * (mine - logprobs[BASE_SIDE])).sum())
         likely += _alternatives(policy.base.tokenizer, mine)
     texts = pieces(policy.base.tokenizer, completion)
-    return Scores(
+    return ScoredAnswer(
         tokens=tuple(
             Token(text, {side: chosen[side][i] for side in views}, likely[i])
             for i, text in enumerate(texts)

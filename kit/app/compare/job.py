@@ -30,7 +30,7 @@ class Progress:
 
     completions: dict[str, tuple[Completion, ...]]  # by side, one per sample
     seconds: dict[str, tuple[float, ...]]  # until each one's newest token
-    scores: dict[str, Scores] = field(default_factory=dict)  # of each side's first sample
+    scores: dict[str, ScoredAnswer] = field(default_factory=dict)  # of each side's first sample
     hashes: dict[str, str | None] = field(default_factory=dict)  # of the adapters that said it
 
 
@@ -47,7 +47,7 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class ScoredAnswer:
     """One answer, token by token; the stop token included."""
 
     tokens: tuple[Token, ...]

@@ -9,7 +9,7 @@ import gradio as gr
 
 from kit.app.compare.comparison import MAX_CHARACTERS
 from kit.app.inert import inert_markdown
-from kit.app.session import Desk
+from kit.app.session import Session
 from kit.errors import KitError
 
 EXAMPLE = (  # a problem that the embedded model has not seen, of a kind that it has learned
@@ -23,7 +23,7 @@ EXAMPLE_ANSWER = "2"
 class ProblemView:
     """Builds its part of the Compare tab."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Session) -> None:
         self.desk = desk
         self.data = gr.State(None)  # the data set the problem is from
         self.picked = gr.State(None)  # that problem's question: an edited one is no longer it

@@ -19,7 +19,7 @@ from kit.app.compare.problem_view import ProblemView
 from kit.app.compare.vote_view import VoteView
 from kit.app.inert import LATEX_DELIMITERS, inert_markdown
 from kit.app.library.adapters import BASE_LABEL, advice, default_pair
-from kit.app.session import Desk, to_pair
+from kit.app.session import Session, to_pair
 from kit.errors import KitError
 
 MODEL = "model"  # the queue of everything that computes with the model: one at a time
@@ -32,7 +32,7 @@ Update = dict[Any, Any]
 class CompareView:
     """Builds the tab inside the current Gradio context and wires its events."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Session) -> None:
         self.desk = desk
         self.shown = gr.State(None)
         self._choosers()

@@ -11,7 +11,7 @@ import gradio as gr
 from kit.app.compare.comparison import Shown
 from kit.app.compare.job import LEFT, RIGHT
 from kit.app.inert import inert_markdown
-from kit.app.session import Desk
+from kit.app.session import Session
 from kit.errors import KitError
 
 CHOICES = {"left": "A is better", "right": "B is better", "tie": "Tie", "both_bad": "Both bad"}
@@ -22,7 +22,7 @@ Update = dict[Any, Any]
 class VoteView:
     """Builds its part of the Compare tab."""
 
-    def __init__(self, desk: Desk, shown: gr.State) -> None:
+    def __init__(self, desk: Session, shown: gr.State) -> None:
         self.desk, self.shown = desk, shown
         with gr.Group(visible=False, elem_id="kit-vote") as self.box:
             gr.Markdown("**Which answer is better?** Names appear after the vote.", padding=True)

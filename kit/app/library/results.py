@@ -123,7 +123,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundResults:
     """All stored results, and what is wrong with the files that cannot be shown."""
 
     stored: tuple[Stored, ...]
@@ -134,7 +134,7 @@ _ABOUT = TypeAdapter(About)
 _ATTEMPT = TypeAdapter(Attempt)
 
 
-def find_stored(roots: Iterable[Path]) -> Found:
+def find_stored(roots: Iterable[Path]) -> FoundResults:
     """Search folders, resolved, for result files; one that is not there yet holds none.
 
     Links are not followed, so nothing outside the roots is read.
@@ -153,7 +153,7 @@ def find_stored(roots: Iterable[Path]) -> Found:
                 faults.append(str(error))
             except OSError as error:
                 faults.append(f"cannot read {error.filename}: {error.strerror}")
-    return Found(tuple(_one_by_temperature(found.values())), tuple(dict.fromkeys(faults)))
+    return FoundResults(tuple(_one_by_temperature(found.values())), tuple(dict.fromkeys(faults)))
 
 
 @lru_cache(maxsize=FILES_KEPT)

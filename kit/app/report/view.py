@@ -40,7 +40,7 @@ class ReportView:
 
 def build(options: AppOptions) -> ReportView:
     """The tab's components and their events, inside a gr.Blocks that has CSS in its styles."""
-    tab = _Tab(options)
+    tab = _ReportTab(options)
     chosen = gr.Dropdown(label="Report")
     with gr.Row():
         again = gr.Button("Look for new reports", size="sm", scale=0, min_width=200)
@@ -72,7 +72,7 @@ def build(options: AppOptions) -> ReportView:
     return ReportView(chosen)
 
 
-class _Tab:
+class _ReportTab:
     """The events: what the page sends in, what it shows next."""
 
     def __init__(self, options: AppOptions) -> None:

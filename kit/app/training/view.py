@@ -52,7 +52,7 @@ class TrainingView:
 
 def build(options: AppOptions) -> TrainingView:
     """The tab's components and their events, inside a gr.Blocks that has CSS in its styles."""
-    tab = _Tab(options)
+    tab = _TrainingTab(options)
     with gr.Row():
         runs = gr.Dropdown(value=[], label="Runs", multiselect=True, scale=4, min_width=260)
         window = gr.Slider(
@@ -102,7 +102,7 @@ def _plot(curve: curves.Curve) -> gr.LinePlot:
     )
 
 
-def _build_samples(tab: _Tab, chosen: gr.State, seen: gr.State, quiet: Any) -> None:
+def _build_samples(tab: _TrainingTab, chosen: gr.State, seen: gr.State, quiet: Any) -> None:
     with gr.Accordion("Sampled completions", open=False):
         with gr.Row():
             run = gr.Dropdown(label="Run", min_width=260)
@@ -115,7 +115,7 @@ def _build_samples(tab: _Tab, chosen: gr.State, seen: gr.State, quiet: Any) -> N
     gr.on([run.change, step.change], tab.samples, [run, step], samples, **quiet)
 
 
-def _build_differences(tab: _Tab, chosen: gr.State, quiet: Any) -> None:
+def _build_differences(tab: _TrainingTab, chosen: gr.State, quiet: Any) -> None:
     with gr.Accordion("Settings of two runs", open=False):
         with gr.Row():
             left = gr.Dropdown(label="First run", min_width=260)
@@ -135,7 +135,7 @@ def _build_differences(tab: _Tab, chosen: gr.State, quiet: Any) -> None:
     gr.on([left.change, right.change], tab.compare, [left, right], [words, table], **quiet)
 
 
-class _Tab:
+class _TrainingTab:
     """The events: what the page sends in, what it shows next."""
 
     def __init__(self, options: AppOptions) -> None:
