@@ -1,4 +1,4 @@
-"""What torch really allocates against what kit.estimate.memory says, on the CPU, with random weights.
+"""What torch allocates against what kit.estimate.memory says, on the CPU, with random weights.
 
     python benchmarks/estimate.py [--model Qwen/Qwen2.5-0.5B] [--prompt 32] [--new 32] [--rows 4]
 

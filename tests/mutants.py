@@ -33,6 +33,12 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 EXPLAINED = Path(__file__).with_suffix(".yaml")
+ROOMS = {
+    "objectives": "training",
+    **dict.fromkeys(("logprobs", "batching"), "model"),
+    **dict.fromkeys(("answers", "rewards"), "tasks"),
+    **dict.fromkeys(("stats",), "evaluation"),
+}
 TESTS = {  # what pytest is told, for each module
     "objectives": ["tests/training/test_objectives.py"],
     # the memory of one big batch takes seconds and sees no formula
@@ -144,7 +150,7 @@ def faults(tree: ast.Module) -> Iterator[str]:
 
 
 def _path(module: str) -> Path:
-    return ROOT / "kit" / f"{module}.py"
+    return ROOT / "kit" / ROOMS[module] / f"{module}.py"
 
 
 def _places(node: ast.AST, function: str = "module") -> Iterator[Place]:
@@ -253,9 +259,10 @@ class _Faulty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.mutant = mutant
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name != f"kit.{self.mutant.module}":
+        module = self.mutant.module
+        if name != f"kit.{ROOMS[module]}.{module}":
             return None
-        return importlib.util.spec_from_file_location(name, _path(name[4:]), loader=self)
+        return importlib.util.spec_from_file_location(name, _path(module), loader=self)
 
     def exec_module(self, module: Any) -> None:
         exec(self.mutant.code, vars(module))

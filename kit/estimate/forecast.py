@@ -2,7 +2,7 @@
 
 The model's shape comes from its config.json: of the embedded model or a folder, from the hub's
 cache, from the built-in table of Qwen2.5, or else from the hub. Imports no torch. The arithmetic of
-memory is in kit.estimate.memory; the times are a range from the GPU's data sheet, not a measurement.
+memory is in kit.estimate.memory; the times are a range from the GPU's data sheet, not measured.
 """
 
 from __future__ import annotations

@@ -193,9 +193,9 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
     """Compare two arms on the same problems: (S, P) each, values in [0, 1].
 
     Row s of both is training seed s; a value is a verdict or a mean over samples. The interval is
-    for other seeds and other problems (kit.evaluation.crossed), and there are two tests: Student's, which
-    belongs to it, and a wild bootstrap of the seeds' means, which shares none of its formulas. With
-    one seed the interval resamples problems, which says nothing about other seeds; the test is then
+    for other seeds and other problems (kit.evaluation.crossed), and there are two tests:
+    Student's, which belongs to it, and a wild bootstrap of the seeds' means, which shares
+    none of its formulas. With one seed the interval resamples problems, which says nothing about other seeds; the test is then
     McNemar's exact one, or, where values are means over samples, one of sign flips over problems.
     """
     left, right = np.atleast_2d(np.asarray(a, float)), np.atleast_2d(np.asarray(b, float))

@@ -243,8 +243,8 @@ def _trained(model: PreTrainedModel) -> Tensor:
 
 
 def _sampled(model: PreTrainedModel) -> dict[tuple[int, int], Tensor]:
-    """The same (row, position) -> (V,) as kit.model.rollout does: padded on the left, cached, and with
-    a row that leaves the batch before the last token."""
+    """The same (row, position) -> (V,) as kit.model.rollout does: padded on the left, cached, and
+    with a row that leaves the batch before the last token."""
     device, cache, found = model.device, DynamicCache(), {}
     width = max(len(prompt) for prompt in PROMPTS)
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in PROMPTS], device=device)

@@ -125,8 +125,9 @@ def parse_number(text: str) -> Fraction | None:
 
     Reads `1,000`, `$-5`, `3/4`, `1 1/2`, `5½`, `.5`, `1.5e3`, `72.`, `\frac{3}{4}`, `18 dollars`,
     `18 dollars and 50 cents`, `5 million`. `25%` is 25, as in the data sets' own answers.
-    Everything else is None: `1,00`, `1.000.000`, `10:30`, `6th`, `5²`, `5π`, `5 or 6`, a word that
-    `kit.tasks.units` does not list, more than 64 digits, powers of ten beyond 64, a denominator of 0.
+    Everything else is None: `1,00`, `1.000.000`, `10:30`, `6th`, `5²`, `5π`, `5 or 6`, a word
+    that `kit.tasks.units` does not list, more than 64 digits, powers of ten beyond 64, a
+    denominator of 0.
     """
     if len(text) > MAX_CHARS:
         return None

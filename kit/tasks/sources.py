@@ -1,6 +1,6 @@
 """Where problems come from: known data sets, reasoning-gym tasks, files, and the hub.
 
-Each kind is read into rows with the columns that `kit.tasks.problems` describes, but for the prompt.
+Each kind is read into rows with the columns that `kit.tasks.problems` describes, but the prompt.
 """
 
 from __future__ import annotations

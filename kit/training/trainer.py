@@ -1,8 +1,8 @@
 """The training loop: steps, stopping, progress. Several arms take their steps together.
 
-The step itself is in kit.training.grpo, what belongs to one arm in kit.training.learner. Arms that train together share
-one base in memory and see the same problems; their completions are sampled in one batch, their
-updates are taken in turn, and each ends as it would have ended alone.
+The step itself is in kit.training.grpo, what belongs to one adapter in kit.training.learner. Arms
+that train together share one base in memory and see the same problems; their completions are
+sampled in one batch, their updates are taken in turn, and each ends as it would have ended alone.
 """
 
 from __future__ import annotations

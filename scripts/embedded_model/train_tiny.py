@@ -1,7 +1,8 @@
 """Train the embedded tiny model: Qwen2.5's architecture, grade-school problems, mixed styles.
 
     python scripts/embedded_model/train_tiny.py --wide --out wide
-    python scripts/embedded_model/train_tiny.py --init wide --seed 2 --minutes 18 --sheets 0.2 --out tiny
+    python scripts/embedded_model/train_tiny.py --init wide --seed 2 --minutes 18 --sheets 0.2 \
+        --out tiny
 
 Everything is generated: the problems come from reasoning_gym's `gsm_symbolic` (tiny_problems.py),
 the tokenizer is trained on them, and the weights start at random. Like any pre-trained model this

@@ -539,7 +539,8 @@ def test_the_answer_in_words_and_as_json():
 
 def test_estimating_loads_no_torch():
     code = (
-        "import sys; from kit.config import load_config; from kit.estimate.forecast import estimate\n"
+        "import sys\n"
+        "from kit.estimate.forecast import estimate\nfrom kit.recipe import load_config\n"
         f"str(estimate(load_config({str(RECIPE)!r})))\n"
         "heavy = {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"

@@ -340,5 +340,8 @@ def test_hostile_text_costs_little(name: str) -> None:
 
 
 def test_needs_no_model_library() -> None:
-    code = "import sys, kit.evaluation.reasoning.measures; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    code = (
+        "import sys, kit.evaluation.reasoning.measures\n"
+        "sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -469,7 +469,10 @@ def test_task_verifier(spelling, text: str, strict: bool, lenient: bool) -> None
 
 
 def test_import_is_light() -> None:
-    script = "import sys, json, kit.tasks.rewards, kit.tasks.verifiers; print(json.dumps(sorted(sys.modules)))"
+    script = (
+        "import sys, json, kit.tasks.rewards, kit.tasks.verifiers\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -207,7 +207,7 @@ def finish(comparison: Comparison, judge: Judge, *, is_stopped: bool = False) ->
 
 
 def to_vote(comparison: Comparison, sample: int, vote: Preference, *, blind: bool) -> Vote:
-    """A vote on the left and right answers of one sample; `vote` as kit.preferences.votes.Vote names it."""
+    """A vote on the left and right answers of one sample; `vote` as `Vote` names it."""
     setup = comparison.setup
 
     def side(name: str) -> Side:
