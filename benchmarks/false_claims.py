@@ -13,8 +13,8 @@ where problem, seed and liking are normal with the spreads given. The base is on
 seed, and one answer for all seeds of the arm. The truth is the difference of accuracies over all
 seeds and problems. A claim is made by `kit.evaluation.stats` as the report makes it, with Holm's
 correction over the data sets of a family, which have problems and seeds' effects of their own.
-Options take several values, separated by commas; a row is the mean over the combinations of all it does not
-name, and every combination draws the same numbers whatever else is asked for.
+Options take several values, separated by commas; a row is the mean over the combinations of all
+it does not name, and every combination draws the same numbers whatever else is asked for.
 """
 
 from __future__ import annotations
