@@ -1,6 +1,7 @@
 # make demo    the embedded example, end to end: five to ten minutes on two CPU cores
 # make app     the inspect app on http://127.0.0.1:7860
 # make test    the whole test suite
+# make docs    the pages in docs/, into build/docs; a broken link is an error
 # make check   what continuous integration runs: lint and types, then the tests
 # Each makes .venv first when it is missing. PYTHON=python3.12 picks another interpreter.
 
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo app test lint check clean
+.PHONY: demo app test lint docs check clean
 
 demo: $(READY)
 	$(BIN)/kit demo
@@ -25,7 +26,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test
+docs: $(READY)
+	$(BIN)/mkdocs build --quiet
+
+check: lint docs test
 
 $(READY): requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
