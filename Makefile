@@ -1,7 +1,8 @@
 # make demo    the embedded example, end to end: five to ten minutes on two CPU cores
 # make app     the inspect app on http://127.0.0.1:7860
 # make test    the tests, but for the slow ones
-# make check   what continuous integration runs: lint and types, then all tests
+# make docs    the pages in docs/, into build/docs; a broken link is an error
+# make check   what continuous integration runs: lint, types, docs, then all tests
 # make fuzz    the property tests, with a hundred times the cases and new ones on every run
 # make mutants faults put into the pure modules, which their tests must notice
 # make faults  a hundred kills and full disks, after each of which everything must go on
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo app test lint check fuzz mutants faults clean
+.PHONY: demo app test lint docs check fuzz mutants faults clean
 
 demo: $(READY)
 	$(BIN)/kit demo
@@ -30,7 +31,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint
+docs: $(READY)
+	$(BIN)/mkdocs build --quiet
+
+check: lint docs
 	$(PYTEST)
 
 fuzz: $(READY)

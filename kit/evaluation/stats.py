@@ -196,7 +196,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
     for other seeds and other problems (kit.evaluation.crossed), and there are two tests:
     Student's, which belongs to it, and a wild bootstrap of the seeds' means, which shares
     none of its formulas. With one seed the interval resamples problems, which says
-    nothing about other seeds; the test is then McNemar's exact one, or, where values are means over samples, one of sign flips over problems.
+    nothing about other seeds; the test is then McNemar's exact one, or,
+    where values are means over samples, one of sign flips over problems.
     """
     left, right = np.atleast_2d(np.asarray(a, float)), np.atleast_2d(np.asarray(b, float))
     if left.shape != right.shape or left.size == 0:
