@@ -52,3 +52,28 @@ def test_imports_run_downwards():
             if FLOOR_OF[room_of(module)] > FLOOR_OF[room_of(imported)]:
                 upwards.append(f"{path.relative_to(KIT.parent)}:{line} imports {imported}")
     assert not upwards, "\n".join(upwards)
+
+
+def sentence(path: Path) -> str:
+    """The first of a module's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.partition("\n\n")[0].split()).partition(". ")[0].rstrip(".")
+
+
+def tree(folder: Path, depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Every file and room, with its sentence."""
+    for path in sorted(folder.glob("*.py")):
+        if not path.name.startswith("__"):
+            yield "  " * depth + path.name, sentence(path)
+    for path in sorted(folder.glob("*/__init__.py")):
+        yield "  " * depth + path.parent.name + "/", sentence(path)
+        yield from tree(path.parent, depth + 1)
+
+
+def test_contributing_names_every_file_and_nothing_else():
+    rows = list(tree(KIT))
+    assert all(said for _, said in rows)
+    width = max(len(name) for name, _ in rows) + 2
+    expected = "\n".join(f"{name:{width}}{said}" for name, said in rows)
+    text = (KIT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert text.endswith(f"## The tree\n\n```\n{expected}\n```\n"), expected

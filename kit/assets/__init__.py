@@ -1,1 +1,1 @@
-"""The embedded tiny model, and the script that made it."""
+"""The embedded tiny model, and the recipe of the demo."""

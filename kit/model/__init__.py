@@ -1,0 +1,1 @@
+"""The base, adapters on it as views of one model, and sampling from them."""

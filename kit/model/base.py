@@ -1,4 +1,4 @@
-"""Load the base model, quantized, with its tokenizer and stop tokens, and put LoRA on it."""
+"""Load the base model, quantized, with its tokenizer and stop tokens."""
 
 from __future__ import annotations
 
