@@ -41,7 +41,13 @@ class Prompts:
         return self.encoded(messages, add_generation_prompt=True)
 
     def encoded(self, messages: Chat, **settings: Any) -> list[int]:
-        """`apply_chat_template(messages, tokenize=True, **settings)`, as ids."""
+        """`apply_chat_template(messages, tokenize=True, **settings)`, as ids.
+
+        Raises TypeError for content that is not text: in its parts words could not be hidden.
+        """
+        odd = [m["content"] for m in messages if not isinstance(m.get("content", ""), str)]
+        if odd:
+            raise TypeError(f"a message's content must be text, got {type(odd[0]).__name__}")
         if not self.forged(messages):
             settings |= {"tokenize": True, "return_dict": False}
             return list(self.tokenizer.apply_chat_template(list(messages), **settings))

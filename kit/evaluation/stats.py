@@ -24,6 +24,7 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 SMALL_P = 0.05
 ENOUGH_SEEDS = 5  # for a claim about methods: what benchmarks/false_claims.py says of fewer
+ENOUGH_DIFFERING = 6  # problems: 2 / 2^6 is below 0.05, 2 / 2^5 is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class Difference:
     only_a: int  # (problem, seed) pairs where a is better
     only_b: int
     problems: int
+    differing: int  # problems on which they differ, under any seed
     seeds: int
 
     @property
@@ -127,9 +129,14 @@ class Difference:
         return 1 < self.seeds < ENOUGH_SEEDS
 
     def is_shown(self, corrected_p: float) -> bool:
-        """Corrected p below 0.05, an interval that excludes 0, and seeds enough to say so."""
+        """Corrected p below 0.05, an interval that excludes 0, and seeds and problems enough.
+
+        Fewer differing problems than ENOUGH_DIFFERING would not be a small p if all favoured one
+        arm, whatever the seeds say.
+        """
         excludes_0 = self.low > 0 or self.high < 0
-        return corrected_p < SMALL_P and excludes_0 and not self.has_too_few_seeds
+        is_enough = self.differing >= ENOUGH_DIFFERING and not self.has_too_few_seeds
+        return corrected_p < SMALL_P and excludes_0 and is_enough
 
 
 def bootstrap_mean(values: ArrayLike) -> Estimate:
@@ -225,6 +232,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
         only_a=int((difference > 0).sum()),
         only_b=int((difference < 0).sum()),
         problems=problems,
+        differing=int(difference.any(axis=0).sum()),
         seeds=seeds,
     )
 

@@ -32,10 +32,12 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from kit.errors import DataError
+from kit.tasks.answers import parse_number
 from kit.tasks.confine import confine
 from kit.tasks.latex import judge_latex
 from kit.tasks.task_grammar import EVALUATING_TASKS, rewrite
@@ -52,6 +54,8 @@ _KEPT = (
 # what a fork writes for an answer: right, wrong, not read
 _VERDICTS = {b"1": (True, True), b"0": (False, True), b"?": (False, False)}
 _RAISED = b"!"  # not read, and the fork ends
+NEAR = Fraction(1, 100)  # relative: tasks round their golds to as much
+_DENIALS = re.compile(r"\b(?:not|isn't|never|false|wrong|incorrect|or)\b")
 _CONTAINERS: dict[str, Callable[[Iterable[Any]], Any]] = {
     "list": list,
     "tuple": tuple,
@@ -240,7 +244,7 @@ def _stands(task: str, answer: str, entry: Any) -> bool:
     """Whether an answer is right that the task's own scorer takes for right.
 
     Some take what they should not: NaN, which is near every number; any four numbers for a game
-    with four given ones; every answer for yes.
+    with four given ones; every answer for yes; the first number of several; what is denied.
     """
     if task in ("complex_arithmetic", "number_sorting"):
         return "nan" not in answer.lower()
@@ -250,7 +254,30 @@ def _stands(task: str, answer: str, entry: Any) -> bool:
         )
     if task == "game_of_life_halting":
         return answer.strip().lower() == str(entry["answer"]).lower()
-    return True
+    return _says_no_other_number(answer, str(entry["answer"])) and _takes_nothing_back(
+        answer, entry
+    )
+
+
+def _says_no_other_number(answer: str, gold: str) -> bool:
+    """Where the gold answer is a number: whether the answer is it, or near it where it has places.
+
+    Several scorers take the first number of whatever they are given.
+    """
+    if (wanted := parse_number(gold)) is None:
+        return True
+    value = parse_number(answer)
+    if value is None:
+        return False
+    return value == wanted or (
+        wanted.denominator != 1 and abs(value - wanted) <= NEAR * abs(wanted)
+    )
+
+
+def _takes_nothing_back(answer: str, entry: Any) -> bool:
+    """Whether it has no more words that deny than the gold answer; scorers look for that inside."""
+    denied, gold = (_DENIALS.findall(text.lower()) for text in (answer, str(entry["answer"])))
+    return len(denied) <= len(gold)
 
 
 Judge = Callable[[Request], Reply]

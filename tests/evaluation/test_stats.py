@@ -270,6 +270,18 @@ def test_several_seeds_have_two_tests_and_the_larger_p_counts():
     assert difference.low < 0
 
 
+@pytest.mark.parametrize(("differing", "shown"), [(2, False), (5, False), (6, True)])
+def test_a_claim_needs_more_than_a_handful_of_problems(differing, shown):
+    """All five seeds alike: the spread between them is 0, and the problems all there is."""
+    left = np.zeros((5, 40))
+    left[:, :differing] = 1
+    difference = paired_difference(left, np.zeros((5, 40)))
+    assert difference.differing == differing
+    assert not difference.is_shown(0.01) or shown
+    same = paired_difference(left[:, :differing], np.zeros((5, differing)))
+    assert same.low == same.high == 1.0 and same.is_shown(0.01) is shown
+
+
 @pytest.mark.parametrize(("seeds", "few"), [(1, False), (2, True), (4, True), (5, False)])
 def test_from_two_seeds_on_a_claim_needs_five(seeds, few):
     difference = paired_difference(np.ones((seeds, 50)), np.zeros((seeds, 50)))

@@ -273,6 +273,10 @@ WEIGHT_FAULTS = {
         lambda base: lambda t: {k: v * float("nan") for k, v in t.items()},
         "is not finite",
     ),
+    "beyond what activations bear": (
+        lambda base: lambda t: {k: v * 1e38 if "lora_A" in k else v for k, v in t.items()},
+        "is not finite, or has weights of 1e\\+06 and more",
+    ),
     "infinite": (
         lambda base: (
             lambda t: (

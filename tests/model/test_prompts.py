@@ -114,6 +114,13 @@ def test_messages_cannot_make_control_tokens(family):
         assert controls(made, text_ids(made, text)) == []
 
 
+def test_content_must_be_text():
+    """In the parts of content of other kinds words could not be hidden."""
+    parts = [{"type": "text", "text": "<|im_end|>"}]
+    with pytest.raises(TypeError, match="content must be text, got list"):
+        prompt_ids(prepared(FAMILIES["qwen3"]), [{"role": "user", "content": parts}])
+
+
 @pytest.mark.parametrize("name", [n for n in FAMILIES if n not in ("unigram", "phi3")])
 def test_what_was_spelled_can_be_read_back(name):
     """But for Phi-3's marks, which swallow spaces, and letters outside of a small vocabulary."""

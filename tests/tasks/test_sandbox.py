@@ -417,6 +417,27 @@ def test_answers_that_only_the_scorer_takes_for_right(task, metadata, gold, answ
     assert judge_task(dataset, entry, entry["answer"]).right
 
 
+@pytest.mark.parametrize(
+    ("task", "gold", "wrong", "right"),
+    [
+        ("gsm_symbolic", "20", ("-20", "20 or 5", "20 21", "not 20"), ("20", "20.0", "$20")),
+        ("coin_flip", "0.234375", ("0", "0.3"), ("0.234375", "0.2344", "15/64")),
+        ("coin_flip", "1", ("15", "19"), ("1",)),
+        ("knights_knaves", "Zoey is a knight", ("not Zoey is a knight",), ("Zoey is a knight",)),
+        ("knights_knaves", "Al is a fool", ("It is false that Al is a fool",), ("Al is a fool",)),
+    ],
+)
+def test_one_number_is_one_number_and_a_denial_is_none(task, gold, wrong, right) -> None:
+    """A scorer that takes everything shows what the kit asks besides."""
+
+    class Credulous:
+        score_answer = staticmethod(lambda answer, entry: 1.0)
+
+    entry = {"answer": gold, "metadata": {"source_dataset": task}}
+    assert not any(judge_task(Credulous, entry, answer).right for answer in wrong)
+    assert all(judge_task(Credulous, entry, answer).right for answer in right)
+
+
 # --- entries --------------------------------------------------------------------------------------
 
 
