@@ -72,6 +72,9 @@ def benchmark(
     shared = [path for path, count in Counter(led.path for led in ledgers).items() if count > 1]
     if shared:
         raise ConfigError(f"two data sets would share {shared[0]}; evaluate them one by one")
+    model = shared_model(targets)
+    if base is not None and base.id != model.id:
+        raise ConfigError(f"the targets' base is {model.id}, but the loaded one is {base.id}")
     with ExitStack() as held:
         for ledger in ledgers:
             if ledger.record["status"] != "finished":
@@ -180,8 +183,6 @@ def _loaded(
     """The base with all adapters on it, and the adapter's name of each target."""
     model = shared_model(targets)
     base = base or load_base(model)
-    if base.id != model.id:
-        raise ConfigError(f"the targets' base is {model.id}, but the loaded one is {base.id}")
     names = {t.name: f"target{i}" if t.adapter else BASE for i, t in enumerate(targets)}
     sources = {names[t.name]: t.adapter for t in targets if t.adapter}
     with room_for("loading the adapters", "evaluate fewer of them at once"):

@@ -251,7 +251,9 @@ def test_an_adapter_that_was_trained_on_is_loaded_anew(engine, job, adapters, tm
 
 
 def change(folder: Path, new) -> None:
-    path = folder / "adapter_model.safetensors"
+    """Other weights, and no probe of those that were saved."""
+    path = Path(folder) / "adapter_model.safetensors"
+    path.with_name("probe.safetensors").unlink(missing_ok=True)
     weights = {name: new(name, weight) for name, weight in load_file(path).items()}
     save_file({n: w.contiguous() for n, w in weights.items() if w is not None}, path)
 

@@ -325,7 +325,7 @@ def test_rows_that_were_never_counted_are_counted_without_the_model(
 ):
     """Killed after the last row was written and before the figures were."""
     (result,) = benchmark(targets("base"), data, settings(limit=2), base=base)
-    running = result.record | {"status": "running", "results": []}
+    running = result.record | {"status": "running", "results": [], "digests": None}
     result.path.write_text(json.dumps(running))
     monkeypatch.setattr(module, "load_base", None)
     (again,) = benchmark(targets("base"), data, settings(limit=2))
