@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.faults.injection import KINDS, Fault, Injector
 from tests.faults.scenarios import Scenario, differences, scenarios, snapshot
 
@@ -149,7 +151,8 @@ def _end_of_child(work: Callable[[], Any], log: Path, injector: Injector, writin
         os.dup2(output, 2)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         logging.getLogger().handlers.clear()
-        random.seed(0)  # a checkpoint holds this state too
+        random.seed(0)  # a checkpoint holds these states too
+        np.random.seed(0)
         injector.install()
         status = int(work() or 0)
         os.write(writing, json.dumps(injector.counts).encode())

@@ -519,7 +519,7 @@ def test_drop_long_prompts(monkeypatch) -> None:
         assert tokenizer is asked
         return ["<s>", *messages[-1]["content"].split(), "go"]
 
-    monkeypatch.setattr("kit.tasks.problems.prompt_ids", prompt_ids)
+    monkeypatch.setattr("kit.training.data.prompt_ids", prompt_ids)
     whole = problem_set(["a b c", "a", "a b c d", "a b"])  # 5, 3, 6 and 4 tokens
     kept, dropped = drop_long_prompts(whole, asked, 4)
     assert kept.problems["question"][:] == ["a", "a b"]

@@ -120,7 +120,7 @@ def test_a_series_is_still_summed(latex) -> None:
 _NATIVE = """
 import ctypes, os, sys
 from pathlib import Path
-from kit import confine
+from kit.tasks import confine
 folder = Path(sys.argv[1])
 libc = ctypes.CDLL(None, use_errno=True)
 name = str(folder / "new").encode()

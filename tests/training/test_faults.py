@@ -236,14 +236,14 @@ def test_an_arm_with_bad_numbers_leaves_the_others_as_they_would_be_alone(
             output=str(output.with_name(name)),
         )
 
-    check = trainer.Arm.check_weights
+    check = trainer.Learner.check_weights
 
     def spoil(arm, step):  # after its first step
         check(arm, step)
         if arm.run.path.name == "bad":
             arm.policy.trainable[0].data[0, 0] = math.nan
 
-    monkeypatch.setattr(trainer.Arm, "check_weights", spoil)
+    monkeypatch.setattr(trainer.Learner, "check_weights", spoil)
     bad, good = train_together([config("bad", 1e-3), config("good", 2e-3)], base=base)
     alone = train(config("alone", 2e-3), base=base)
     failed = bad.read_description()
@@ -542,14 +542,14 @@ def test_out_of_memory_saves_and_goes_on_as_if_nothing_had_been(
         )
     elif where == "validation":
         calls = itertools.count(1)
-        evaluate = trainer.Arm._evaluate
+        evaluate = trainer.Learner._evaluate
 
         def failing(arm, problems):
             if next(calls) == number:
                 raise error
             return evaluate(arm, problems)
 
-        monkeypatch.setattr(trainer.Arm, "_evaluate", failing)
+        monkeypatch.setattr(trainer.Learner, "_evaluate", failing)
     elif where == "adam":
         step, calls = torch.optim.AdamW.step, itertools.count(1)
 
@@ -611,7 +611,7 @@ def test_out_of_memory_before_the_first_step_says_what_to_lower(base, make_confi
     config = make_config(train={"preflight_problems": 3})
     with pytest.raises(OutOfMemoryError, match=r"single completion .*lower rollout\.max_new"):
         train(config, base=base)
-    monkeypatch.setattr(trainer.Arm, "begin", never)
+    monkeypatch.setattr(trainer.Learner, "begin", never)
     with pytest.raises(OutOfMemoryError, match=r"looking at the model before .*max_rows=1"):
         train(config, base=base, resume=True)
 
