@@ -942,8 +942,8 @@ def test_the_app_is_not_opened_where_it_cannot_be_seen(tmp_path, capsys):
 SESSION = """
 import sys
 from pathlib import Path
-from kit import child
-child.run(sys.argv[2:], Path(sys.argv[1]), lambda output: None)
+from kit.notebook import process
+process.run(sys.argv[2:], Path(sys.argv[1]), lambda output: None)
 """
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from kit.adapters import save
 from kit.adapters.probe import read_probe
 from kit.adapters.save import save_adapter
 from kit.errors import RunError
-from kit.training import checkpoint
 from kit.training.checkpoint import latest_checkpoint, new_folder
 
 
@@ -115,7 +115,7 @@ def test_a_full_disk_leaves_the_previous_adapter(policy, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_probe", full)
+    monkeypatch.setattr(save, "write_probe", full)
     with pytest.raises(RunError, match=r"could not save .*adapter: .*No space left"):
         save_adapter(policy, tmp_path / "adapter")
     assert names(tmp_path) == ["adapter"] and names(tmp_path / "adapter") == before

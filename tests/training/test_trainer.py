@@ -552,7 +552,7 @@ def test_much_truncation_is_said_once(base, make_config, caplog):
 
 def test_a_run_that_died_before_its_first_checkpoint_starts_over(base, make_config, monkeypatch):
     config = make_config(train={"checkpoint_every": 5})
-    monkeypatch.setattr("kit.training.learner.Arm.save", lambda self, step: 1 / 0)
+    monkeypatch.setattr("kit.training.learner.Learner.save", lambda self, step: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(config, base=base)
     assert RunFolder(config.output).read_description()["status"] == "failed"
