@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import reasoning_gym
 
 from kit.config import DEMO_RECIPE, SYSTEM_PROMPT
-from kit.demo import TEST_SEED
 from kit.recipe import load_config
+from kit.tasks.sources import TEST_SEED_OFFSET
 
 # The demo's: short, correct, readable solutions and numbers mostly below 100.
 TEMPLATES = tuple(int(name.split()[1]) for name in load_config(DEMO_RECIPE).data.categories or ())
@@ -21,7 +21,7 @@ TEMPLATES = tuple(int(name.split()[1]) for name in load_config(DEMO_RECIPE).data
 WIDE_TEMPLATES = (1, 10, 12, 16, 20, 30, 34, 39, 41, 43, 45, 50, 54, 57, 58, 62, 69, 72, 78, 95)
 ALL_TEMPLATES = tuple(range(100))
 TRAIN_SEED = 1_000_000
-RESERVED = {0: 20_000, TEST_SEED: 20_000}  # seed: rows kept out of the training data
+RESERVED = {0: 20_000, TEST_SEED_OFFSET: 20_000}  # seed: rows kept out of the training data
 
 # Answer styles and their weights; {body} is the worked solution, {answer} the number.
 STYLES = {
