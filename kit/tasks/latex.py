@@ -150,15 +150,33 @@ def _ratio(gold: Form, answer: Form) -> Any:
 @functools.lru_cache(maxsize=1024)
 def _expression(text: str) -> Any:
     """The sympy expression of a formula; None where it has no value."""
-    from math_verify import LatexExtractionConfig, parse
+    from math_verify import parse
     from sympy import Expr, I, Symbol
 
     written = f"\\boxed{{{latex_formula.formula(text)}}}"
-    found = parse(written, [LatexExtractionConfig()], parsing_timeout=None)
+    found = parse(written, [_extraction()], parsing_timeout=None)
     if not found or not isinstance(found[0], Expr):
         return None
     # one and the same letter is real in one text and complex in another
     letters = found[0].free_symbols
     return found[0].xreplace(
         {letter: I if letter.name == "i" else Symbol(letter.name, real=True) for letter in letters}
+    )
+
+
+@functools.cache
+def _extraction() -> Any:
+    """Without math-verify's list of units, which takes the `t` of `3+2t` for tons."""
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig
+
+    return LatexExtractionConfig(
+        normalization_config=NormalizationConfig(
+            basic_latex=True,
+            units=False,
+            malformed_operators=True,
+            nits=True,
+            boxed="all",
+            equations=False,
+        )
     )

@@ -74,10 +74,17 @@ _UNICODE = str.maketrans(
     | {"\u00a0": " ", "\u2009": " ", "\u202f": " ", "\n": " ", "\t": " "}
 )
 _FONT = r"\\(?:text(?:bf|it|rm|normal)?|math(?:bf|it|rm)|mbox|operatorname)"
+# a letter that the text marks as a unit: of `25\\text{ m}`, not of `25m`
+_LETTER_UNITS = {"g": "gram", "h": "hour", "l": "liter", "m": "meter", "s": "second"}
 _PLAIN = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r" ?\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])", "°"),
+        (
+            rf"([0-9}})]|\\pi)(?: |~|\\[,;: ]|\\quad)*{_FONT} ?\{{ ?([ghlms]) ?\}}"
+            r"(?= ?(?:\^ ?\{?[23]\}?)? ?$)",
+            lambda m: f"{m[1]} {_LETTER_UNITS[m[2]]} ",
+        ),
         (rf"{_FONT} ?\{{((?:[^{{}}\\]|\\[$% ])*)\}}", r" \1 "),
         (r",? ?\\! ?,?|\{,\}", lambda m: "," if "," in m[0] else ""),
         (r"\\(?:left|right|displaystyle|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])\.?", ""),
