@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from kit.tasks.units import is_unit
+from kit.tasks.units import is_money, is_unit
 
 MAX_DIGITS = 64  # longer numbers, and powers of ten beyond this, are not read
 MAX_CHARS = 200  # longer text is not a number with its unit
@@ -55,6 +55,7 @@ _INSIDE = re.compile(
     (?: (?<!\w)\. )? [0-9]+ (?: [.,'\u2019_][0-9]+ | :[0-9]{{2}}(?![0-9]) )*
     (?: [eE][+-]?[0-9]+ )? (?: (?:\ [0-9]{{3}})+ (?![0-9/]) )? (?: (?:\ [0-9]+)?/[0-9]+ )*
     (?: \ ?(?: [\^√π¹²³⁰⁴-⁹] | \\[A-Za-z]+ ) [^\ ]{{0,8}}
+      | \ (?:[KMB]|[mb]n)\b
       | [^\W\d_]+(?:[/^][^\W_]{{1,8}} | [²³])? )?
     (?: (?i: [ -] (?: {_MAGNITUDE} (?:[ ]{_MAGNITUDE})* | (?:{_ANOTHER})\b )) )?
     (?: (?i: \ ?(?: hours?|hrs?|h|minutes?|mins?|feet|foot|ft|pounds?|lbs?|years?|months?|weeks?
@@ -72,7 +73,8 @@ _CLEANED = [
         (r"\\[dt]?frac ?\{([^{}]*)\} ?\{([^{}]*)\}", r"\1/\2 "),
         (r"\\[dt]?frac ?([0-9]) ?([0-9])", r"\1/\2 "),
         (r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed) ?\{([^{}]*)\}", r" \1 "),
-        (r"\\[!,;:]|\\left\b|\\right\b", ""),
+        (r"\\!|\\left\b|\\right\b|(?<=[0-9])\\[,;:](?=[0-9]{3}(?![0-9]))", ""),
+        (r"\\[,;:]", " "),
         (r"\^ ?\{?\\circ\}?", "°"),
         (r"\{,\}|(?<=[0-9])[\u2009\u202f](?=[0-9]{3}(?![0-9]))", ","),
         (r"\\%", "%"),
@@ -85,6 +87,11 @@ _CLEANED = [
             rf"({_INTEGER}) (dollars|euros|pounds) and ([0-9]{{2}}) (?:cents|pence)\b",
             r"\1.\3 \2",
         ),
+        # `$5 cents` is neither, `$5m` are millions
+        (
+            rf"[$€£] ?({_INTEGER}(?:\.[0-9]+)?) ?(?:cents?|pence|¢|m)(?! *\$|[A-Za-z])",
+            r"\1^¢ ",
+        ),
         (r"\b[Nn]egative (?=[$0-9])|(?:^|(?<=\bis ))minus (?=[$0-9])", "-"),
         (r"(?<=[+-])\\?[$€£¥] ?", ""),  # -$5
         (r"\\[$()\[\] ]|[$€£¥`]|\*\*", " "),
@@ -92,6 +99,7 @@ _CLEANED = [
         (r"(?<=[0-9]) / (?=[0-9])", "/"),
     )
 ]
+_CURRENCY = re.compile(r"[€£¥]|\\\$|\A[^$]*\$[^$]*\Z")  # `$5 m$` is a formula
 _SIGNS = {ord(c): "-" for c in "\u2212\u2013\u2012\u2010\u2011\ufe63\uff0d"}  # minus and dashes
 _SIGNS |= {ord(c): "/" for c in "\N{FRACTION SLASH}\N{DIVISION SLASH}"} | {0xA0: " "}
 _VULGAR = {
@@ -134,6 +142,8 @@ def parse_number(text: str) -> Fraction | None:
     for written in (text.strip(), _clean(text).strip()):
         match = _WHOLE.fullmatch(written.removesuffix("."))
         if match is not None and _is_unit(match["unit"]):
+            if _CURRENCY.search(text) and not is_money(match["unit"] or ""):
+                return None
             return _value(match["sign"], match["number"], match["magnitudes"])
     return None
 

@@ -32,7 +32,7 @@ _SPELLINGS = {
     "kg": "kilogram kilo",
     "g": "gram gm",
     "mg": "milligram",
-    "liter": "l litre",
+    "liter": "l L litre",
     "ml": "milliliter millilitre",
     "gallon": "gal",
     "quart": "qt",
@@ -119,7 +119,8 @@ _JOINING = frozenset(("a", "an", "the", "of", "per", "in", "for"))  # no unit by
 
 _POWER = r"(?:\^ ?\{?([23])\}?|([²³]))?"
 _MEASURE = re.compile(
-    rf"(?:(square|sq|cubic|cu)\.? )?([a-z]+)\.?{_POWER}(?: (squared))?(?: ?(?:/|per) ?([a-z]+))?"
+    rf"(?:(square|sq|cubic|cu)\.? )?([a-z]+|L)\.?{_POWER}(?: (squared))?"
+    r"(?: ?(?:/|per) ?([a-z]+|L))?"
 )
 _WORDS = re.compile(r"[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*")
 _MAX_WORDS = 6
@@ -128,7 +129,7 @@ _SEPARATORS = re.compile(r"[ ()/.-]*")
 
 def measure(text: str) -> str | None:
     """The canonical name of a unit of measure, `cm^2` of `square centimeters`, else None."""
-    match = _MEASURE.fullmatch(text.strip().lower())
+    match = _MEASURE.fullmatch(_lowered(text.strip()))
     if match is None:
         return None
     prefix, word, digit, sign, suffix, over = match.groups()
@@ -150,8 +151,19 @@ def is_unit(text: str) -> bool:
     words = _WORDS.findall(text)
     if not 0 < len(words) <= _MAX_WORDS or not _SEPARATORS.fullmatch(_WORDS.sub("", text)):
         return False
-    known = [_is_known(part) for word in words for part in re.split(r"[-'\u2019]", word.lower())]
-    return all(known) and any(word.lower() not in _JOINING for word in words)
+    parts = [part for word in words for part in re.split(r"[-'\u2019]", _lowered(word))]
+    return all(map(_is_known, parts)) and any(word.lower() not in _JOINING for word in words)
+
+
+def is_money(text: str) -> bool:
+    """Whether a text may stand after an amount with its sign: `dollars` may, no other measure."""
+    name = measure(text)
+    return name is None or name.partition("/")[0] in ("dollar", "euro", "pound")
+
+
+def _lowered(text: str) -> str:
+    """In small letters, but for letters that stand alone: `5 M` is no length."""
+    return re.sub(r"[^\W\d_]{2,}", lambda m: m[0].lower(), text)
 
 
 def _is_known(word: str) -> bool:

@@ -90,6 +90,18 @@ ROOT = Path(__file__).resolve().parents[2]
         ("5 pieces of candy", 5),
         ("18 in total", 18),
         ("3 years old", 3),
+        (r"3\,\frac{1}{2}", Fraction(7, 2)),
+        (r"10\,000", 10_000),
+        (r"1\,234\;567", 1_234_567),
+        (r"5\,\text{cm}", 5),
+        ("5 m", 5),
+        ("5 L", 5),
+        ("5 KM", 5),
+        ("5 Apples", 5),
+        ("$5 m$", 5),  # a formula
+        ("$5 per hour", 5),
+        ("$18 dollars per day", 18),
+        ("£18 and 5 pence", Fraction(361, 20)),
     ],
 )
 def test_parse_number_reads(text: str, value: Fraction | int) -> None:
@@ -120,6 +132,9 @@ def test_parse_number_reads(text: str, value: Fraction | int) -> None:
             "18.25 dollars and 50 cents",
         ),
         *("5" + " " * 200 + "apples", "5 of", "5 per", "5 cm^2 squared", "5 square", "5 million²"),
+        *(r"5\;6", r"10\,00", r"1\:2", r"5\,\frac{3}{2}"),
+        *("$5M", "5 M", "5M", "$5m", "$5 m", r"\$5 m", "$5 km", "€5 kg", "$5 hours"),
+        *("$5 cents", "$0.50 cents", "£5 pence"),
     ],
 )
 def test_parse_number_refuses(text: str) -> None:
@@ -221,6 +236,7 @@ def test_extract_lenient(text: str, answer: str | None) -> None:
         *((text, None) for text in (r"\sqrt{5}", "5 squared", "2 thirds", "7 half", "6th", "2k")),
         *((text, None) for text in ("5 and a half", "5 minus one", "5 hours and 30 minutes")),
         *((text, None) for text in ("5 feet 6 inches", "10:30", "1/2/3", "5^2")),
+        *((text, None) for text in ("$5M", "5 M", "$5m", "$5 m", "$2.5 M", "$5 cents", "£5 pence")),
     ],
 )
 @pytest.mark.parametrize("frame", ["The answer is {}.", "So in the end it is {}", r"\boxed{{{}}}"])
