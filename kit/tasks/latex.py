@@ -12,14 +12,23 @@ import re
 from typing import Any
 
 from kit.tasks import latex_forms, latex_formula
-from kit.tasks.latex_forms import Form, bare_words, plain, read, with_bare_unit, words
+from kit.tasks.latex_forms import (
+    Form,
+    bare_words,
+    plain,
+    read,
+    signs,
+    values,
+    with_bare_unit,
+    words,
+)
 
 
 def judge_latex(gold: str, answer: str) -> tuple[bool, bool]:
     """Whether the answer is right, and whether it could be read."""
     said = words(gold)
     if said is not None:
-        return bare_words(answer) == said, True
+        return bare_words(answer) == said and signs(answer) == signs(gold), True
     if not _balanced(answer):
         return False, False
     if _tight(plain(gold)) == _tight(plain(answer)):
@@ -47,6 +56,9 @@ def _tight(text: str) -> str:
 def _same(gold: Form, answer: Form) -> bool:
     """Whether two forms are the same answer."""
     gold, answer = _sole(gold), _sole(answer)
+    by_name, said = values(gold), values(answer)
+    if by_name is not None and said is not None:
+        return by_name.keys() == said.keys() and all(_same(by_name[n], said[n]) for n in said)
     if "equation" in (gold.kind, answer.kind):
         return _same_equation(gold, answer)
     if gold.name and answer.name and gold.name != answer.name:

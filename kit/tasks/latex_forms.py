@@ -74,6 +74,7 @@ _UNICODE = str.maketrans(
     | {"\u00a0": " ", "\u2009": " ", "\u202f": " ", "\n": " ", "\t": " "}
 )
 _FONT = r"\\(?:text(?:bf|it|rm|normal)?|math(?:bf|it|rm)|mbox|operatorname)"
+_MARKED = re.compile(rf"{_FONT} ?\{{([^{{}}]*)\}}")
 # a letter that the text marks as a unit: of `25\\text{ m}`, not of `25m`
 _LETTER_UNITS = {"g": "gram", "h": "hour", "l": "liter", "m": "meter", "s": "second"}
 _PLAIN = [
@@ -164,6 +165,8 @@ def words(text: str) -> str | None:
     `text` is as it was written: `\\text{east}` is text, `ab` is a product.
     """
     marked = "\\text" in text or "\\mbox" in text or "\\mathrm" in text
+    if marked and _is_formula_with_text(text):
+        return None
     text = plain(text)
     found = re.findall(r"[A-Za-z]+", text)
     if not found or re.search(r"[0-9\\^_=+<>]", text):
@@ -176,6 +179,20 @@ def words(text: str) -> str | None:
 def bare_words(text: str) -> str:
     found = re.findall(r"[a-z0-9]+", plain(text).lower())
     return " ".join(w for w in found if len(found) == 1 or w not in ("a", "an", "the"))
+
+
+def _is_formula_with_text(text: str) -> bool:
+    r"""Whether signs stand outside of all \text{}, or letters do that a unit follows."""
+    outside = _MARKED.sub(" ", text)
+    if re.search(r"[-−–/*]|\\(?:frac|cdot|times)", outside):
+        return True
+    letter = re.search(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", outside)
+    return letter is not None and any(is_unit(m[1].strip()) for m in _MARKED.finditer(text))
+
+
+def signs(text: str) -> list[str]:
+    """The signs of an answer that is text; no hyphens within words."""
+    return re.findall(r"[-+*/]", re.sub(r"(?<=[A-Za-z])-(?=[A-Za-z]{2})", " ", plain(text)))
 
 
 def read(text: str) -> Form:
@@ -205,19 +222,38 @@ def _read(text: str, depth: int) -> Form:
 
 
 def _listed(items: list[Form]) -> Form:
-    names = [item.name for item in items]
-    if (
-        names
-        and all(names)
-        and sorted(set(names)) == names
-        and all(i.kind == "equation" for i in items)
-    ):
-        return Form("tuple", items=tuple(i.items[1] for i in items), brackets="()")
+    named = _named(items)
+    if named is not None:
+        return named
     flat: list[Form] = []
     for item in items:
         item = item.items[1] if item.kind == "equation" and item.name else item
         flat += item.items if item.kind == "list" and item.items else [item]
     return Form("list", items=tuple(flat))
+
+
+def _named(items: list[Form]) -> Form | None:
+    """`x=1, y=2`: values by name; in the order of their names they are a point as well."""
+    names = [item.name for item in items]
+    if not names or not all(names) or any(item.kind != "equation" for item in items):
+        return None
+    if len(set(names)) < max(len(names), 2):
+        return None
+    brackets = "()" if sorted(names) == names else ""
+    values = tuple(item.items[1] for item in items)
+    return Form("tuple", items=values, brackets=brackets, name=";".join(names))
+
+
+def values(form: Form) -> dict[str, Form] | None:
+    """The values by name of `x=1, y=2` or `(x,y) = (1,2)`, else None."""
+    names: list[str] = []
+    if form.kind == "tuple" and ";" in form.name:
+        names = form.name.split(";")
+    elif form.kind == "equation" and form.name.startswith("("):
+        names, form = form.name.strip("()").split(","), form.items[1]
+    if not names or form.kind != "tuple" or len(names) != len(form.items):
+        return None
+    return dict(zip(names, form.items, strict=True)) if len(set(names)) == len(names) else None
 
 
 def _item(text: str, depth: int) -> Form:
@@ -337,7 +373,9 @@ def _bracketed(text: str, depth: int) -> Form | None:
     if len(parts) == 1:
         return _item(inner, depth + 1) if text[0] + text[-1] == "()" else None
     brackets = (text[0] + text[-1]).replace("⟨⟩", "()")
-    return Form("tuple", items=tuple(_item(p, depth + 1) for p in parts), brackets=brackets)
+    items = [_item(part, depth + 1) for part in parts]
+    named = _named(items) if brackets == "()" else None
+    return named or Form("tuple", items=tuple(items), brackets=brackets)
 
 
 def _closes(text: str) -> int:
