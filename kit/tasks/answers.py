@@ -38,8 +38,9 @@ _WORD = re.compile(r"[A-Za-z]+")
 _MAGNITUDE = rf"(?i:{'|'.join(_MAGNITUDES)})\b"
 # words that make another number of the one before
 _ANOTHER = (
-    "squared|cubed|halves|half(?!-)|thirds|fourths|fifths|sixths|eighths|tenths|hundredths"
-    r"|thousandths|plus|minus|pi|and\ a\ half"
+    "squared|cubed|halves|half(?!-)|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenths"
+    "|elevenths|twelfths|fifteenths|sixteenths|twentieths|hundredths|thousandths|millionths"
+    r"|plus|minus|pi|and\ a\ half"
 )
 _WHOLE = re.compile(
     rf"(?P<sign>[+-]?) ?(?P<number>{_NUMBER})(?P<magnitudes>(?:[ -]?{_MAGNITUDE})*)"
@@ -50,12 +51,14 @@ _WHOLE = re.compile(
 # of `5 million`, `5²`, `x5` and `1.000.000` no part may be read as the number.
 _INSIDE = re.compile(
     rf"""
-    (?: (?<![^\W\d_]) (?<!\\) [^\W\d_]+ | √ | \\sqrt\ ?[{{(]?\ ? | [\^_]{{? )?
+    (?: (?<![^\W\d_]) (?:sqrt|log|ln|exp|abs|floor|ceil|sin|cos|tan|[A-Za-z]) \(
+      | (?<![\w)]) -\(
+      | (?<![^\W\d_]) (?<!\\) [^\W\d_]+ | √ | \\sqrt\ ?(?:\[[0-9]{{1,3}}\])?[{{(]?\ ? | [\^_]{{? )?
     (?: (?<![\w)]) [+-] )?                          # after a word or bracket: a subtraction
     (?: (?<!\w)\. )? [0-9]+ (?: [.,'\u2019_][0-9]+ | :[0-9]{{2}}(?![0-9]) )*
-    (?: [eE][+-]?[0-9]+ )? (?: (?:\ [0-9]{{3}})+ (?![0-9/]) )? (?: (?:\ [0-9]+)?/[0-9]+ )*
-    (?: \ ?(?: [\^√π¹²³⁰⁴-⁹] | \\[A-Za-z]+ ) [^\ ]{{0,8}}
-      | \ (?:[KMB]|[mb]n)\b
+    (?: [eE][+-]?[0-9]+ )? (?: (?:\ [0-9]{{3}})+ (?![0-9/]) )? (?: (?:\ [0-9]+)?/-?[0-9]+ )*
+    (?: \ ?(?: [\^√π¹²³⁰⁴-⁹⁻⁺] | \\[A-Za-z]+ ) [^\ ]{{0,8}}
+      | \ (?:[KMB]|[mb]n)(?![\w&])
       | [^\W\d_]+(?:[/^][^\W_]{{1,8}} | [²³])? )?
     (?: (?i: [ -] (?: {_MAGNITUDE} (?:[ ]{_MAGNITUDE})* | (?:{_ANOTHER})\b )) )?
     (?: (?i: \ ?(?: hours?|hrs?|h|minutes?|mins?|feet|foot|ft|pounds?|lbs?|years?|months?|weeks?
@@ -65,6 +68,14 @@ _INSIDE = re.compile(
     re.VERBOSE,
 )
 _GOES_ON = re.compile(r" ?(?:[-+*/×·÷:xX]|\b(?:or|and|times|to|in|of|out of)\b) ?[(0-9]")
+
+# the number is one of several: `5, 6`, `(5, 6)`, `5 6`
+_LISTED_AFTER = re.compile(r"(?:[,;]? ?\b(?:and|or) |[,;] ?| )[-(]?[0-9][0-9./,; -]*[)\]} *]*\Z")
+_LISTED_BEFORE = re.compile(r"[(\[{][-0-9./, ]{1,40}, ?\Z|[0-9] \Z")
+_UNEQUAL = re.compile(
+    r"(?:(?<![</\w])[A-Za-z] ?[<>]=?|[!≤≥≠]=?|\\(?:neq?|[lg]eq?|[lg]t)(?![A-Za-z])) ?\Z"
+)
+_NEXT_NAME = re.compile(r"(?:[,;]|\b(?:and|or)\b) ?[A-Za-z](?:_?[0-9A-Za-z])? ?\Z")
 
 _CLEANED = [
     (re.compile(pattern), replacement)
@@ -78,13 +89,16 @@ _CLEANED = [
         (r"\^ ?\{?\\circ\}?", "°"),
         (r"\{,\}|(?<=[0-9])[\u2009\u202f](?=[0-9]{3}(?![0-9]))", ","),
         (r"\\%", "%"),
-        (rf"([$€£] ?{_INTEGER}) and (?=[0-9]{{1,2}} (?:cents|pence)\b)", r"\1 dollars and "),
         (
-            rf"({_INTEGER}) (dollars|euros|pounds) and ([0-9]) (?:cents?|pence)\b",
+            rf"([$€£] ?{_INTEGER})(?:,? and|,) (?=[0-9]{{1,2}} (?:cents|pence)\b)",
+            r"\1 dollars and ",
+        ),
+        (
+            rf"({_INTEGER}) (dollars?|euros?|pounds?)(?:,? and|,)? ([0-9]) (?:cents?|pence)\b",
             r"\1.0\3 \2",
         ),
         (
-            rf"({_INTEGER}) (dollars|euros|pounds) and ([0-9]{{2}}) (?:cents|pence)\b",
+            rf"({_INTEGER}) (dollars?|euros?|pounds?)(?:,? and|,)? ([0-9]{{2}}) (?:cents|pence)\b",
             r"\1.\3 \2",
         ),
         # `$5 cents` is neither, `$5m` are millions
@@ -94,6 +108,8 @@ _CLEANED = [
         ),
         (r"\b[Nn]egative (?=[$0-9])|(?:^|(?<=\bis ))minus (?=[$0-9])", "-"),
         (r"(?<=[+-])\\?[$€£¥] ?", ""),  # -$5
+        (r"(?<=[0-9)])\*\*(?=[0-9(])", "^"),
+        (r"(?<=\bis )- (?=[0-9.])", "-"),
         (r"\\[$()\[\] ]|[$€£¥`]|\*\*", " "),
         (r"\s+", " "),
         (r"(?<=[0-9]) / (?=[0-9])", "/"),
@@ -179,16 +195,19 @@ def extract_lenient(text: str) -> str | None:
         return strict
     box, rest = _last_box(text)
     if box is not None:
-        for content in (box, box.rpartition("=")[2], _lone_number(box)):
+        for content in (box, _right_side(box), _lone_number(box)):
             if content is not None and parse_number(content) is not None:
                 return content.strip()
         text = rest  # a number in a box that is more than this number is not the answer
     stated = _after_answer_is(text)
     if stated is not None:
-        stated = _clean(stated.rpartition("=")[2])
-        number = _INSIDE.search(stated)
+        right = _right_side(stated)
+        if right is None:
+            return None
+        right = re.sub(r"\A- (?=[0-9.])", "-", _clean(right))
+        number = _INSIDE.search(right)
         if number is not None:
-            return None if _GOES_ON.match(stated, number.end()) else _readable(number[0])
+            return _readable(number[0]) if _stands_alone(right, number) else None
     return last_number(text)
 
 
@@ -204,6 +223,22 @@ def extract_strict_text(text: str, lines: bool = False) -> str | None:
 def extract_lenient_text(text: str, lines: bool = False) -> str | None:
     r"""Like `extract_lenient` where answers need not be numbers, without the last number."""
     return extract_strict_text(text, lines) or last_box(text) or _after_answer_is(text)
+
+
+def _right_side(text: str) -> str | None:
+    """What follows the last `=`, if any; None of `x=5, x=6` and of `y != 5`."""
+    left, sign, right = text.rpartition("=")
+    _, other, value = left.rpartition("=")
+    several = other and _NEXT_NAME.search(value)
+    return None if sign and (several or left.endswith(("!", "<", ">"))) else right
+
+
+def _stands_alone(text: str, number: re.Match[str]) -> bool:
+    """Whether a number is neither part of an expression or list nor only a bound."""
+    before = text[: number.start()]
+    goes_on = _GOES_ON.match(text, number.end())
+    listed = _LISTED_AFTER.match(text.rstrip(" ."), number.end())
+    return goes_on is None and listed is None and _UNEQUAL.search(before) is None
 
 
 def _clean(text: str) -> str:
@@ -286,8 +321,13 @@ def last_number(text: str) -> str | None:
     last = max(text.rfind(digit) for digit in (*"0123456789", *_VULGAR))
     if last < 0:
         return None
-    numbers = _INSIDE.findall(_clean(text[max(0, last - MAX_CHARS) : last + MAX_BESIDE]))
-    return _readable(numbers[-1]) if numbers else None
+    text = _clean(text[max(0, last - MAX_CHARS) : last + MAX_BESIDE])
+    numbers = list(_INSIDE.finditer(text))
+    if not numbers:
+        return None
+    number, before = numbers[-1][0], text[: numbers[-1].start()]
+    listed = number[0] not in "+-" and _LISTED_BEFORE.search(before)
+    return None if listed else _readable(number)
 
 
 def _readable(number: str) -> str | None:

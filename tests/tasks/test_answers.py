@@ -192,6 +192,9 @@ def test_extract_strict(text: str, answer: str | None) -> None:
         ("The answer is unclear. 8", "8"),
         ("it costs -$5.", "-5"),
         ("10 - 5", "5"),
+        ("10 - (5)", "5"),
+        ("The answer is 3x = 6, so x = 2.", "2"),
+        ("there are 762 M&M's", "762"),
         ("10 -5", "-5"),
         ("5-3", "3"),
         ("7", "7"),
@@ -236,6 +239,12 @@ def test_extract_lenient(text: str, answer: str | None) -> None:
         *((text, None) for text in (r"\sqrt{5}", "5 squared", "2 thirds", "7 half", "6th", "2k")),
         *((text, None) for text in ("5 and a half", "5 minus one", "5 hours and 30 minutes")),
         *((text, None) for text in ("5 feet 6 inches", "10:30", "1/2/3", "5^2")),
+        *((text, None) for text in ("-(5)", "-(5/2)")),
+        ("- 5", -5),
+        ("18 dollars, 50 cents", Fraction(37, 2)),
+        ("18 dollars 50 cents", Fraction(37, 2)),
+        *((text, None) for text in (r"\frac{1}{-2}", "10⁻³", "2**10", "sqrt(5)", r"\sqrt[3]{5}")),
+        *((text, None) for text in ("5 sevenths", "5 ninths", "5 elevenths", "log(5)", "f(5)")),
         *((text, None) for text in ("$5M", "5 M", "$5m", "$5 m", "$2.5 M", "$5 cents", "£5 pence")),
     ],
 )
@@ -248,6 +257,14 @@ def test_no_part_of_a_number_is_taken_for_it(frame: str, written: str, value) ->
 @pytest.mark.parametrize(
     "text",
     [
+        *("The answer is (5, 6).", "So it is (5, 6)", "The answer is 5, 6.", r"answer is 5\;6"),
+        *(
+            "The answer is x=5, x=6.",
+            r"\boxed{x=5, x=6}",
+            r"\boxed{y != 5}",
+            "The answer is y != 5",
+        ),
+        *(r"The answer is y \neq 5", "The answer is x > 5", r"so \boxed{10\,00}", r"it is 10\,00"),
         "The answer is 5 + 3.",
         "The answer is 5 or 6.",
         "The answer is 3 x 10^5.",
