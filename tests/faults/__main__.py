@@ -82,7 +82,7 @@ def _disturb(scenario: Scenario, number: int, folder: Path) -> tuple[Counter[str
     seconds = time.monotonic() - began
     if status != 0:
         raise SystemExit(f"{scenario.name} fails undisturbed: {(folder / 'log').read_text()}")
-    seen = (lambda f: snapshot(f)) if scenario.is_exact else (lambda f: outline(snapshot(f)))
+    seen = snapshot if scenario.is_exact else lambda folder: outline(snapshot(folder))
     wanted = seen(here / "work")
     for index, fault in enumerate(_faults(operations, seconds, number)):
         shutil.rmtree(here)
