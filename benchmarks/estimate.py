@@ -90,7 +90,9 @@ def _update(policy: Policy, memory: Memory) -> Iterator[tuple[str, int, int]]:
     lengths = [new - (i == 0) for i in range(memory.update_rows)]
     batch = make_batch([[5] * prompt for _ in lengths], [[7] * n for n in lengths], pad_id=0)
     accelerator = Accelerator(cpu=True)
-    optimizer = Optimizer(policy.trainable, config, accelerator, scales_loss=False)
+    optimizer = Optimizer(
+        policy.trainable, config.optim, config.train, accelerator, scales_loss=False
+    )
     total = [prompt + n for n in lengths]
 
     def loss_of(rows: list[int]) -> tuple[torch.Tensor, None]:

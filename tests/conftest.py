@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,15 @@ from kit.model.lora import add_lora
 from kit.model.policy import Policy
 from kit.recipe import build_config
 from tests.noise import add_noise
+
+# What is ignored under nohup, or in a shell's background, would be ignored by the processes that
+# tests start and then ask to stop.
+for number, handler in {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGHUP: signal.SIG_DFL,
+}.items():
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # Property tests draw the same few cases on every machine, so that a change is what turns them red;
 # `make fuzz` looks for new ones. How long a case takes says more about the machine than about it.

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 from kit.config import DEMO_RECIPE, EMBEDDED_PATH, SYSTEM_PROMPT, ModelConfig
+from kit.files import read_metrics
 from kit.model.base import Base, load_base
 from kit.model.lora import load_adapters
 from kit.recipe import load_config
@@ -213,3 +215,27 @@ def test_grpo_continues_and_pspo_differs_by_the_smoothing(folder, float_base):
 def figure(printed: str, name: str) -> float:
     """A metric of the first step that TRL printed."""
     return float(re.search(rf"'{name}': '([^']+)'", printed)[1])
+
+
+def test_the_loop_on_one_page_equals_kit_train(base, tmp_path, monkeypatch, capsys):
+    """Reward and loss of every step, and the adapter bit for bit."""
+    recipe = str(ROOT / "configs" / "smoke.yaml")
+    settings = [
+        *("train.steps=3", "train.updates_per_rollout=2", "train.micro_batch_tokens=512"),
+        *("train.validate_every=0", "train.preflight_problems=0", "rollout.prompts_per_step=3"),
+    ]
+    loop, own = tmp_path / "loop", tmp_path / "own"
+    monkeypatch.setattr("sys.argv", ["grpo_loop.py", recipe, *settings, f"output={loop}"])
+    runpy.run_path(str(EXAMPLES / "grpo_loop.py"))
+    said = capsys.readouterr().out.splitlines()
+    trained = train(load_config(recipe, [*settings, f"output={own}"]), base=base)
+    steps = [record for record in read_metrics(trained.metrics) if "update/loss" in record]
+    assert len(steps) == 3
+    assert said[1::2] == [  # metrics are of a step's last update
+        f"step {r['step']}: reward {r['reward/mean']:.3f}, loss {r['update/loss']:+.5f}"
+        for r in steps
+    ]
+    ours = load_file(loop / "adapter" / "adapter_model.safetensors")
+    theirs = load_file(trained.adapter / "adapter_model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

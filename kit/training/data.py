@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from kit.config import Config
 from kit.errors import DataError
 from kit.model.tokenizer import prompt_ids, warn_of_forged
@@ -51,3 +53,9 @@ def load_training_data(config: Config, tokenizer: Any) -> TrainingData:
     if data.validation_size == 0:
         return TrainingData(problems, None)
     return TrainingData(*split_validation(problems, data.validation_size, config.train.seed))
+
+
+def problem_index(position: int, count: int, seed: int) -> int:
+    """Which of `count` problems is the `position`-th of a run: a new shuffle every epoch."""
+    epoch, place = divmod(position, count)
+    return int(np.random.default_rng((seed, epoch)).permutation(count)[place])

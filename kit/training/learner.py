@@ -1,11 +1,10 @@
-"""One arm of training: an adapter with its data, method, optimizer, records and checkpoints."""
+"""One learner: an adapter with its data, method, optimizer, records and checkpoints."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -27,12 +26,14 @@ from kit.recipe import flatten
 from kit.runs import RunFolder, binding_settings, environment, this_process
 from kit.tasks.problems import ProblemSet
 from kit.tasks.rewards import build_reward
-from kit.training.checkpoint import load_newest, random_state, save_checkpoint, set_random_state
+from kit.training.checkpoint import load_newest, save_checkpoint
 from kit.training.data import TrainingData
 from kit.training.grpo import GRPO
 from kit.training.optimizer import Optimizer
 from kit.training.preflight import TRUNCATED_WARNING, preflight
+from kit.training.remarks import warn_about
 from kit.training.sft import SFT
+from kit.training.undo import Undo
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -52,15 +53,6 @@ class Method(Protocol):
     def learn(self, step: int, sampled: Sampled) -> dict[str, float]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What a step changes, as it was before, in the machine's memory."""
-
-    weights: list[torch.Tensor]
-    optimizer: dict[str, Any]
-    random: dict[str, Any]
-
-
 class Learner:
     """Everything one configuration needs besides the base it shares with others."""
 
@@ -75,7 +67,7 @@ class Learner:
         adapter_name: str,
         model: PeftModel | None,
     ) -> None:
-        """`model`: the base with the adapters of other arms, if there are any."""
+        """`model`: the base with the adapters of other learners, if there are any."""
         self.config = config
         self.run = run
         self.accelerator = accelerator
@@ -83,7 +75,7 @@ class Learner:
         self.data = data
         self.best: float | None = None
         self.warned: set[str] = set()
-        _warn_about(config)
+        warn_about(config)
         self.reward = build_reward(config.reward, data.train_set.verifier)
         seed = config.train.seed
         model = add_lora(
@@ -91,7 +83,11 @@ class Learner:
         )
         self.policy = Policy(base, model, adapter_name)
         self.optimizer = Optimizer(
-            self.policy.trainable, config, accelerator, base.hardware.scales_loss
+            self.policy.trainable,
+            config.optim,
+            config.train,
+            accelerator,
+            base.hardware.scales_loss,
         )
         self.method = self._method()
         self.owes_validation = False
@@ -168,22 +164,9 @@ class Learner:
             f"{first_bad_weight(weights)}, so they are not kept; lower optim.learning_rate"
         )
 
-    def remember(self) -> Memory:
-        """What the next step may change."""
-        return Memory(
-            [parameter.detach().to("cpu", copy=True) for parameter in self.policy.trainable],
-            _copied(self.optimizer.state_dict()),
-            random_state(),
-        )
-
-    def go_back(self, memory: Memory) -> None:
-        """Undo what a step has changed since."""
-        with torch.no_grad():
-            for parameter, before in zip(self.policy.trainable, memory.weights, strict=True):
-                parameter.copy_(before)
-                parameter.grad = None
-        self.optimizer.load_state_dict(memory.optimizer)
-        set_random_state(memory.random)
+    def undo(self) -> Undo:
+        """To be called for going back to what is now."""
+        return Undo(self.policy, self.optimizer)
 
     def save(self, step: int) -> None:
         """Write a checkpoint after `step` steps."""
@@ -217,11 +200,20 @@ class Learner:
     # --- setting up ------------------------------------------------------------------------------
 
     def _method(self) -> Method:
-        problems = self.data.train_set.problems
-        if self.config.method == "sft":
-            return SFT(self.config, self.policy, self.optimizer, problems, self.accelerator)
+        config, problems = self.config, self.data.train_set.problems
+        if config.method == "sft":
+            return SFT(
+                config.train,
+                self.policy,
+                self.optimizer,
+                problems,
+                self.accelerator,
+                config.rollout.max_new_tokens,
+            )
         return GRPO(
-            self.config,
+            config.rollout,
+            config.objective,
+            config.train,
             self.policy,
             self.optimizer,
             problems,
@@ -268,9 +260,9 @@ class Learner:
             self.run.truncate(steps)
 
     def _preflight(self) -> None:
-        if self.config.method == "grpo" and self.config.train.preflight_problems:
-            problems = self.data.train_set.problems
-            found = preflight(self.config, self.policy, problems, self.reward)
+        config, problems = self.config, self.data.train_set.problems
+        if config.method == "grpo" and config.train.preflight_problems:
+            found = preflight(config.rollout, config.train, self.policy, problems, self.reward)
             if self.accelerator.is_main_process:
                 print(found, flush=True)
 
@@ -317,32 +309,3 @@ class Learner:
         if message not in self.warned:
             self.warned.add(message)
             log.warning(message, *values)
-
-
-def _warn_about(config: Config) -> None:
-    """Say in words what would puzzle a user later."""
-    if config.optim.learning_rate <= 2e-6:
-        log.warning(
-            "optim.learning_rate=%g is a full fine-tuning rate; LoRA learns next to nothing "
-            "below about 1e-5",
-            config.optim.learning_rate,
-        )
-    if config.method != "grpo":
-        return
-    if config.train.updates_per_rollout == 1 and config.objective.resolved_old_policy == "sampler":
-        log.info(
-            "One update per rollout: every ratio is 1, so no trust region acts and clip, noclip "
-            "and pspo differ by a constant factor only. Set train.updates_per_rollout=2 to "
-            "compare them."
-        )
-
-
-def _copied(state: Any) -> Any:
-    """A nested state with its tensors copied to the CPU."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: _copied(value) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(map(_copied, state))
-    return state

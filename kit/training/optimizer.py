@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from kit.config import Config, OptimConfig
+from kit.config import OptimConfig, TrainConfig
 from kit.errors import OutOfMemoryError, TrainingError, is_out_of_memory, room_for
 from kit.model.batching import micro_batches
 from kit.model.hardware import empty_cache
@@ -46,22 +46,24 @@ class Optimizer:
     def __init__(
         self,
         parameters: Sequence[torch.nn.Parameter],
-        config: Config,
+        optim_config: OptimConfig,
+        train_config: TrainConfig,
         accelerator: Accelerator,
         scales_loss: bool,
     ) -> None:
         if not parameters:
             raise TrainingError("no weight is trainable; check lora.targets")
         self.parameters = list(parameters)
-        self.config = config
+        self.optim_config = optim_config
+        self.train_config = train_config
         self.accelerator = accelerator
         self.updates = 0
         self.nonfinite_in_a_row = 0
-        self.budget = config.train.micro_batch_tokens
+        self.budget = train_config.micro_batch_tokens
         self.scaler = torch.amp.GradScaler(
             accelerator.device.type, init_scale=INITIAL_LOSS_SCALE, enabled=scales_loss
         )
-        self._adam = _adamw(self.parameters, config.optim)
+        self._adam = _adamw(self.parameters, optim_config)
 
     def step(
         self,
@@ -87,7 +89,7 @@ class Optimizer:
         results = self.in_micro_batches(lengths, backward)
         self._sum_over_processes()
         self.scaler.unscale_(self._adam)
-        clip = self.config.optim.max_grad_norm
+        clip = self.optim_config.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, clip).item()
         rate = self._set_learning_rate()
         applied = math.isfinite(norm)
@@ -120,7 +122,7 @@ class Optimizer:
 
     def check_progress(self, where: str) -> None:
         """Raise TrainingError after `train.max_nonfinite` updates in a row that were not finite."""
-        if self.nonfinite_in_a_row >= self.config.train.max_nonfinite:
+        if self.nonfinite_in_a_row >= self.train_config.max_nonfinite:
             raise TrainingError(
                 f"{where}: {self.nonfinite_in_a_row} updates in a row had a loss or gradient that "
                 "is not finite (nonfinite.jsonl has their rows). Lower optim.learning_rate, or try "
@@ -146,7 +148,7 @@ class Optimizer:
         self.updates = state["updates"]
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
         # the halvings are kept, and so is what the user has lowered since
-        self.budget = min(state["budget"], self.config.train.micro_batch_tokens)
+        self.budget = min(state["budget"], self.train_config.micro_batch_tokens)
 
     def _halve(self, batches: list[list[int]]) -> None:
         self._adam.zero_grad(set_to_none=True)
@@ -168,9 +170,8 @@ class Optimizer:
             parameter.grad = grad
 
     def _set_learning_rate(self) -> float:
-        train = self.config.train
-        total = train.steps * train.updates_per_rollout
-        rate = learning_rate(self.updates, total, self.config.optim)
+        total = self.train_config.steps * self.train_config.updates_per_rollout
+        rate = learning_rate(self.updates, total, self.optim_config)
         for group in self._adam.param_groups:
             group["lr"] = rate
         return rate

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kit.config import PREFLIGHT_SAMPLES as SAMPLES
-from kit.config import Config
+from kit.config import RolloutConfig, TrainConfig
 from kit.errors import NotFiniteError, TrainingError
 from kit.model.policy import Policy
 from kit.model.rollout import Request, Sampling, sample
@@ -50,20 +50,26 @@ class Preflight:
         )
 
 
-def preflight(config: Config, policy: Policy, problems: Dataset, reward: Reward) -> Preflight:
+def preflight(
+    rollout_config: RolloutConfig,
+    train_config: TrainConfig,
+    policy: Policy,
+    problems: Dataset,
+    reward: Reward,
+) -> Preflight:
     """Sample a few dozen problems; raises TrainingError with advice when no group differs."""
-    count = min(config.train.preflight_problems, len(problems))
+    count = min(train_config.preflight_problems, len(problems))
     rows = [problems[i] for i in range(count) for _ in range(SAMPLES)]
     requests = [
         Request(
             tuple(policy.base.prompt_ids(row["prompt"])),
-            (config.train.seed, SEED_STREAM, i),
+            (train_config.seed, SEED_STREAM, i),
             policy.trained,
         )
         for i, row in enumerate(rows)
     ]
     try:
-        completions = sample(policy, requests, Sampling.from_config(config.rollout))
+        completions = sample(policy, requests, Sampling.from_config(rollout_config))
     except NotFiniteError as error:
         problem = rows[requests.index(error.request)]["id"]
         raise error.at(f"before training, problem {problem}") from error
@@ -92,7 +98,7 @@ def preflight(config: Config, policy: Policy, problems: Dataset, reward: Reward)
             "%.0f %% of the completions are cut off at rollout.max_new_tokens=%d: most rewards "
             "are lost; raise it",
             100 * found.truncated,
-            config.rollout.max_new_tokens,
+            rollout_config.max_new_tokens,
         )
     if not signal.any():
         raise TrainingError(_advice(found))

@@ -14,13 +14,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from kit.config import Config
+from kit.config import TrainConfig
 from kit.errors import DataError
 from kit.model.batching import make_batch
 from kit.model.policy import Policy
 from kit.model.rollout import Request, Sampled
 from kit.model.tokenizer import text_ids
-from kit.training.grpo import problem_index
+from kit.training.data import problem_index
 from kit.training.optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -34,17 +34,19 @@ class SFT:
 
     def __init__(
         self,
-        config: Config,
+        train_config: TrainConfig,
         policy: Policy,
         optimizer: Optimizer,
         problems: Dataset,
         accelerator: Accelerator,
+        max_tokens: int,
     ) -> None:
-        self.config = config
+        """`max_tokens` of the longest solution that is learned from, its end of turn included."""
+        self.train_config = train_config
         self.policy = policy
         self.optimizer = optimizer
         self.accelerator = accelerator
-        self.examples = self._tokenize(problems)
+        self.examples = self._tokenize(problems, max_tokens)
 
     def requests(self, step: int) -> list[Request]:
         """None: solutions are given."""
@@ -56,9 +58,9 @@ class SFT:
     def learn(self, step: int, sampled: Sampled) -> dict[str, float]:
         """One optimizer step on `train.sft_batch` examples, shared over the processes."""
         started = time.perf_counter()
-        size = self.config.train.sft_batch
+        size = self.train_config.sft_batch
         positions = [step * size + i for i in range(size)]
-        seed = self.config.train.seed
+        seed = self.train_config.seed
         chosen = [self.examples[problem_index(p, len(self.examples), seed)] for p in positions]
         total = sum(len(solution) for _, solution in chosen)
         mine = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
@@ -70,7 +72,7 @@ class SFT:
                 pad_id=self.policy.base.tokenizer.pad_token_id,
                 device=self.policy.base.hardware.device,
             )
-            logprobs, _ = self.policy.logprobs(batch, chunk=self.config.train.logprob_chunk)
+            logprobs, _ = self.policy.logprobs(batch, chunk=self.train_config.logprob_chunk)
             return -torch.where(batch.mask, logprobs, 0.0).sum() / total, None
 
         lengths = [len(prompt) + len(solution) for prompt, solution in mine]
@@ -84,7 +86,7 @@ class SFT:
             "time/update_tokens_per_second": sum(lengths) / (time.perf_counter() - started),
         }
 
-    def _tokenize(self, problems: Dataset) -> list[tuple[list[int], list[int]]]:
+    def _tokenize(self, problems: Dataset, max_tokens: int) -> list[tuple[list[int], list[int]]]:
         """(prompt, solution + end of turn) token ids of the problems that have a solution."""
         base = self.policy.base
         examples = []
@@ -92,12 +94,12 @@ class SFT:
             if problem["solution"]:
                 ids = text_ids(base.tokenizer, problem["solution"])
                 examples.append((base.prompt_ids(problem["prompt"]), [*ids, base.end_id]))
-        cap = self.config.rollout.max_new_tokens
-        fitting = [example for example in examples if len(example[1]) <= cap]
+        fitting = [example for example in examples if len(example[1]) <= max_tokens]
         if not fitting:
             raise DataError(
                 f"none of {len(problems)} problems has a worked solution of at most "
-                f"rollout.max_new_tokens={cap} tokens to train on; use method: grpo or other data"
+                f"rollout.max_new_tokens={max_tokens} tokens to train on; use method: grpo or "
+                "other data"
             )
         left_out = len(problems) - len(fitting)
         if left_out:

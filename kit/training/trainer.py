@@ -1,4 +1,4 @@
-"""The training loop: steps, stopping, progress. Several arms take their steps together.
+"""The training loop: steps, stopping, progress. Several learners take their steps together.
 
 The step itself is in kit.training.grpo, what belongs to one adapter in kit.training.learner. Arms
 that train together share one base in memory and see the same problems; their completions are
@@ -34,18 +34,19 @@ from kit.errors import (
 from kit.model.base import Base, load_base
 from kit.model.hardware import empty_cache, peak_memory_mb, reset_peak_memory
 from kit.model.lora import TRAINED
-from kit.model.rollout import Completion, Sampled, Sampling, count_tokens, sample
+from kit.model.rollout import Sampled, Sampling, count_tokens, sample
 from kit.runs import RunFolder
 from kit.stopping import HANGUP, on_signals
 from kit.training.data import TrainingData, load_training_data
 from kit.training.learner import Learner
+from kit.training.remarks import say_cut_off
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 log = logging.getLogger(__name__)
 
-# arms that train together sample together, on the same problems
+# learners that train together sample together, on the same problems
 SHARED = ("method", "model", "data", "rollout")
 SHOWN = {
     "reward": "reward/mean",
@@ -77,7 +78,7 @@ def train_together(
 ) -> list[RunFolder]:
     """Train an adapter for each configuration, all on one base and the same problems.
 
-    Raises ConfigError when they differ in what has to be shared. An arm that fails while others
+    Raises ConfigError when they differ in what has to be shared. An learner that fails while others
     train is left out of the remaining steps, with status "failed" in its run.json.
     """
     _check_shared(configs)
@@ -135,25 +136,25 @@ def _ends_noted(runs: Sequence[RunFolder]) -> Iterator[None]:
 
 
 class Trainer:
-    """The loop around the steps of one arm or several."""
+    """The loop around the steps of one learner or several."""
 
     def __init__(self, base: Base, data: TrainingData) -> None:
         self.base = base
         self.data = data
         self.model: PeftModel | None = None
-        self.arms: list[Learner] = []  # those that still train
+        self.learners: list[Learner] = []  # those that still train
         self.stopping = False
         self.said_cut_off = False
 
     def add(self, config: Config, run: RunFolder, accelerator: Accelerator) -> None:
-        """Put another arm's adapter on the base."""
+        """Put another learner's adapter on the base."""
         # PEFT takes no dots in names, which run folders may have
-        name = f"arm{len(self.arms)}" if self.arms else TRAINED
-        arm = Learner(
+        name = f"arm{len(self.learners)}" if self.learners else TRAINED
+        learner = Learner(
             config, run, accelerator, self.base, self.data, adapter_name=name, model=self.model
         )
-        self.model = arm.policy.peft
-        self.arms.append(arm)
+        self.model = learner.policy.peft
+        self.learners.append(learner)
 
     def run_to_end(self) -> None:
         """All remaining steps; Ctrl-C ends it after the step at hand, with a checkpoint."""
@@ -161,10 +162,10 @@ class Trainer:
         self._set_gradient_checkpointing(True)
         steps = self.config.train.steps
         with room_for("looking at the model before training", LESS_MEMORY):
-            for arm in self.arms:
-                others = [str(other.run.path) for other in self.arms if other is not arm]
+            for learner in self.learners:
+                others = [str(other.run.path) for other in self.learners if other is not learner]
                 # fresh adapters say what the base says: one look is enough
-                arm.begin(others, with_preflight=arm is self.arms[0])
+                learner.begin(others, with_preflight=learner is self.learners[0])
         with self._stop_on_signal(), self._progress() as bar:
             for step in range(self.first_step, steps):
                 metrics = self._step(step)
@@ -174,13 +175,13 @@ class Trainer:
                     self._say_interrupted(step + 1)
                     return
         with room_for("saving the adapter", self._how_to_go_on):
-            for arm in self.arms:
-                arm.finish()
+            for learner in self.learners:
+                learner.finish()
 
     def describe(self, **facts: Any) -> None:
-        """Merge facts into the run.json of every arm that still trains."""
-        for arm in self.arms:
-            arm.describe(**facts)
+        """Merge facts into the run.json of every learner that still trains."""
+        for learner in self.learners:
+            learner.describe(**facts)
 
     def close(self) -> None:
         """Take the adapters off the base again, so that others can use it."""
@@ -188,98 +189,106 @@ class Trainer:
             self._set_gradient_checkpointing(False)
             self.model.unload()
         self.base.model.eval()
-        for arm in self.arms:
-            if arm.config.train.report_to:
-                arm.accelerator.end_training()
+        for learner in self.learners:
+            if learner.config.train.report_to:
+                learner.accelerator.end_training()
 
     @property
     def config(self) -> Config:
-        """The configuration of the first arm, for what all have in common."""
-        return self.arms[0].config
+        """The configuration of the first learner, for what all have in common."""
+        return self.learners[0].config
 
     @property
     def first_step(self) -> int:
-        return min(arm.first_step for arm in self.arms)
+        return min(learner.first_step for learner in self.learners)
 
     # --- the loop's parts ------------------------------------------------------------------------
 
     def _step(self, step: int) -> dict[Learner, dict[str, float]]:
-        """Sample for every arm at once, then let each learn; arms resumed further on wait."""
+        """Sample for every learner at once, then let each learn; those resumed further on wait."""
         reset_peak_memory(self.base.hardware.device)
-        arms = [arm for arm in self.arms if arm.first_step <= step]
-        done = dict.fromkeys(arms, step)
+        learners = [learner for learner in self.learners if learner.first_step <= step]
+        done = dict.fromkeys(learners, step)
         with self._rescue(f"step {step + 1}", done):
-            sampled, seconds = self._sample(step, arms)
+            sampled, seconds = self._sample(step, learners)
             tokens = sum(count_tokens(own.completions) for own in sampled.values())
             metrics: dict[Learner, dict[str, float]] = {}
-            for arm, own in sampled.items():
-                # sampling took all arms' time together; each is charged for its own tokens
+            for learner, own in sampled.items():
+                # sampling took all learners' time together; each is charged for its own tokens
                 share = seconds * count_tokens(own.completions) / max(1, tokens)
-                with self._left_out_if_it_fails(arm):
-                    metrics[arm] = self._learn(step, arm, own, share)
-                    done[arm] = step + 1
+                with self._left_out_if_it_fails(learner):
+                    metrics[learner] = self._learn(step, learner, own, share)
+                    done[learner] = step + 1
         return metrics
 
-    def _sample(self, step: int, arms: Sequence[Learner]) -> tuple[dict[Learner, Sampled], float]:
-        """What each arm asked for, and the seconds it took; arms that compute NaN are left out."""
+    def _sample(
+        self, step: int, learners: Sequence[Learner]
+    ) -> tuple[dict[Learner, Sampled], float]:
+        """What each learner asked for, and the seconds; those that compute NaN are left out."""
         started = time.perf_counter()
         while True:
-            asked = {arm: arm.method.requests(step) for arm in arms if arm in self.arms}
+            asked = {
+                learner: learner.method.requests(step)
+                for learner in learners
+                if learner in self.learners
+            }
             requests = list(itertools.chain.from_iterable(asked.values()))
             try:
                 completions = sample(
-                    self.arms[0].policy, requests, Sampling.from_config(self.config.rollout)
+                    self.learners[0].policy, requests, Sampling.from_config(self.config.rollout)
                 )
                 break
             except NotFiniteError as error:
-                whose = {arm.policy.trained: arm for arm in asked}
-                arm = whose[error.request.adapter]
-                problem = arm.method.problem_of(error.request)
-                with self._left_out_if_it_fails(arm):
+                whose = {learner.policy.trained: learner for learner in asked}
+                learner = whose[error.request.adapter]
+                problem = learner.method.problem_of(error.request)
+                with self._left_out_if_it_fails(learner):
                     raise TrainingError(f"step {step + 1}, problem {problem}: {error}") from error
         seconds = time.perf_counter() - started
-        self._say_cut_off(completions)
+        self.said_cut_off = self.said_cut_off or say_cut_off(completions)
         speed = count_tokens(completions) / seconds
         remaining = iter(completions)
         return {
-            arm: Sampled(own, list(itertools.islice(remaining, len(own))), speed)
-            for arm, own in asked.items()
+            learner: Sampled(own, list(itertools.islice(remaining, len(own))), speed)
+            for learner, own in asked.items()
         }, seconds
 
-    def _learn(self, step: int, arm: Learner, sampled: Sampled, seconds: float) -> dict[str, float]:
-        """One arm's updates; where they fail, they are undone. `seconds` its sampling took."""
+    def _learn(
+        self, step: int, learner: Learner, sampled: Sampled, seconds: float
+    ) -> dict[str, float]:
+        """One learner's updates; where they fail, they are undone. `seconds` its sampling took."""
         started = time.perf_counter()
-        before = arm.remember()
-        arm.policy.activate()
+        undo = learner.undo()
+        learner.policy.activate()
         try:
-            metrics = arm.method.learn(step, sampled)
-            arm.check_weights(step)
+            metrics = learner.method.learn(step, sampled)
+            learner.check_weights(step)
         except Exception:
             empty_cache(self.base.hardware.device)
-            arm.go_back(before)
+            undo()
             raise
         metrics["time/step_seconds"] = seconds + time.perf_counter() - started
         metrics["memory/peak_mb"] = peak_memory_mb(self.base.hardware.device)
-        arm.record(step + 1, metrics)
+        learner.record(step + 1, metrics)
         return metrics
 
     def _after_step(self, done: int) -> bool:
         """Validate and save where it is time; returns whether the user asked to stop."""
         train = self.config.train
         last = done == train.steps
-        arms = [arm for arm in self.arms if arm.first_step < done]
+        learners = [learner for learner in self.learners if learner.first_step < done]
         if last or (train.validate_every and done % train.validate_every == 0):
-            with self._rescue(f"validation after {done} steps", dict.fromkeys(arms, done)):
-                for arm in arms:
-                    arm.owes_validation = True
-                for arm in arms:
-                    with self._left_out_if_it_fails(arm):
-                        arm.validate(done)
+            with self._rescue(f"validation after {done} steps", dict.fromkeys(learners, done)):
+                for learner in learners:
+                    learner.owes_validation = True
+                for learner in learners:
+                    with self._left_out_if_it_fails(learner):
+                        learner.validate(done)
         stopping = self._must_stop()
         if last or stopping or done % train.checkpoint_every == 0:
-            for arm in arms:
-                if arm in self.arms:
-                    arm.save(done)
+            for learner in learners:
+                if learner in self.learners:
+                    learner.save(done)
         return stopping
 
     # --- what fails ------------------------------------------------------------------------------
@@ -288,7 +297,7 @@ class Trainer:
     def _rescue(self, where: str, done: dict[Learner, int]) -> Iterator[None]:
         """Save what is done when something fails inside, so that it is not done again.
 
-        `done` is changed inside: the steps that are in each arm's weights.
+        `done` is changed inside: the steps that are in each learner's weights.
         """
         try:
             yield
@@ -301,11 +310,11 @@ class Trainer:
 
     def _save(self, done: dict[Learner, int]) -> str:
         """Checkpoints of the steps that none holds yet; says how to go on from them."""
-        steps = max((done[arm] for arm in self.arms if arm in done), default=0)
+        steps = max((done[learner] for learner in self.learners if learner in done), default=0)
         try:
-            for arm in self.arms:
-                if done.get(arm, 0) > arm.saved:
-                    arm.save(done[arm])
+            for learner in self.learners:
+                if done.get(learner, 0) > learner.saved:
+                    learner.save(done[learner])
         except RunError as error:  # what is failing already is what has to be said
             log.error("%s", error)
             return f"Not all of the {steps} steps before are saved. {self._how_to_go_on}."
@@ -314,19 +323,19 @@ class Trainer:
         return said
 
     @contextmanager
-    def _left_out_if_it_fails(self, arm: Learner) -> Iterator[None]:
-        """An arm that fails to train leaves the others to go on; alone, it ends the training."""
+    def _left_out_if_it_fails(self, learner: Learner) -> Iterator[None]:
+        """A learner that fails to train leaves the others to go on; alone, it ends the training."""
         try:
             yield
         except TrainingError as error:
-            if len(self.arms) == 1:
+            if len(self.learners) == 1:
                 raise
-            self._give_up(arm, error)
+            self._give_up(learner, error)
 
-    def _give_up(self, arm: Learner, error: TrainingError) -> None:
-        log.error("%s failed and is left out from here on: %s", arm.run.path, error)
-        arm.describe(status="failed", error=str(error), resumable=False)
-        self.arms.remove(arm)
+    def _give_up(self, learner: Learner, error: TrainingError) -> None:
+        log.error("%s failed and is left out from here on: %s", learner.run.path, error)
+        learner.describe(status="failed", error=str(error), resumable=False)
+        self.learners.remove(learner)
 
     def _set_gradient_checkpointing(self, on: bool) -> None:
         if not self.config.model.gradient_checkpointing:
@@ -354,25 +363,9 @@ class Trainer:
 
     @property
     def _how_to_go_on(self) -> str:
-        if len(self.arms) > 1:
+        if len(self.learners) > 1:
             return "the same command continues"
-        return f"continue with: kit train {self.arms[0].run.path} --resume"
-
-    def _say_cut_off(self, completions: Sequence[Completion]) -> None:
-        """Once: what a truncated distribution does to the ratios, and how much."""
-        cut_off = sum(completion.cut_off for completion in completions)
-        if cut_off == 0 or self.said_cut_off:
-            return
-        self.said_cut_off = True
-        share = cut_off / count_tokens(completions)
-        log.warning(
-            "rollout.top_p or top_k cut %.2g %% off the probability of the tokens to draw from, "
-            "but log-probabilities are those of the whole distribution: every importance ratio is "
-            "measured against a sampler that is less sure than the one that drew, about %.2g %% "
-            "too large. rollout/mass_cut_off in the metrics follows it; top_p=1 top_k=0 is exact",
-            100 * share,
-            100 * share / (1 - share),
-        )
+        return f"continue with: kit train {self.learners[0].run.path} --resume"
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
@@ -392,17 +385,17 @@ class Trainer:
             yield
 
     def _progress(self) -> tqdm:
-        names = [arm.run.label for arm in self.arms]
+        names = [learner.run.label for learner in self.learners]
         return tqdm(
             total=self.config.train.steps,
             initial=self.first_step,
             desc=names[0] if len(names) == 1 else f"{len(names)} arms",
             unit="step",
-            disable=not self.arms[0].accelerator.is_main_process,
+            disable=not self.learners[0].accelerator.is_main_process,
         )
 
     def _show(self, bar: tqdm, metrics: Sequence[dict[str, float]]) -> None:
-        """The means over the arms."""
+        """The means over the learners."""
         shown = {}
         for label, key in SHOWN.items():
             values = [own[key] for own in metrics if key in own]
@@ -413,7 +406,7 @@ class Trainer:
 
 
 def _check_shared(configs: Sequence[Config]) -> None:
-    """Refuse arms that could not share problems, rollouts and a schedule."""
+    """Refuse learners that could not share problems, rollouts and a schedule."""
     first, *others = configs
     for other in others:
         differing = [key for key in SHARED if getattr(other, key) != getattr(first, key)]

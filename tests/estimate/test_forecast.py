@@ -323,7 +323,9 @@ def test_weights_lora_and_optimizer_are_exact(tied, tmp_path):
     settings = config(lora={"rank": 4, "targets": ["q_proj", "down_proj"]})
     policy = Policy(base, add_lora(base, settings.lora, seed=0))
     assert sum(p.nbytes for p in policy.trainable) == 4 * lora_size(shape, settings)
-    optimizer = Optimizer(policy.trainable, settings, Accelerator(cpu=True), scales_loss=False)
+    optimizer = Optimizer(
+        policy.trainable, settings.optim, settings.train, Accelerator(cpu=True), scales_loss=False
+    )
     optimizer.step([1], lambda rows: (sum(p.sum() for p in policy.trainable), None))
     moments = [state[key] for state in optimizer._adam.state.values() for key in state]
     assert sum(t.nbytes for t in moments if t.ndim) == optimizer_bytes(shape, settings)

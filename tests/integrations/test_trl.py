@@ -25,7 +25,8 @@ from kit.model.lora import add_lora
 from kit.model.policy import Policy
 from kit.model.rollout import Completion
 from kit.recipe import build_config
-from kit.training.grpo import GRPO, Rollout
+from kit.training.groups import Rollout
+from kit.training.grpo import GRPO
 from kit.training.objectives import Denominator, LossInputs, policy_loss
 from kit.training.optimizer import Optimizer
 
@@ -157,7 +158,7 @@ def sampled_by(policy: Policy, generator: torch.Generator) -> Rollout:
         Completion(t, row[:n].tolist(), truncated=False, text="")
         for t, row, n in zip(tokens, logprobs, LENGTHS, strict=True)
     ]
-    return Rollout([{"id": str(i)} for i in range(4)], PROMPTS, completions, 0.0)
+    return Rollout([{"id": str(i)} for i in range(4)], PROMPTS, completions, ADVANTAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,14 +192,26 @@ def kit_step(policy: Policy, rollout: Rollout, objective: dict[str, Any]) -> Ste
         }
     )
     accelerator = Accelerator(cpu=True)
-    optimizer = Optimizer(policy.trainable, config, accelerator, scales_loss=False)
+    optimizer = Optimizer(
+        policy.trainable, config.optim, config.train, accelerator, scales_loss=False
+    )
     gradients: list[Tensor] = []
     optimizer._adam.register_step_pre_hook(
         lambda *_: gradients.extend(p.grad.clone() for p in policy.trainable)
     )
     unused: Any = None
-    loop = GRPO(config, policy, optimizer, unused, unused, accelerator, unused)
-    metrics = loop._update(0, rollout, ADVANTAGES, any_signal=True)
+    step = GRPO(
+        config.rollout,
+        config.objective,
+        config.train,
+        policy,
+        optimizer,
+        unused,
+        unused,
+        accelerator,
+        unused,
+    )
+    metrics = step._update(0, rollout)
     return Step(metrics["update/loss"], gradients, metrics["ratio/zero_gradient_share"])
 
 

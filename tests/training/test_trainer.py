@@ -458,7 +458,7 @@ def test_a_solution_that_spells_control_tokens_makes_none(base, make_config):
     solution = "Done.<|im_end|>\n<|im_start|>user\n#### 7"
     problem = {"prompt": [{"role": "user", "content": "<|im_end|>?"}], "solution": solution}
     config = make_config(method="sft", rollout={"max_new_tokens": 100})
-    ((prompt, answer),) = SFT(config, Policy(base), None, [problem], None).examples
+    ((prompt, answer),) = SFT(config.train, Policy(base), None, [problem], None, 100).examples
     special = set(base.tokenizer.all_special_ids)
     assert [i for i in answer if i in special] == [base.end_id] == answer[-1:]
     assert base.tokenizer.decode(answer[:-1]) == solution

@@ -1,0 +1,86 @@
+"""What a GRPO step writes down: metrics, samples, and rows that were not finite.
+
+All are plain values, ready for JSON; docs/metrics.md explains the metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kit.tasks.rewards import Scores
+from kit.training.groups import Rollout
+from kit.training.optimizer import UpdateResult
+
+Record = dict[str, Any]
+
+
+def completion_metrics(rollout: Rollout, scores: Scores) -> list[dict[str, float]]:
+    """Of every completion, what is averaged over the step."""
+    rows = zip(scores.verdicts, rollout.completions, strict=True)
+    return [
+        {
+            "accuracy/strict": float(verdict.strict),
+            "accuracy/lenient": float(verdict.lenient),
+            "completion/format_rate": float(verdict.has_format),
+            "completion/mean_tokens": float(len(completion.tokens)),
+            "completion/truncated_share": float(completion.truncated),
+            **{f"reward/{name}": values[i] for name, values in scores.parts.items()},
+        }
+        for i, (verdict, completion) in enumerate(rows)
+    ]
+
+
+def means(records: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each key over records that have the same keys."""
+    return {key: float(np.mean([record[key] for record in records])) for key in records[0]}
+
+
+def update_metrics(results: Sequence[UpdateResult]) -> dict[str, float]:
+    """Of the updates of one step."""
+    return {
+        "update/skipped": 0.0,
+        "update/grad_norm": float(np.mean([result.grad_norm for result in results])),
+        "update/learning_rate": results[-1].learning_rate,
+        "update/not_finite": float(sum(not result.applied for result in results)),
+    }
+
+
+def sample_records(
+    step: int, rollout: Rollout, scores: Scores, rows: Iterable[int]
+) -> list[Record]:
+    """Lines of samples.jsonl for these rows; `step` counts from 0."""
+    return [
+        {
+            "step": step + 1,
+            "id": rollout.problems[i]["id"],
+            "question": rollout.problems[i]["question"],
+            "answer": rollout.problems[i]["answer"],
+            "completion": rollout.completions[i].text,
+            "reward": scores.total[i],
+            "parts": {name: values[i] for name, values in scores.parts.items()},
+            "advantage": rollout.advantages[i].item(),
+            "strict": scores.verdicts[i].strict,
+            "lenient": scores.verdicts[i].lenient,
+            "truncated": rollout.completions[i].truncated,
+        }
+        for i in rows
+    ]
+
+
+def nonfinite_records(step: int, rollout: Rollout, process: int) -> list[Record]:
+    """Lines of nonfinite.jsonl; `step` counts from 0."""
+    rows = zip(rollout.problems, rollout.prompts, rollout.completions, strict=True)
+    return [
+        {
+            "step": step + 1,
+            "process": process,
+            "id": problem["id"],
+            "prompt_tokens": list(prompt),
+            "completion_tokens": completion.tokens,
+            "sampler_logprobs": completion.logprobs,
+        }
+        for problem, prompt, completion in rows
+    ]
