@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from kit.app.library.folders import walk
 from kit.errors import DataError
 from kit.notebook.place import Place
 
@@ -97,10 +97,8 @@ def _models(root: Path) -> Iterator[Path]:
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, set[str]]]:
-    for path, folders, files in os.walk(root):
-        folder = Path(path)
-        folders[:] = sorted(folders) if len(folder.relative_to(root).parts) < DEPTH else []
-        yield folder, set(files)
+    for folder, _, files in walk(root, DEPTH, (), lambda error: None):
+        yield folder, files
 
 
 def _link(link: Path, target: Path) -> None:

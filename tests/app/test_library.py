@@ -741,14 +741,14 @@ def test_half_an_adapter_is_unusable(here, missing):
 def test_a_folder_that_cannot_be_listed_is_named(here, monkeypatch):
     save_adapter(here / "runs" / "good")
     (here / "runs" / "locked").mkdir()
-    list_folder = os.listdir
+    scan = os.scandir
 
-    def listdir(path):
+    def scandir(path):
         if Path(path).name == "locked":
-            raise PermissionError(13, "Permission denied")
-        return list_folder(path)
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
 
-    monkeypatch.setattr(os, "listdir", listdir)
+    monkeypatch.setattr(os, "scandir", scandir)
     catalogue = find(AppOptions())
     assert labels(catalogue) == ["base", "good"]
     assert catalogue.unusable == (("locked", "cannot be searched: Permission denied"),)

@@ -19,17 +19,14 @@ import pytest
 import yaml
 
 from kit.app.library import runs as library_runs
+from kit.app.library.folders import find_runs, fingerprint, preselect, short_names
 from kit.app.library.roots import OutsideRoots
 from kit.app.library.runs import (
     differing_rows,
-    find_runs,
-    fingerprint,
     number,
-    preselect,
     read_run,
     sample_steps,
     samples_at,
-    short_names,
     step_of,
 )
 from kit.app.options import AppOptions

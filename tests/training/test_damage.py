@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kit.adapters.merge import merge
-from kit.app.library.runs import find_runs, read_run
+from kit.app.library.folders import find_runs
+from kit.app.library.runs import read_run
 from kit.cli import _read_config
 from kit.errors import KitError
 from kit.evaluation.benchmark import benchmark

@@ -9,32 +9,27 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-import yaml
-
+from kit.app.library.folders import walk
 from kit.app.library.roots import (
-    MAX_BYTES,
     OutsideRoots,
     adapter_source,
     check_within,
     confine,
     confined_source,
     given_source,
+    read_run_config,
     read_settings,
 )
 from kit.app.options import AppOptions
-from kit.config import EMBEDDED, SYSTEM_PROMPT, Config, ModelConfig, read_yaml
+from kit.config import EMBEDDED, SYSTEM_PROMPT, ModelConfig
 from kit.errors import AdapterError, ConfigError, KitError, RunError
 from kit.model.adapter_files import CONFIG, WEIGHTS
-from kit.recipe import build_config
 from kit.runs import RunFolder
 
 BASE_LABEL = "base"
 MAX_DEPTH = 6  # folders below a root that are searched
-MAX_NESTING = 20  # of a configuration; the kit's own have 3
 MAX_REASON = 400  # characters
 SKIPPED = {"checkpoints", "eval", "report"}  # hold no finished adapters, but many files
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: eight times as fast
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,25 +171,18 @@ def _search(
     return list(found.values()), unusable
 
 
-def _folders(
-    folder: Path, roots: Sequence[Path], depth: int = 0
-) -> Iterator[tuple[Path, str | None]]:
+def _folders(root: Path, roots: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
     """Folders of runs and adapters, and those that cannot be searched with the reason."""
-    if depth > MAX_DEPTH or not os.path.isdir(folder):
-        return
-    if any(os.path.isfile(folder / name) for name in ("config.yaml", CONFIG, WEIGHTS)):
-        yield folder, None
-        return
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        yield folder, f"cannot be searched: {error.strerror}"
-        return
-    for path in (folder / name for name in names if name not in SKIPPED and name[0] != "."):
-        if not path.is_symlink():
-            yield from _folders(path, roots, depth + 1)
-        elif os.path.isdir(path) and not any(path.resolve().is_relative_to(r) for r in roots):
-            yield path, "a link to a folder the app does not read; --adapters-root would add it"
+    troubles: list[OSError] = []
+    for folder, below, files in walk(root, MAX_DEPTH, SKIPPED, troubles.append):
+        if files & {"config.yaml", CONFIG, WEIGHTS}:
+            below.clear()
+            yield folder, None
+        for path in (folder / name for name in below):
+            if path.is_symlink() and not any(path.resolve().is_relative_to(r) for r in roots):
+                yield path, "a link to a folder the app does not read; --adapters-root would add it"
+    for error in troubles:
+        yield Path(error.filename), f"cannot be searched: {error.strerror}"
 
 
 def _read(folder: Path, label: str, options: AppOptions) -> _Found:
@@ -240,7 +228,11 @@ def _describe(label: str, source: str, run: RunFolder | None) -> _Found:
     base_id, revision = settings["base_model_name_or_path"], settings.get("revision")
     model, prompt, data, region, where = ModelConfig(id=base_id), SYSTEM_PROMPT, None, None, None
     if run is not None:
-        config = _read_config(run.path / "config.yaml")
+        path = run.path / "config.yaml"
+        try:
+            config = read_run_config(path)
+        except ConfigError as error:
+            raise ConfigError(f"cannot use {path}: {error}") from None
         model, prompt, data = config.model, config.data.system_prompt, config.data.name
         region = config.objective.trust_region.name if config.method == "grpo" else None
         where = str(run.path)
@@ -250,26 +242,6 @@ def _describe(label: str, source: str, run: RunFolder | None) -> _Found:
     changed = os.path.getmtime(weights) if os.path.isfile(weights) else 0.0  # a hub id has none
     choice = Choice(label, source, base_id, prompt, data, where, region)
     return _Found(choice, model.model_copy(update=own), changed)
-
-
-def _read_config(path: Path) -> Config:
-    """The configuration of a run, whatever is in the file; ConfigError when it is none."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"it is larger than {MAX_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-        depth = 0
-        for event in yaml.parse(text, Loader=_LOADER):
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            # the loader would crash on the first and may unfold the second without end
-            if depth > MAX_NESTING or isinstance(event, yaml.AliasEvent):
-                raise ConfigError("it is too nested, or has aliases")
-        return build_config(read_yaml(path))
-    except ConfigError as error:
-        raise ConfigError(f"cannot use {path}: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
 
 
 def _choose_base(base_id: str | None, found: Sequence[_Found]) -> tuple[ModelConfig, str]:

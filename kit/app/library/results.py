@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, Strict, StrictBool, StrictInt, StrictStr, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
+from kit.app.library.folders import walk
 from kit.errors import ResultsError
 from kit.evaluation.results import is_result, read_result, read_rows
 
@@ -175,21 +175,12 @@ def _result_files(root: Path, faults: list[str]) -> Iterator[Path]:
     def report(error: OSError) -> None:
         faults.append(f"cannot search {error.filename}: {error.strerror}")
 
-    if not root.is_dir():
-        return
-    for folder, subfolders, files in os.walk(root, onerror=report):
-        below = Path(folder).relative_to(root).parts
-        subfolders[:] = sorted(
-            name
-            for name in subfolders
-            if len(below) < MAX_DEPTH and name not in SKIPPED and not name.startswith(".")
-        )
-        there = set(files)
-        for name in sorted(files):
-            path, completions = Path(folder, name), Path(folder, f"{name}l")
-            expected = completions.name in there or "eval" in below
-            linked = path.is_symlink() or completions.is_symlink()
-            if path.suffix == ".json" and expected and not linked:
+    for folder, _, files in walk(root, MAX_DEPTH, SKIPPED, report):
+        is_expected = "eval" in folder.relative_to(root).parts
+        for path in (folder / name for name in sorted(files) if name.endswith(".json")):
+            completions = path.with_suffix(".jsonl")
+            is_linked = path.is_symlink() or completions.is_symlink()
+            if (is_expected or completions.name in files) and not is_linked:
                 yield path
 
 

@@ -8,20 +8,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from kit.app.options import AppOptions
-from kit.errors import AdapterError, KitError, first_line
+from kit.config import Config, read_yaml
+from kit.errors import AdapterError, ConfigError, KitError, first_line
 from kit.model.adapter_files import CONFIG, WEIGHTS, check_leaves_base, read_adapter_config
+from kit.recipe import build_config
 
 MAX_PATH = 1024  # bytes of a path typed into the page
 MAX_NAME = 255  # bytes of one of its parts, as file systems have it
 MAX_BYTES = 1 << 20  # of an adapter's or a run's configuration; usual are 1-3 KB
+DEEPEST = 10  # sections and lists in each other; the kit writes five at most
 
 # forms that a shell, a browser or another system takes for a place of its own
 _FOREIGN = re.compile(r"~|\\|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://")
@@ -74,6 +79,25 @@ def check_within(paths: Sequence[Path], roots: Sequence[Path]) -> None:
     for path in paths:
         if _within(path, roots) is None:
             raise _refusal(str(path), roots)
+
+
+def read_run_config(path: Path) -> Config:
+    """A run's configuration, whatever is in the file; ConfigError when it is not usable.
+
+    Nesting and aliases, by which a few lines take hours or all memory, are looked for first.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"it is larger than {MAX_BYTES} bytes")
+    with suppress(yaml.YAMLError, UnicodeDecodeError):  # read_yaml says what is wrong
+        depth = 0
+        for event in yaml.parse(path.read_text(encoding="utf-8"), yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ConfigError("it holds YAML aliases, which the kit never writes")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ConfigError(f"it is nested more than {DEEPEST} deep: too nested")
+    return build_config(read_yaml(path))
 
 
 def read_settings(source: str) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
 
+from kit.app.library.folders import COMPARISON, Folder, find, find_runs
 from kit.app.library.roots import confine
-from kit.app.library.runs import Folder, find, find_runs, read_run
+from kit.app.library.runs import read_run
 from kit.errors import ResultsError
 from kit.reports import report
 
 PAGE = "report.html"
-COMPARISON = "compare.json"
 LARGEST = 32 << 20  # bytes of a page that is shown
 # whatever is in the page: pictures and styles of its own, nothing from anywhere else
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -13,8 +13,10 @@ from typing import Any
 import gradio as gr
 
 from kit.app.inert import LATEX_DELIMITERS, inert_markdown, printable
+from kit.app.library import folders
 from kit.app.library import runs as library_runs
-from kit.app.library.runs import Folder, Run
+from kit.app.library.folders import Folder
+from kit.app.library.runs import Run
 from kit.app.options import AppOptions
 from kit.app.training import curves
 from kit.errors import RunError
@@ -143,9 +145,9 @@ class _TrainingTab:
 
     def look(self, chosen: list[str] | None = None) -> tuple[Update, Any]:
         """All runs there are; a choice that is still possible stays. In words, if there is none."""
-        found = library_runs.find_runs(self.roots)
+        found = folders.find_runs(self.roots)
         kept = [str(run.path) for run in found if str(run.path) in (chosen or [])]
-        first = [str(run.path) for run in library_runs.preselect(found)]
+        first = [str(run.path) for run in folders.preselect(found)]
         legend = gr.skip() if found else self._nothing()
         return gr.update(choices=_choices(found), value=kept or first), legend
 
@@ -159,7 +161,7 @@ class _TrainingTab:
     def show(self, chosen: list[str], window: int) -> list[Any]:
         """Legend, fingerprint and plots."""
         paths = [Path(path) for path in chosen]
-        seen = library_runs.fingerprint(paths)  # taken before reading: later changes are seen later
+        seen = folders.fingerprint(paths)  # taken before reading: later changes are seen later
         runs = self._read(chosen)
         colours = curves.colours(list(runs))
         legend = _legend(runs, colours) if runs else self._nothing()
@@ -167,7 +169,7 @@ class _TrainingTab:
 
     def follow(self, chosen: list[str], window: int, seen: Any) -> Any:
         """Nothing as long as no file of the chosen runs has changed."""
-        if library_runs.fingerprint([Path(path) for path in chosen]) == seen:
+        if folders.fingerprint([Path(path) for path in chosen]) == seen:
             return gr.skip()
         return self.show(chosen, window)
 
@@ -214,18 +216,18 @@ class _TrainingTab:
 
     def _found(self, chosen: Sequence[str]) -> list[Folder]:
         """Those of the chosen that are runs below the roots: nothing else is read."""
-        return [run for run in library_runs.find_runs(self.roots) if str(run.path) in chosen]
+        return [run for run in folders.find_runs(self.roots) if str(run.path) in chosen]
 
     def _read(self, chosen: Sequence[str]) -> dict[str, Run]:
         """By a short name."""
         found = self._found(chosen)
-        names = library_runs.short_names([run.name for run in found])
+        names = folders.short_names([run.name for run in found])
         return {
             name: library_runs.read_run(run.path) for name, run in zip(names, found, strict=True)
         }
 
     def _nothing(self) -> str:
-        if library_runs.find_runs(self.roots):
+        if folders.find_runs(self.roots):
             return "Choose one run or several."
         where = " and ".join(_escape(str(root)) for root in self.roots)
         return f"There are no runs in {where} yet: <code>kit train CONFIG</code> makes one."
