@@ -9,10 +9,10 @@ from uuid import uuid4
 
 import gradio as gr
 
-from kit.app.compare.comparison import Comparison, Setup, check_type
-from kit.app.compare.job import LEFT, RIGHT
+from kit.app.compare.comparison import Comparison, to_pair
+from kit.app.compare.setup import LEFT, RIGHT, Setup, check_type
 from kit.app.exports import pair_json
-from kit.app.session import Session, to_pair
+from kit.app.session import Session
 from kit.errors import KitError
 
 EVERY = 0.2  # seconds between two looks at whether the client is still there

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kit.app.compare.background import Background
-from kit.app.compare.comparison import Comparison, Setup, compare, finish, to_vote
-from kit.app.compare.job import LEFT, RIGHT
+from kit.app.compare.comparison import Comparison, finish, to_vote
 from kit.app.compare.problems import Problems
-from kit.app.exports import ComparedPair, ComparedSide
+from kit.app.compare.setup import LEFT, RIGHT, Setup
 from kit.app.library.adapters import Catalogue, Choice, read_choice
 from kit.app.options import AppOptions
 from kit.app.verdicts import Judge
-from kit.errors import ConfigError, ResultsError
+from kit.errors import ConfigError
 from kit.preferences.votes import Preference, Tally, append_vote, read_votes, tally
 
 if TYPE_CHECKING:
@@ -87,7 +84,7 @@ class Session:
         There is none when it was stopped before its turn came. An error comes after what was
         written until then, which is over too.
         """
-        job = Background(lambda: compare(self.engine(), self.judge, setup))
+        job = Background(lambda: self.engine().run(setup))
         with self._lock:
             if session in self._stopped:
                 self._stopped.discard(session)
@@ -97,6 +94,8 @@ class Session:
         try:
             try:
                 for last in job:
+                    if last.scores:  # all has been said
+                        last = finish(last, self.judge)
                     yield last
             except Exception as error:
                 trouble = error
@@ -126,7 +125,7 @@ class Session:
         """The comparison with the scores of that sample too."""
         if not comparison.is_finished or sample in comparison.scores:
             return comparison
-        scores = self.engine().score(comparison.setup.job, comparison.progress, sample)
+        scores = self.engine().score(comparison, sample)
         return replace(comparison, scores=comparison.scores | {sample: scores})
 
     def vote(
@@ -152,7 +151,7 @@ class Session:
         if not self.options.votes.is_file():
             return BlindScore(None, 0)
         votes, unreadable = read_votes(self.options.votes)
-        pair = {comparison.progress.hashes[side] for side in (LEFT, RIGHT)}
+        pair = {comparison.hashes[side] for side in (LEFT, RIGHT)}
         mine = [v for v in votes if {v.left.adapter_sha256, v.right.adapter_sha256} == pair]
         tallies = tally(mine)
         return BlindScore(tallies[0] if tallies else None, unreadable)
@@ -167,50 +166,3 @@ class Session:
         # both sides are one batch, which Unsloth's kernels cannot compute
         model = self.catalogue.model.model_copy(update={"backend": "transformers"})
         return Engine(load_base(model, torch.device("cpu") if self.options.cpu else None))
-
-
-def to_pair(comparison: Comparison, sample: int) -> ComparedPair:
-    """The left and right answers of one sample, for exports."""
-    setup = comparison.setup
-
-    def side(name: str) -> ComparedSide:
-        answer, choice = comparison.answers[name][sample], setup.sides[name]
-        scores = comparison.scores.get(sample, {}).get(name)
-        if answer.verdict is None:
-            raise ResultsError("the answers are still being written; export them afterwards")
-        return ComparedSide(
-            name=choice.label,
-            adapter=choice.adapter,
-            adapter_sha256=comparison.progress.hashes[name],
-            completion=answer.completion.text,
-            strict_answer=answer.verdict.strict_answer,
-            lenient_answer=answer.verdict.lenient_answer,
-            strict=answer.verdict.strict if setup.is_judged else None,
-            lenient=answer.verdict.lenient if setup.is_judged else None,
-            tokens=len(answer.completion.tokens),
-            truncated=answer.completion.truncated,
-            seconds=round(answer.seconds, 3),
-            mean_logprob=_finite(scores.mean_logprob[name]) if scores else None,
-            kl_to_base=_finite(scores.kl_to_base) if scores else None,
-        )
-
-    return ComparedPair(
-        question=setup.question,
-        system_prompt=setup.system_prompt,
-        prompt=comparison.prompt,
-        answer=setup.gold,
-        settings={
-            "temperature": setup.temperature,
-            "max_new_tokens": setup.max_new_tokens,
-            "seed": setup.seed,
-            "sample": sample,
-        },
-        left=side(LEFT),
-        right=side(RIGHT),
-        time=time.strftime("%FT%T%z"),
-    )
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no number for what a broken adapter gives."""
-    return value if math.isfinite(value) else None

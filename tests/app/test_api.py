@@ -14,7 +14,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from kit.app.compare.comparison import Answer, Comparison, finish
-from kit.app.compare.job import LEFT, RIGHT, Progress
+from kit.app.compare.setup import LEFT, RIGHT
 from kit.app.doors import Doors
 from kit.app.library.adapters import find
 from kit.app.options import AppOptions
@@ -35,7 +35,7 @@ class ScriptedDesk(Session):
         self.ended = threading.Event()  # an answer without end has been given up
 
     def run(self, setup, session):
-        said = Comparison(setup, "<prompt>", Progress({}, {}, hashes={LEFT: None, RIGHT: None}), {})
+        said = Comparison(setup, "<prompt>", {}, {LEFT: None, RIGHT: None})
         try:
             for n in range(setup.max_new_tokens if setup.max_new_tokens == ENDLESS else 3):
                 yield _saying(said, "word " * (n + 1))

@@ -15,12 +15,13 @@ import pytest
 
 from kit.app import session as desk_module
 from kit.app.compare.analysis_view import TO_BASE
-from kit.app.compare.comparison import Answer, Comparison, Shown, finish
-from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Progress, ScoredAnswer, Token
+from kit.app.compare.comparison import Answer, Comparison, Shown, finish, to_pair
+from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT
+from kit.app.compare.tokens import ScoredAnswer, Token
 from kit.app.compare.view import CompareView
 from kit.app.library.adapters import find
 from kit.app.options import AppOptions
-from kit.app.session import Session, to_pair
+from kit.app.session import Session
 from kit.errors import ConfigError, ModelError, ResultsError
 from kit.model.rollout import Completion
 from kit.preferences.votes import append_vote, read_votes
@@ -65,15 +66,12 @@ def written(view, samples=1, **changes):
         )
         for side in setup.sides
     }
-    progress = Progress({}, {}, hashes=dict.fromkeys(setup.sides))
-    return Comparison(setup, "<prompt>", progress, answers)
+    return Comparison(setup, "<prompt>", answers, dict.fromkeys(setup.sides))
 
 
 def finished(view, **changes):
-    said = written(view, **changes)
     scores = {side: scores_of(left=-1.0, right=-2.0, base=-3.0) for side in TEXTS}
-    said = replace(said, progress=replace(said.progress, scores=scores))
-    return finish(said, view.desk.judge)
+    return finish(replace(written(view, **changes), scores={0: scores}), view.desk.judge)
 
 
 def run(view, values):
@@ -87,13 +85,12 @@ def run(view, values):
 def comes(view, monkeypatch, *comparisons, error=None):
     """Let the model say this."""
 
-    def compare(engine, judge, setup):
+    def run(setup):
         yield from comparisons
         if error is not None:
             raise error
 
-    monkeypatch.setattr(desk_module, "compare", compare)
-    monkeypatch.setattr(view.desk, "engine", lambda: None)
+    monkeypatch.setattr(view.desk, "engine", lambda: SimpleNamespace(run=run))
 
 
 # --- votes ---------------------------------------------------------------------------------------

@@ -13,15 +13,23 @@ import gradio as gr
 import pytest
 
 from kit.app.compare.columns import final_answer, reasoning, samples_html, status_html
-from kit.app.compare.comparison import Answer, Comparison, Samples, Setup, Shown, finish, to_vote
-from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Progress
+from kit.app.compare.comparison import (
+    Answer,
+    Comparison,
+    Samples,
+    Shown,
+    finish,
+    to_pair,
+    to_vote,
+)
 from kit.app.compare.problem_view import ProblemView
 from kit.app.compare.problems import Problems
+from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT, Setup
 from kit.app.exports import ComparedPair
 from kit.app.library.adapters import Catalogue, Choice, find
 from kit.app.library.roots import OutsideRoots
 from kit.app.options import AppOptions
-from kit.app.session import Session, to_pair
+from kit.app.session import Session
 from kit.app.verdicts import Judge, badge
 from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
 from kit.errors import AdapterError, ConfigError, DataError
@@ -57,7 +65,7 @@ def comparison(*texts, right=(), truncated=False, **changes):
     temperature = 1.0 if samples > 1 else 0.0
     asked = setup(**({"samples": samples, "temperature": temperature} | changes))
     hashes = {side: one.adapter and f"hash of {one.adapter}" for side, one in asked.sides.items()}
-    return Comparison(asked, "<prompt>", Progress({}, {}, hashes=hashes), answers)
+    return Comparison(asked, "<prompt>", answers, hashes)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from kit.app.compare import engine as module
 from kit.app.compare.background import Background
 from kit.app.compare.engine import Engine, pieces
-from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Job
+from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT, Setup
+from kit.app.library.adapters import Choice
 from kit.errors import AdapterError, ConfigError, ModelError
 from kit.model.adapter_files import adapter_sha256
 from kit.model.lora import load_adapters
@@ -36,9 +37,13 @@ def engine(base):
 @pytest.fixture
 def job(adapters):
     def make(**changes):
-        sides = {LEFT: str(adapters / "first"), RIGHT: str(adapters / "second")}
-        values = {"adapters": sides, "temperature": 0.0, "max_new_tokens": 24, "seed": 0}
-        return Job(MESSAGES, **(values | changes))
+        values = {"adapters": {LEFT: str(adapters / "first"), RIGHT: str(adapters / "second")}}
+        values |= {"temperature": 0.0, "max_new_tokens": 24, "seed": 0} | changes
+        sides = {
+            side: Choice(side, source, "embedded", "", None, None, None)
+            for side, source in values.pop("adapters").items()
+        }
+        return Setup(QUESTION, "", None, sides, **values)
 
     return make
 
@@ -48,8 +53,8 @@ def last(items):
     return item
 
 
-def said(progress):
-    return {side: [c.tokens for c in cs] for side, cs in progress.completions.items()}
+def said(comparison):
+    return {side: [a.completion.tokens for a in mine] for side, mine in comparison.answers.items()}
 
 
 @pytest.mark.smoke
@@ -77,14 +82,14 @@ def test_each_side_says_what_it_says_alone(engine, job, base, adapters, temperat
 @pytest.mark.smoke
 def test_answers_grow_token_by_token_on_all_sides_at_once(engine, job):
     steps = list(engine.run(job()))
-    counts = [len(step.completions[LEFT][0].tokens) for step in steps[:-1]]
+    counts = [len(step.answers[LEFT][0].completion.tokens) for step in steps[:-1]]
     assert counts[:3] == [1, 2, 3] and max(counts) == counts[-1]
-    assert [len(s.completions[RIGHT][0].tokens) for s in steps[:3]] == [1, 2, 3]
+    assert [len(s.answers[RIGHT][0].completion.tokens) for s in steps[:3]] == [1, 2, 3]
     for earlier, later in pairwise(steps):
-        before, after = earlier.completions[LEFT][0], later.completions[LEFT][0]
+        before, after = earlier.answers[LEFT][0].completion, later.answers[LEFT][0].completion
         assert after.tokens[: len(before.tokens)] == before.tokens
-    assert not steps[-2].scores and set(steps[-1].scores) == {LEFT, RIGHT}
-    times = [step.seconds[LEFT][0] for step in steps[:-1]]
+    assert not steps[-2].scores and set(steps[-1].scores[0]) == {LEFT, RIGHT}
+    times = [step.answers[LEFT][0].seconds for step in steps[:-1]]
     assert times == sorted(times) and times[0] > 0
 
 
@@ -96,14 +101,15 @@ def test_scores_are_those_of_plain_forward_passes(engine, job, base):
     names = {
         side: engine._names[source, done.hashes[side]] for side, source in job().adapters.items()
     }
-    for side, (completion,) in done.completions.items():
+    for side, (answer,) in done.answers.items():
+        completion = answer.completion
         ids = torch.tensor([prompt + completion.tokens])
         full = {}
         for name in (*names.values(), BASE):
             with torch.no_grad(), policy.view(name):
                 logits = policy.causal(ids).logits[0, len(prompt) - 1 : -1]
             full[name] = torch.log_softmax(logits.double(), -1)
-        scores = done.scores[side]
+        scores = done.scores[0][side]
         assert "".join(t.text for t in scores.tokens) == base.tokenizer.decode(completion.tokens)
         for i, (token, id_) in enumerate(zip(scores.tokens, completion.tokens, strict=True)):
             for other in (LEFT, RIGHT):
@@ -124,8 +130,8 @@ def test_scores_are_those_of_plain_forward_passes(engine, job, base):
 @pytest.mark.smoke
 def test_the_base_has_not_moved_from_itself(engine, job):
     done = last(engine.run(job(adapters={LEFT: None, RIGHT: None})))
-    assert done.scores[LEFT].kl_to_base == 0
-    assert all(t.logprobs[LEFT] == t.logprobs[BASE_SIDE] for t in done.scores[LEFT].tokens)
+    assert done.scores[0][LEFT].kl_to_base == 0
+    assert all(t.logprobs[LEFT] == t.logprobs[BASE_SIDE] for t in done.scores[0][LEFT].tokens)
 
 
 @pytest.mark.smoke
@@ -139,7 +145,7 @@ def test_switching_adapters_loads_each_once(engine, job, adapters, monkeypatch):
     texts = []
     for sides in ((first, None), (None, second), (second, first), (first, second), (first, first)):
         done = last(engine.run(job(adapters=dict(zip((LEFT, RIGHT), sides, strict=True)))))
-        texts.append(tuple(c[0].text for c in done.completions.values()))
+        texts.append(tuple(a[0].completion.text for a in done.answers.values()))
     assert loaded == [first, second]
     assert texts[2] == texts[3][::-1] and texts[3][0] == texts[0][0] and texts[3][1] == texts[1][1]
     assert texts[4][0] == texts[4][1]
@@ -205,7 +211,7 @@ def test_bad_jobs_are_refused_and_do_no_harm(engine, job, adapters, tmp_path, mo
     assert said(done)[LEFT]
     monkeypatch.setattr(module, "score", lambda *a: full().send(None))
     with pytest.raises(ModelError, match="out of memory"):
-        engine.score(job(), done, 0)
+        engine.score(done, 0)
 
 
 @pytest.mark.smoke
@@ -244,10 +250,10 @@ def test_an_adapter_that_was_trained_on_is_loaded_anew(engine, job, adapters, tm
     after = last(engine.run(job(adapters={LEFT: None, RIGHT: changing})))
     assert before.hashes[RIGHT] != after.hashes[RIGHT] == adapter_sha256(changing)
     assert before.hashes[LEFT] is after.hashes[LEFT] is None
-    assert before.scores[RIGHT].kl_to_base > 0 == after.scores[RIGHT].kl_to_base
+    assert before.scores[0][RIGHT].kl_to_base > 0 == after.scores[0][RIGHT].kl_to_base
     # what the adapter said before is still scored by what it was then
-    again = engine.score(job(adapters={LEFT: None, RIGHT: changing}), before, 0)
-    assert again[RIGHT].kl_to_base == before.scores[RIGHT].kl_to_base
+    again = engine.score(before, 0)
+    assert again[RIGHT].kl_to_base == before.scores[0][RIGHT].kl_to_base
 
 
 def change(folder: Path, new) -> None:

@@ -22,8 +22,8 @@ from kit.app import inert
 from kit.app.compare import differences, heatmap, ratios
 from kit.app.compare.differences import first_difference, word_diff
 from kit.app.compare.heatmap import COLOURS, heat_map
-from kit.app.compare.job import Token
 from kit.app.compare.ratios import Ratios, ratio_chart
+from kit.app.compare.tokens import Token
 from kit.app.inert import (
     LATEX_DELIMITERS,
     MAX_CHARACTERS,

@@ -11,8 +11,8 @@ from kit.app.compare.columns import notice_html
 from kit.app.compare.comparison import Shown
 from kit.app.compare.differences import first_difference, word_diff
 from kit.app.compare.heatmap import heat_map
-from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT
 from kit.app.compare.ratios import Ratios, ratio_chart, ratios
+from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT
 from kit.app.inert import printable
 from kit.config import PSPO, Clip
 from kit.errors import AdapterError

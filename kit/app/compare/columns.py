@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from kit.app.compare.comparison import Answer, Shown
-from kit.app.compare.job import BASE_SIDE
+from kit.app.compare.setup import BASE_SIDE
 from kit.app.inert import printable
 from kit.app.verdicts import Badge
 from kit.errors import KitError

@@ -2,109 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Job, Progress, ScoredAnswer
-from kit.app.exports import ComparedPair
-from kit.app.library.adapters import Choice
-from kit.app.verdicts import Badge, Judge, Standard, badge
-from kit.errors import ConfigError
+from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT, Setup
+from kit.app.compare.tokens import ScoredAnswer
+from kit.app.exports import ComparedPair, ComparedSide
+from kit.app.verdicts import Badge, Judge, badge
+from kit.errors import ResultsError
 from kit.evaluation.stats import pass_at_k
 from kit.preferences.votes import Message, Preference, Side, Vote, VoteSettings
 from kit.tasks.answers import parse_number
 from kit.tasks.verifiers import Verdict
 
 if TYPE_CHECKING:
-    from kit.app.compare.engine import Engine
     from kit.model.rollout import Completion
-
-MAX_SAMPLES = 64
-MAX_CHARACTERS = 50_000  # of a problem and a system prompt; longer than any context here
-TYPES = {
-    "text": str,
-    "text or null": str | None,
-    "a number": int | float,
-    "a whole number": int,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What all sides are asked. Raises ConfigError for what cannot be sampled."""
-
-    question: str
-    system_prompt: str
-    gold: str | None  # the right answer, where it is known
-    sides: Mapping[str, Choice]  # LEFT, RIGHT and perhaps BASE_SIDE
-    standard: Standard | None = None  # of the problem's data set; None: the gold answer alone
-    temperature: float = 0.0
-    max_new_tokens: int = 256
-    seed: int = 0
-    samples: int = 1
-
-    def __post_init__(self) -> None:
-        check_type("problem", self.question, "text")
-        check_type("system prompt", self.system_prompt, "text")
-        check_type("temperature", self.temperature, "a number")
-        check_type("new tokens", self.max_new_tokens, "a whole number")
-        check_type("seed", self.seed, "a whole number")
-        check_type("samples", self.samples, "a whole number")
-        if not self.question.strip():
-            raise ConfigError("the problem is empty: write one, or pick one from a data set")
-        if len(self.question) + len(self.system_prompt) > MAX_CHARACTERS:
-            raise ConfigError(
-                f"problem and system prompt have {len(self.question) + len(self.system_prompt)} "
-                f"characters; {MAX_CHARACTERS} are allowed"
-            )
-        for name, value, low, high in (
-            ("temperature", self.temperature, 0, 10),
-            ("new tokens", self.max_new_tokens, 1, 100_000),
-            ("seed", self.seed, 0, 2**63),
-            ("samples", self.samples, 1, MAX_SAMPLES),
-        ):
-            if not low <= value <= high:
-                raise ConfigError(f"{name} must be from {low} to {high:g}, got {value}")
-        if self.temperature == 0 and self.samples > 1:
-            raise ConfigError(
-                f"at temperature 0 all {self.samples} samples would be the same; raise the "
-                "temperature or ask for one sample"
-            )
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether anything decides which answers are right."""
-        return self.gold is not None if self.standard is None else self.standard.decides
-
-    @property
-    def messages(self) -> list[dict[str, Any]]:
-        return chat(self.system_prompt, self.question)
-
-    @property
-    def job(self) -> Job:
-        return Job(
-            messages=self.messages,
-            adapters={side: choice.adapter for side, choice in self.sides.items()},
-            temperature=self.temperature,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
-            samples=self.samples,
-        )
-
-
-def check_type(name: str, value: object, allowed: str) -> None:
-    """Raise ConfigError unless a value from outside is of one of TYPES."""
-    if not isinstance(value, TYPES[allowed]) or isinstance(value, bool):
-        raise ConfigError(f"{name} must be {allowed}, got {value!r:.80}")
-
-
-def chat(system_prompt: str, question: str) -> list[dict[str, Any]]:
-    """The messages of a prompt; an empty system prompt is not sent."""
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*system, {"role": "user", "content": question}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +29,7 @@ class Answer:
     """One sample of one side, judged once it has ended."""
 
     completion: Completion
-    seconds: float
+    seconds: float  # until its newest token
     verdict: Verdict | None = None  # None: still being written
     badge: Badge | None = None
 
@@ -123,15 +40,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The answers so far; `scores`, by sample and side, and badges once all have ended."""
+    """The answers so far; `scores` and badges once all have ended."""
 
     setup: Setup
     prompt: str  # exactly as it is sent
-    progress: Progress
-    answers: dict[str, tuple[Answer, ...]]
+    answers: dict[str, tuple[Answer, ...]]  # by side, one per sample
+    hashes: Mapping[str, str | None]  # of the adapters that gave them, by side
     is_over: bool = False
     is_stopped: bool = False
-    scores: dict[int, dict[str, ScoredAnswer]] = field(default_factory=dict)
+    scores: dict[int, dict[str, ScoredAnswer]] = field(default_factory=dict)  # by sample and side
     id: str = field(default_factory=lambda: uuid4().hex)  # of what is voted on
 
     @property
@@ -171,19 +88,6 @@ class Samples:
         return str(first.lenient_answer), count, first.lenient
 
 
-def compare(engine: Engine, judge: Judge, setup: Setup) -> Iterator[Comparison]:
-    """Let all sides answer; the last item is judged and has the scores of the first samples.
-
-    Raises what `Engine.run` raises.
-    """
-    prompt = engine.prompt_text(setup.messages)
-    for progress in engine.run(setup.job):
-        comparison = Comparison(setup, prompt, progress, _answers(progress))
-        if progress.scores:
-            comparison = finish(comparison, judge)
-        yield comparison
-
-
 def finish(comparison: Comparison, judge: Judge, *, is_stopped: bool = False) -> Comparison:
     """Judge all answers as they stand."""
     setup, answers = comparison.setup, {}
@@ -202,8 +106,7 @@ def finish(comparison: Comparison, judge: Judge, *, is_stopped: bool = False) ->
             )
             for answer, verdict in zip(mine, verdicts, strict=True)
         )
-    scores = {0: comparison.progress.scores} if comparison.progress.scores else {}
-    return replace(comparison, answers=answers, is_over=True, is_stopped=is_stopped, scores=scores)
+    return replace(comparison, answers=answers, is_over=True, is_stopped=is_stopped)
 
 
 def to_vote(comparison: Comparison, sample: int, vote: Preference, *, blind: bool) -> Vote:
@@ -216,7 +119,7 @@ def to_vote(comparison: Comparison, sample: int, vote: Preference, *, blind: boo
         return Side(
             name=choice.label,
             adapter=choice.adapter,
-            adapter_sha256=comparison.progress.hashes[name],
+            adapter_sha256=comparison.hashes[name],
             completion=answer.completion.text,
             strict=answer.verdict.strict if is_judged and answer.verdict else None,
         )
@@ -233,14 +136,46 @@ def to_vote(comparison: Comparison, sample: int, vote: Preference, *, blind: boo
     )
 
 
-def _answers(progress: Progress) -> dict[str, tuple[Answer, ...]]:
-    return {
-        side: tuple(
-            Answer(completion, seconds)
-            for completion, seconds in zip(completions, progress.seconds[side], strict=True)
+def to_pair(comparison: Comparison, sample: int) -> ComparedPair:
+    """The left and right answers of one sample, for exports."""
+    setup = comparison.setup
+
+    def side(name: str) -> ComparedSide:
+        answer, choice = comparison.answers[name][sample], setup.sides[name]
+        scores = comparison.scores.get(sample, {}).get(name)
+        if answer.verdict is None:
+            raise ResultsError("the answers are still being written; export them afterwards")
+        return ComparedSide(
+            name=choice.label,
+            adapter=choice.adapter,
+            adapter_sha256=comparison.hashes[name],
+            completion=answer.completion.text,
+            strict_answer=answer.verdict.strict_answer,
+            lenient_answer=answer.verdict.lenient_answer,
+            strict=answer.verdict.strict if setup.is_judged else None,
+            lenient=answer.verdict.lenient if setup.is_judged else None,
+            tokens=len(answer.completion.tokens),
+            truncated=answer.completion.truncated,
+            seconds=round(answer.seconds, 3),
+            mean_logprob=_finite(scores.mean_logprob[name]) if scores else None,
+            kl_to_base=_finite(scores.kl_to_base) if scores else None,
         )
-        for side, completions in progress.completions.items()
-    }
+
+    return ComparedPair(
+        question=setup.question,
+        system_prompt=setup.system_prompt,
+        prompt=comparison.prompt,
+        answer=setup.gold,
+        settings={
+            "temperature": setup.temperature,
+            "max_new_tokens": setup.max_new_tokens,
+            "seed": setup.seed,
+            "sample": sample,
+        },
+        left=side(LEFT),
+        right=side(RIGHT),
+        time=time.strftime("%FT%T%z"),
+    )
 
 
 def _same(answer: str | None) -> object:
@@ -249,6 +184,11 @@ def _same(answer: str | None) -> object:
         return None
     number = parse_number(answer)
     return answer.strip() if number is None else number
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no number for what a broken adapter gives."""
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True, slots=True)

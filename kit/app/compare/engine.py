@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from kit.app.compare.job import BASE_SIDE, Job, Message, Progress, ScoredAnswer, Token
+from kit.app.compare.comparison import Answer, Comparison
+from kit.app.compare.setup import BASE_SIDE, Setup
+from kit.app.compare.tokens import ScoredAnswer, Token
 from kit.errors import ConfigError, ModelError, is_out_of_memory
 from kit.model.adapter_files import adapter_sha256
 from kit.model.base import Base
@@ -22,6 +24,10 @@ from kit.model.rollout import Request, Sampling, stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+CHUNK = 64  # positions whose distributions over the vocabulary exist at once
+ALTERNATIVES = 5  # to a token that are told
+WINDOW = 16  # tokens that are decoded together: an unfinished character never spans more
 
 
 class Engine:
@@ -39,80 +45,84 @@ class Engine:
         """Tokens of prompt and completion that the base can see."""
         return self._policy.causal.config.max_position_embeddings
 
-    def prompt_text(self, messages: Sequence[Message]) -> str:
+    def prompt_text(self, messages: list[dict[str, Any]]) -> str:
         """The prompt exactly as it is sent."""
-        return str(self.base.tokenizer.decode(self.base.prompt_ids(list(messages))))
+        return str(self.base.tokenizer.decode(self.base.prompt_ids(messages)))
 
-    def run(self, job: Job) -> Iterator[Progress]:
+    def run(self, setup: Setup) -> Iterator[Comparison]:
         """Sample, then score. Waits while another job runs; closing it frees the model.
 
         Raises AdapterError for an adapter that does not load, ConfigError for a prompt that is too
         long, ModelError when memory runs out.
         """
-        with self._lock, _advice(job):
-            yield from self._run(job)
+        with self._lock, _advice(setup):
+            yield from self._run(setup)
 
-    def score(self, job: Job, said: Progress, sample: int) -> dict[str, ScoredAnswer]:
-        """Scores of another sample of a job that has ended; ModelError when memory runs out."""
-        with self._lock, _advice(job):
-            return self._score(job, said, sample)
+    def score(self, said: Comparison, sample: int) -> dict[str, ScoredAnswer]:
+        """Scores of another sample of what was said; ModelError when memory runs out."""
+        with self._lock, _advice(said.setup):
+            return self._score(said, sample)
 
-    def _run(self, job: Job) -> Iterator[Progress]:
-        hashes = self._load(job)
-        prompt = tuple(self.base.prompt_ids(list(job.messages)))
-        if len(prompt) + job.max_new_tokens > self.context:
+    def _run(self, setup: Setup) -> Iterator[Comparison]:
+        hashes = self._load(setup)
+        prompt = tuple(self.base.prompt_ids(setup.messages))
+        if len(prompt) + setup.max_new_tokens > self.context:
             raise ConfigError(
-                f"the prompt has {len(prompt)} tokens, and with {job.max_new_tokens} new ones that "
-                f"is more than the {self.context} this model can see; shorten the problem or "
+                f"the prompt has {len(prompt)} tokens, and with {setup.max_new_tokens} new ones "
+                f"that is more than the {self.context} this model can see; shorten the problem or "
                 "lower the number of new tokens"
             )
-        sides = [side for side in job.adapters for _ in range(job.samples)]
         requests = [
-            Request(prompt, (job.seed, number), self._name(source, hashes[side]))
-            for side, source in job.adapters.items()
-            for number in range(job.samples)
+            Request(prompt, (setup.seed, number), name)
+            for name in self._names_of(setup, hashes).values()
+            for number in range(setup.samples)
         ]
+        said = Comparison(setup, self.prompt_text(setup.messages), {}, hashes)
         began, times = time.perf_counter(), [0.0] * len(requests)
         lengths = [0] * len(requests)
         for completions in stream(
-            self._policy, requests, Sampling(job.max_new_tokens, job.temperature)
+            self._policy, requests, Sampling(setup.max_new_tokens, setup.temperature)
         ):
             now = time.perf_counter() - began
             for row, completion in enumerate(completions):
                 if len(completion.tokens) > lengths[row]:
                     lengths[row], times[row] = len(completion.tokens), now
-            by_side = _by_side(sides, completions), _by_side(sides, times)
-            said = Progress(*by_side, hashes=hashes)
+            answers = list(map(Answer, completions, times))
+            starts = range(0, len(answers), setup.samples)
+            by_side = [tuple(answers[start : start + setup.samples]) for start in starts]
+            said = replace(said, answers=dict(zip(setup.sides, by_side, strict=True)))
             yield said
-        yield replace(said, scores=self._score(job, said, 0))
+        yield replace(said, scores={0: self._score(said, 0)})
 
-    def _score(self, job: Job, said: Progress, sample: int) -> dict[str, ScoredAnswer]:
-        prompt = self.base.prompt_ids(list(job.messages))
-        adapters = {
-            side: self._name(source, said.hashes[side]) for side, source in job.adapters.items()
-        }
+    def _score(self, said: Comparison, sample: int) -> dict[str, ScoredAnswer]:
+        prompt = self.base.prompt_ids(said.setup.messages)
+        names = self._names_of(said.setup, said.hashes)
         return {
-            side: score(self._policy, prompt, answers[sample].tokens, adapters, side)
-            for side, answers in said.completions.items()
+            side: score(self._policy, prompt, answers[sample].completion.tokens, names, side)
+            for side, answers in said.answers.items()
         }
 
-    def _load(self, job: Job) -> dict[str, str | None]:
+    def _load(self, setup: Setup) -> dict[str, str | None]:
         """Load the adapters that are not there as they are now; hashes by side."""
-        sources = {source: adapter_sha256(source) for source in job.adapters.values() if source}
+        sources = {source: adapter_sha256(source) for source in setup.adapters.values() if source}
         new = [found for found in sources.items() if found not in self._names]
         names = {found: f"adapter{len(self._names) + i}" for i, found in enumerate(new)}
         if new:
             wanted = {name: source for (source, _), name in names.items()}
             self._policy = Policy(self.base, load_adapters(self.base, wanted, self._policy.model))
             self._names |= names
-        return {side: source and sources[source] for side, source in job.adapters.items()}
+        return {side: source and sources[source] for side, source in setup.adapters.items()}
 
-    def _name(self, source: str | None, sha: str | None) -> str:
-        return BASE if source is None or sha is None else self._names[source, sha]
+    def _names_of(self, setup: Setup, hashes: Mapping[str, str | None]) -> dict[str, str]:
+        """The sides' names on the model."""
+        return {
+            side: BASE if source is None else self._names[source, str(hashes[side])]
+            for side, source in setup.adapters.items()
+        }
 
 
 @contextmanager
-def _advice(job: Job) -> Iterator[None]:
+def _advice(setup: Setup) -> Iterator[None]:
     """ModelError with what to do when memory runs out."""
     try:
         yield
@@ -121,27 +131,11 @@ def _advice(job: Job) -> Iterator[None]:
             raise
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        rows = job.samples * len(job.adapters)
+        rows = setup.samples * len(setup.sides)
         raise ModelError(
-            f"out of memory with {rows} answers of up to {job.max_new_tokens} tokens at once; ask "
-            "for fewer samples or fewer tokens, leave out the base's column, or start with --cpu"
+            f"out of memory with {rows} answers of up to {setup.max_new_tokens} tokens at once; "
+            "ask for fewer samples or tokens, leave out the base's column, or start with --cpu"
         ) from error
-
-
-def _by_side(sides: Sequence[str], values: Sequence) -> dict[str, tuple]:
-    return {
-        side: tuple(value for mine, value in zip(sides, values, strict=True) if mine == side)
-        for side in dict.fromkeys(sides)
-    }
-
-
-CHUNK = 64  # positions whose distributions over the vocabulary exist at once
-
-
-ALTERNATIVES = 5
-
-
-WINDOW = 16  # tokens that are decoded together: an unfinished character never spans more
 
 
 @torch.no_grad()

@@ -9,9 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from kit.app.compare.comparison import Shown
+from kit.app.compare.comparison import Shown, to_pair
 from kit.app.exports import comparator_json, pair_json, pair_markdown
-from kit.app.session import to_pair
 from kit.files import write_atomically
 
 Update = dict[Any, Any]

@@ -6,8 +6,7 @@ import html
 import math
 from collections.abc import Collection, Iterator, Sequence
 
-from kit.app.compare.job import Token
-from kit.app.compare.ratios import log_ratio
+from kit.app.compare.tokens import Token, log_ratio
 from kit.app.inert import inert_html, printable
 
 BOUND = 3.0  # nats at full colour: about 20 times as likely

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from kit.app.compare.comparison import MAX_CHARACTERS
+from kit.app.compare.setup import MAX_CHARACTERS
 from kit.app.inert import inert_markdown
 from kit.app.session import Session
 from kit.errors import KitError

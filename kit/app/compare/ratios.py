@@ -7,8 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kit.app.compare.job import Token
-from kit.errors import AdapterError
+from kit.app.compare.tokens import Token, log_ratio
 
 MAX_LOG_RATIO = 700.0  # nats; exp of more is no float
 _WIDTH, _HEIGHT = 360, 230  # small, so that its text can still be read on a telephone
@@ -52,20 +51,6 @@ class Ratios:
     epsilon_low: float
     epsilon_high: float
     positive: bool  # the sign of the advantage
-
-
-def log_ratio(token: Token, index: int, side: str, reference: str) -> float:
-    """log π_side - log π_reference of one token, in nats.
-
-    Raises AdapterError when one of the two is not a finite number.
-    """
-    for name in (side, reference):
-        if not math.isfinite(token.logprobs[name]):
-            raise AdapterError(
-                f"token {index + 1} has the log-probability {token.logprobs[name]} under {name}, "
-                "which no sound model gives; check the adapter with `kit verify`"
-            )
-    return token.logprobs[side] - token.logprobs[reference]
 
 
 def ratios(

@@ -12,14 +12,14 @@ import gradio as gr
 
 from kit.app.compare.analysis_view import AnalysisView
 from kit.app.compare.columns import final_answer, notice_html, reasoning, samples_html, status_html
-from kit.app.compare.comparison import MAX_SAMPLES, Setup, Shown, chat
+from kit.app.compare.comparison import Shown, to_pair
 from kit.app.compare.export_view import ExportView
-from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT
 from kit.app.compare.problem_view import ProblemView
+from kit.app.compare.setup import BASE_SIDE, LEFT, MAX_SAMPLES, RIGHT, Setup, chat
 from kit.app.compare.vote_view import VoteView
 from kit.app.inert import LATEX_DELIMITERS, inert_markdown
 from kit.app.library.adapters import BASE_LABEL, advice, default_pair
-from kit.app.session import Session, to_pair
+from kit.app.session import Session
 from kit.errors import KitError
 
 MODEL = "model"  # the queue of everything that computes with the model: one at a time

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from kit.app.compare.comparison import Shown
-from kit.app.compare.job import LEFT, RIGHT
+from kit.app.compare.setup import LEFT, RIGHT
 from kit.app.inert import inert_markdown
 from kit.app.session import Session
 from kit.errors import KitError
