@@ -10,7 +10,6 @@ from kit.reports.document import (
     Figure,
     Section,
     Table,
-    Text,
     interval,
     number,
     percent,
@@ -28,18 +27,14 @@ def describe_accuracy(
 ) -> Section:
     section = Section("Accuracy")
     if not scores:
-        section.blocks.append(Text(["No arm has been evaluated yet: kit evaluate RUN --data …"]))
+        section.say("No arm has been evaluated yet: kit evaluate RUN --data …")
         return section
-    section.blocks.append(
-        Text(
-            [
-                "Percentages. Strict: right and in the form '#### <number>'; lenient: right "
-                "wherever the answer stands. Where strict rises and lenient does not, the form was "
-                "learned and not the mathematics. In brackets the 95 % interval: Wilson's for one "
-                "seed (of this adapter), for several seeds after the mean ± standard deviation one "
-                "for other seeds and other problems (of the method)."
-            ]
-        )
+    section.say(
+        "Percentages. Strict: right and in the form '#### <number>'; lenient: right "
+        "wherever the answer stands. Where strict rises and lenient does not, the form was "
+        "learned and not the mathematics. In brackets the 95 % interval: Wilson's for one "
+        "seed (of this adapter), for several seeds after the mean ± standard deviation one "
+        "for other seeds and other problems (of the method)."
     )
     for data in evidence.data:
         here = [score for score in scores if score.data == data]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from kit.reports.document import Figure, Origin, Section, Text
+from kit.reports.document import Figure, Origin, Section
 from kit.reports.evidence import Arm, Evidence
 from kit.reports.figures import Line, Style, draw_curves
 
@@ -67,18 +67,14 @@ def describe_curves(
 ) -> Section:
     section = Section("Training")
     if not curves:
-        section.blocks.append(Text(["No step has been recorded yet."]))
+        section.say("No step has been recorded yet.")
         return section
-    section.blocks.append(
-        Text(
-            [
-                "Lines are means over an arm's seeds, bands reach from the lowest to the highest "
-                "seed; an arm of one seed is a thin line without a band. Every line is a moving "
-                "mean; the number of steps it spans is under each figure. Accuracy, length and "
-                "entropy while training are of the problems of each step, held-out accuracy is of "
-                "problems never trained on. docs/metrics.md explains every metric."
-            ]
-        )
+    section.say(
+        "Lines are means over an arm's seeds, bands reach from the lowest to the highest "
+        "seed; an arm of one seed is a thin line without a band. Every line is a moving "
+        "mean; the number of steps it spans is under each figure. Accuracy, length and "
+        "entropy while training are of the problems of each step, held-out accuracy is of "
+        "problems never trained on. docs/metrics.md explains every metric."
     )
     for curve in CURVES:
         if curve.metric in curves:

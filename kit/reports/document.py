@@ -71,6 +71,10 @@ class Section:
     title: str
     blocks: list[Block] = field(default_factory=list)
 
+    def say(self, sentences: str) -> None:
+        """Add a paragraph."""
+        self.blocks.append(Text([sentences]))
+
 
 def percent(value: float | None) -> str:
     """A share as a percentage without its sign: the header has it."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,24 +21,21 @@ FIGURES = "figures"
 
 def to_html(title: str, sections: Sequence[Section], folder: Path, command: str) -> str:
     """One page with styles and pictures inside; all text is escaped."""
-    environment = Environment(
-        loader=PackageLoader("kit.reports", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "plain": plain,
-        "data_uri": _data_uri,
-        "anchor": _anchor,
-        "runs": _runs,
-        "kind": lambda block: type(block).__name__,
-        "files": lambda origin: _files(origin, folder),
-        "all_files": lambda origin: origin.relative(folder),
-    }
-    return environment.get_template("page.html.jinja").render(
-        title=title, sections=sections, command=command
+    return _render("page.html.jinja", folder, title=title, sections=sections, command=command)
+
+
+def sections_html(sections: Sequence[Section]) -> str:
+    """What is between the page's title and its end, for another page: without where it is from."""
+    return _render(
+        "sections.html.jinja",
+        Path(),
+        sections=[
+            Section(
+                s.title,
+                [b if isinstance(b, Text) else replace(b, origin=Origin()) for b in s.blocks],
+            )
+            for s in sections
+        ],
     )
 
 
@@ -67,6 +66,26 @@ def figure_path(figure: Figure) -> str:
 def plain(text: str) -> str:
     """On one line, and without the control characters that steer a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _render(template: str, folder: Path, **shown: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("kit.reports", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "plain": plain,
+        "data_uri": _data_uri,
+        "anchor": _anchor,
+        "runs": _runs,
+        "kind": lambda block: type(block).__name__,
+        "files": lambda origin: _files(origin, folder),
+        "all_files": lambda origin: origin.relative(folder),
+    }
+    return environment.get_template(template).render(**shown)
 
 
 def _files(origin: Origin, folder: Path) -> str:

@@ -136,34 +136,24 @@ def describe_differences(
     reference = _reference(evidence)
     alone = [a.name for a in evidence.arms if not a.runs.keys() & reference.runs.keys()]
     if alone:
-        section.blocks.append(
-            Text(
-                [
-                    f"Not compared with {reference.name}, because they share no seed with it: "
-                    f"{', '.join(alone)}."
-                ]
-            )
+        section.say(
+            f"Not compared with {reference.name}, because they share no seed with it: "
+            f"{', '.join(alone)}."
         )
     if not comparisons:
-        section.blocks.append(
-            Text(["Nothing to compare: no two arms were evaluated on the same data."])
-        )
+        section.say("Nothing to compare: no two arms were evaluated on the same data.")
         return section
-    section.blocks.append(
-        Text(
-            [
-                "All arms answered the same problems, so differences are taken problem by "
-                "problem. In brackets the 95 % interval of the difference in percentage points, "
-                "for other seeds and other problems (with one seed for other problems alone). A "
-                "difference counts as shown where its interval excludes 0 and every test's p, "
-                "corrected by Holm's method, is below 0.05; over several seeds it is one of two "
-                f"methods, and needs {ENOUGH_SEEDS} of them. "
-                "Corrected together are the tests of one pair of arms and one measure over all "
-                "data sets and temperatures; that there are several pairs is not corrected for. "
-                "\u201cNo difference shown\u201d does not mean that there is none: the interval "
-                "says how large it may be."
-            ]
-        )
+    section.say(
+        "All arms answered the same problems, so differences are taken problem by "
+        "problem. In brackets the 95 % interval of the difference in percentage points, "
+        "for other seeds and other problems (with one seed for other problems alone). A "
+        "difference counts as shown where its interval excludes 0 and every test's p, "
+        "corrected by Holm's method, is below 0.05; over several seeds it is one of two "
+        f"methods, and needs {ENOUGH_SEEDS} of them. "
+        "Corrected together are the tests of one pair of arms and one measure over all "
+        "data sets and temperatures; that there are several pairs is not corrected for. "
+        "\u201cNo difference shown\u201d does not mean that there is none: the interval "
+        "says how large it may be."
     )
     for b in dict.fromkeys(c.b.arm for c in comparisons):
         section.blocks.extend(_against(b, [c for c in comparisons if c.b.arm == b], looks))

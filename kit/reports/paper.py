@@ -12,7 +12,7 @@ from typing import Any
 
 from kit.config import Config
 from kit.recipe import build_config, differences
-from kit.reports.document import Origin, Section, Table, Text, interval, percent
+from kit.reports.document import Origin, Section, Table, interval, percent
 from kit.reports.evidence import Evidence
 from kit.reports.scores import MEASURES, Score, origin
 
@@ -122,21 +122,15 @@ def describe_paper(
     section = Section("Against the paper", [_published()])
     without = [arm.name for arm in evidence.arms if arm.name not in records]
     if without:
-        section.blocks.append(
-            Text([f"No accuracy is published for the trust region of: {', '.join(without)}."])
-        )
+        section.say(f"No accuracy is published for the trust region of: {', '.join(without)}.")
     beside = {name: record for name, record in records.items() if not record["differs"]}
     if beside:
         section.blocks.append(_side_by_side(beside, scores))
     if len(beside) < len(records):
         others = ", ".join(name for name in records if name not in beside)
-        section.blocks.append(
-            Text(
-                [
-                    "Not set beside the published accuracies, because more than LoRA and what it "
-                    f"entails differs: {others}."
-                ]
-            )
+        section.say(
+            "Not set beside the published accuracies, because more than LoRA and what it "
+            f"entails differs: {others}."
         )
     if records:
         section.blocks.append(_differences(evidence, records))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kit.reports.document import NONE, Block, Figure, Section, Table, Text, interval, percent
+from kit.reports.document import NONE, Block, Figure, Section, Table, interval, percent
 from kit.reports.evidence import Evidence
 from kit.reports.figures import Dot, Style, draw_dots
 from kit.reports.scores import Score, label, origin
@@ -25,7 +25,7 @@ def describe_slices(
         if any(score.figures["reasoning"] for score in here):
             section.blocks.append(_reasoning(data, here))
     if not section.blocks:
-        section.blocks.append(Text(["No categories, difficulties or measures of reasoning yet."]))
+        section.say("No categories, difficulties or measures of reasoning yet.")
     return section
 
 
