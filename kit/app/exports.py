@@ -129,6 +129,11 @@ def comparator_json(
     }
 
 
+def json_text(record: dict[str, Any]) -> str:
+    """As a file holds it."""
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+
+
 def file_name(*words: str, ending: str) -> str:
     """Readable, and safe whatever the runs and problems in it are called."""
     plain = (re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.") for word in words)

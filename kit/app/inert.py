@@ -136,10 +136,20 @@ def inert_markdown(text: str) -> str:
     return _AROUND_DISPLAY.sub(r"\1", "".join(parts))
 
 
+def short(text: str, length: int) -> str:
+    """On one line, cut off at `length` characters."""
+    line = " ".join(printable(text[: 4 * length]).split())
+    return line if len(line) <= length and len(text) <= 4 * length else f"{line[:length]}…"
+
+
+def escaped(text: str) -> str:
+    """HTML that shows `text` literally."""
+    return html.escape(printable(text))
+
+
 def inert_html(text: str) -> str:
     """HTML that shows `text` literally where white space is kept, with its line breaks marked."""
-    escaped = html.escape(printable(text))
-    return escaped.replace("\n", '<span class="kit-newline" aria-hidden="true"></span>\n')
+    return escaped(text).replace("\n", '<span class="kit-newline" aria-hidden="true"></span>\n')
 
 
 def _seen(character: str) -> str:

@@ -9,7 +9,7 @@ import uvicorn
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from kit.app import inert
+from kit.app import inert, parts
 from kit.app.api import Api
 from kit.app.browse import view as browse_view
 from kit.app.compare import columns, differences, heatmap, ratios
@@ -17,15 +17,13 @@ from kit.app.compare.view import MODEL, CompareView
 from kit.app.doors import PER_ADDRESS, WINDOW, Doors
 from kit.app.library.adapters import find
 from kit.app.options import AppOptions
+from kit.app.parts import QUIET
 from kit.app.report import view as report_view
 from kit.app.session import Session
 from kit.app.training import view as training_view
 from kit.errors import ModelError
 
 STYLE = """
-.kit-notice { margin: 0; padding: .6em .8em; border-radius: 6px; background: #fde8e6;
-  color: #7a1a10; }
-.dark .kit-notice { background: #4a1510; color: #ffd9d4; }
 .kit-text, .kit-final { overflow-wrap: anywhere; }
 .kit-text { min-height: 4em; }
 @media (max-width: 640px) { .gradio-container { padding: .5em !important; } }
@@ -76,8 +74,7 @@ def build(desk: Session) -> gr.Blocks:
             _take_over,
             browse.selected,
             [tabs, *compare.problem.taken, compare.system_prompt],
-            api_visibility="private",
-            show_progress="hidden",
+            **QUIET,
         )
     return page
 
@@ -102,7 +99,15 @@ def launch(options: AppOptions) -> None:
 def settings(options: AppOptions) -> dict[str, Any]:
     """Arguments of Gradio's `launch`."""
     styles = (
-        *(STYLE, columns.STYLE, inert.STYLE, heatmap.STYLE, differences.STYLE, ratios.STYLE),
+        *(
+            STYLE,
+            parts.STYLE,
+            columns.STYLE,
+            inert.STYLE,
+            heatmap.STYLE,
+            differences.STYLE,
+            ratios.STYLE,
+        ),
         *(training_view.CSS, report_view.CSS),
     )
     return {

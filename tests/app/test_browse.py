@@ -18,9 +18,7 @@ from kit.app.browse.layout import (
     badge_of,
     bullets,
     counts_table,
-    lay_out,
     problem_foot,
-    short,
     side_head,
 )
 from kit.app.browse.matching import comparable, differences, explain, first_choice, nearest
@@ -33,6 +31,7 @@ from kit.app.exports import (
     pair_json,
     pair_markdown,
 )
+from kit.app.inert import short
 from kit.app.library.results import Attempt, FoundResults, Stored, find_stored
 from kit.app.options import AppOptions
 from kit.errors import ResultsError
@@ -454,8 +453,7 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     write(tmp_path / "b", [row(1, **texts)])
     pairing = pair_up(*found(tmp_path))
     (case,) = pairing.cases
-    left = replace(pairing.left, name=HOSTILE)
-    pages = [side_head("Left", left, case.left), problem_foot(pairing, case), bullets([HOSTILE])]
+    pages = [side_head(HOSTILE, case.left), problem_foot(pairing, case), bullets([HOSTILE])]
     for page in pages:
         assert "&lt;img src=x" in page
         assert "<img" not in page
@@ -627,7 +625,7 @@ def page(runs: Path) -> tuple[gr.Blocks, Parts]:
     with gr.Blocks() as blocks:
         view = browse_view.build(AppOptions(runs=runs))
         view.refresh_on(blocks.load)
-        parts = lay_out()
+        parts = Parts()
     return blocks, parts
 
 

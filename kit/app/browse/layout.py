@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import gradio as gr
 
 from kit.app.browse.pairs import Case, Pairing, Selection
-from kit.app.compare.columns import badge_html
-from kit.app.inert import LATEX_DELIMITERS, printable
-from kit.app.library.results import Attempt, FoundResults, Stored
+from kit.app.inert import escaped, short
+from kit.app.library.results import Attempt, FoundResults
+from kit.app.parts import PROSE, badge_html
 from kit.app.verdicts import Badge, badge
 from kit.tasks.verifiers import Verdict
 
@@ -27,46 +25,25 @@ OUTCOMES: list[tuple[str, str]] = [
 ]
 HEADERS = ["#", "Problem", "Gold answer", "Left", "Right"]
 DOWNLOAD = "browse-download"
+MESSAGES = 8  # that are shown; the others are counted
+_CELL = "padding:4px 8px;border:1px solid var(--border-color-primary);text-align:right"
 
 
-@dataclass(frozen=True, slots=True)
 class Parts:
     """All components, in the order in which they stand on the page."""
 
-    group: gr.Dropdown
-    left: gr.Dropdown
-    right: gr.Dropdown
-    refresh: gr.Button
-    note: gr.HTML
-    faults_box: gr.Accordion
-    faults: gr.HTML
-    pairs: gr.Column
-    measure: gr.Radio
-    outcome: gr.Dropdown
-    category: gr.Dropdown
-    difficulty: gr.Dropdown
-    text: gr.Textbox
-    counts: gr.HTML
-    table: gr.Dataframe
-    case: gr.Column
-    previous: gr.Button
-    following: gr.Button
-    position: gr.Number
-    question: gr.Markdown
-    gold: gr.HTML
-    left_head: gr.HTML
-    left_text: gr.Markdown
-    right_head: gr.HTML
-    right_text: gr.Markdown
-    live: gr.Button
-    as_markdown: gr.Button
-    as_json: gr.Button
-    as_comparator: gr.Button
-    download: gr.DownloadButton
-    found: gr.State  # Found
-    key: gr.State  # of the shown pair
-    selected: gr.State
-    folder: gr.State  # temporary, of the session's exports
+    def __init__(self) -> None:
+        """To be called where the tab is built; what shows pairs is hidden until there are some."""
+        self._lay_out_choice()
+        with gr.Column(visible=False) as self.pairs:
+            self._lay_out_filters()
+        with gr.Column(visible=False) as self.case:
+            self._lay_out_case()
+        self.found = gr.State(FoundResults((), ()))
+        self.key = gr.State()  # of the shown pair
+        self.selected = gr.State()
+        # temporary, of the session's exports
+        self.folder = gr.State(delete_callback=lambda folder: folder and folder.cleanup())
 
     @property
     def filters(self) -> list[Any]:
@@ -79,100 +56,76 @@ class Parts:
 
     @property
     def all(self) -> list[Any]:
-        return [getattr(self, field.name) for field in fields(self)]
+        return list(vars(self).values())
 
+    def _lay_out_choice(self) -> None:
+        with gr.Row():
+            self.group = gr.Dropdown([], label="Data set and temperature", min_width=240)
+            self.left = gr.Dropdown([], label="Left", min_width=240)
+            self.right = gr.Dropdown([], label="Right", min_width=240)
+            self.refresh = gr.Button("Refresh", min_width=100, scale=0)
+        self.note = gr.HTML(sentence("Looking for results …"))
+        with gr.Accordion("Files", open=False, visible=False) as self.faults_box:
+            self.faults = gr.HTML(padding=True)
 
-def lay_out() -> Parts:
-    """To be called where the tab is built; what shows pairs is hidden until there are some."""
-    c: dict[str, Any] = {}
-    _lay_out_choice(c)
-    with gr.Column(visible=False) as c["pairs"]:
-        _lay_out_filters(c)
-    with gr.Column(visible=False) as c["case"]:
-        _lay_out_case(c)
-    c |= {"found": gr.State(FoundResults((), ())), "key": gr.State(), "selected": gr.State()}
-    c["folder"] = gr.State(delete_callback=lambda folder: folder and folder.cleanup())
-    return Parts(**c)
-
-
-def _lay_out_choice(c: dict[str, Any]) -> None:
-    with gr.Row():
-        c["group"] = gr.Dropdown([], label="Data set and temperature", min_width=240)
-        c["left"] = gr.Dropdown([], label="Left", min_width=240)
-        c["right"] = gr.Dropdown([], label="Right", min_width=240)
-        c["refresh"] = gr.Button("Refresh", min_width=100, scale=0)
-    c["note"] = gr.HTML(sentence("Looking for results …"))
-    with gr.Accordion("Files", open=False, visible=False) as c["faults_box"]:
-        c["faults"] = gr.HTML(padding=True)
-
-
-def _lay_out_filters(c: dict[str, Any]) -> None:
-    with gr.Row():
-        c["measure"] = gr.Radio(
-            [("strict: as #### answer", "strict"), ("lenient: anywhere", "lenient")],
-            value="strict",
-            label="Verdict",
-            min_width=200,
-        )
-        c["outcome"] = gr.Dropdown(OUTCOMES, value="all", label="Outcome", min_width=200)
-        c["category"] = gr.Dropdown([ANY], value=ANY, label="Category", min_width=140)
-        c["difficulty"] = gr.Dropdown([ANY], value=ANY, label="Difficulty", min_width=140)
-        c["text"] = gr.Textbox(
-            "", label="Search questions and completions", max_lines=1, min_width=240
-        )
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            c["counts"] = gr.HTML()
-        with gr.Column(scale=5, min_width=300):
-            c["table"] = gr.Dataframe(
-                headers=HEADERS,
-                datatype="str",
-                interactive=False,
-                label="Matching pairs",
-                max_height=260,
-                column_widths=["60px", "270px", "110px", "215px", "190px"],
+    def _lay_out_filters(self) -> None:
+        with gr.Row():
+            self.measure = gr.Radio(
+                [("strict: as #### answer", "strict"), ("lenient: anywhere", "lenient")],
+                value="strict",
+                label="Verdict",
+                min_width=200,
             )
+            self.outcome = gr.Dropdown(OUTCOMES, value="all", label="Outcome", min_width=200)
+            self.category = gr.Dropdown([ANY], value=ANY, label="Category", min_width=140)
+            self.difficulty = gr.Dropdown([ANY], value=ANY, label="Difficulty", min_width=140)
+            self.text = gr.Textbox(
+                "", label="Search questions and completions", max_lines=1, min_width=240
+            )
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                self.counts = gr.HTML()
+            with gr.Column(scale=5, min_width=300):
+                self.table = gr.Dataframe(
+                    headers=HEADERS,
+                    datatype="str",
+                    interactive=False,
+                    label="Matching pairs",
+                    max_height=260,
+                    column_widths=["60px", "270px", "110px", "215px", "190px"],
+                )
+
+    def _lay_out_case(self) -> None:
+        with gr.Row():
+            self.previous = gr.Button("← Previous", min_width=120)
+            self.following = gr.Button("Next →", min_width=120)
+            self.position = gr.Number(1, label="Shown pair", precision=0, min_width=160)
+        with gr.Group():
+            self.question = gr.Markdown(padding=True, **PROSE)
+            self.gold = gr.HTML(padding=True)
+        with gr.Row():
+            self.left_head, self.left_text = _side()
+            self.right_head, self.right_text = _side()
+        with gr.Row():
+            self.live = gr.Button("Run this one live", variant="primary", min_width=160)
+            self.as_markdown = gr.Button("Save pair as Markdown", min_width=160)
+            self.as_json = gr.Button("Save pair as JSON", min_width=160)
+            self.as_comparator = gr.Button("Save matching pairs (LLM Comparator)", min_width=160)
+        self.download = gr.DownloadButton("Download", visible="hidden", elem_id=DOWNLOAD)
 
 
-def _lay_out_case(c: dict[str, Any]) -> None:
-    def markdown() -> gr.Markdown:
-        return gr.Markdown(
-            latex_delimiters=LATEX_DELIMITERS, sanitize_html=True, line_breaks=True, padding=True
-        )
-
-    with gr.Row():
-        c["previous"] = gr.Button("← Previous", min_width=120)
-        c["following"] = gr.Button("Next →", min_width=120)
-        c["position"] = gr.Number(1, label="Shown pair", precision=0, min_width=160)
-    with gr.Group():
-        c["question"] = markdown()
-        c["gold"] = gr.HTML(padding=True)
-    with gr.Row():
-        for side in ("left", "right"):
-            with gr.Column(min_width=300), gr.Group():
-                c[f"{side}_head"] = gr.HTML(padding=True)
-                c[f"{side}_text"] = markdown()
-    with gr.Row():
-        c["live"] = gr.Button("Run this one live", variant="primary", min_width=160)
-        c["as_markdown"] = gr.Button("Save pair as Markdown", min_width=160)
-        c["as_json"] = gr.Button("Save pair as JSON", min_width=160)
-        c["as_comparator"] = gr.Button("Save matching pairs (LLM Comparator)", min_width=160)
-    c["download"] = gr.DownloadButton("Download", visible="hidden", elem_id=DOWNLOAD)
+def _side() -> tuple[gr.HTML, gr.Markdown]:
+    with gr.Column(min_width=300), gr.Group():
+        return gr.HTML(padding=True), gr.Markdown(padding=True, **PROSE)
 
 
-MESSAGES = 8  # that are shown; the others are counted
-
-
-_CELL = "padding:4px 8px;border:1px solid var(--border-color-primary);text-align:right"
-
-
-def side_head(side: str, stored: Stored, attempt: Attempt) -> str:
+def side_head(name: str, attempt: Attempt) -> str:
     """Who wrote a completion, whether it is right, its answer and length."""
     answer = attempt.lenient_answer
     found = "" if answer is None else f"answer <strong>{escaped(short(answer, 60))}</strong> · "
     cut = ", cut off" if attempt.truncated else ""
     return (
-        f"{side}: <strong>{escaped(stored.name)}</strong><br>"
+        f"<strong>{escaped(name)}</strong><br>"
         f"{badge_html(badge_of(attempt))} {found}{attempt.tokens:,} tokens{cut}"
     )
 
@@ -226,13 +179,3 @@ def badge_of(attempt: Attempt) -> Badge:
         attempt.strict, attempt.lenient, attempt.strict_answer, attempt.lenient_answer
     )
     return badge(verdict, is_judged=True, truncated=attempt.truncated)
-
-
-def escaped(text: str) -> str:
-    return html.escape(printable(text))
-
-
-def short(text: str, length: int) -> str:
-    """On one line, cut off at `length` characters."""
-    line = " ".join(printable(text[: 4 * length]).split())
-    return line if len(line) <= length and len(text) <= 4 * length else f"{line[:length]}…"

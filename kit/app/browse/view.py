@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,27 +21,22 @@ from kit.app.browse.layout import (
     badge_of,
     bullets,
     counts_table,
-    lay_out,
     problem_foot,
     sentence,
-    short,
     side_head,
 )
 from kit.app.browse.pairs import Case, Filter, Selection
-from kit.app.exports import comparator_json, file_name, pair_json, pair_markdown
-from kit.app.inert import inert_markdown, printable
+from kit.app.exports import comparator_json, file_name, json_text, pair_json, pair_markdown
+from kit.app.inert import inert_markdown, printable, short
 from kit.app.library.results import FoundResults, Stored, find_stored
 from kit.app.options import AppOptions
+from kit.app.parts import QUIET
 from kit.errors import KitError
 from kit.files import write_atomically
 
 PAGE = 20  # rows of the table
 _CLICK = f"() => document.querySelector('#{DOWNLOAD}').click()"
-_QUIET: dict[str, Any] = {
-    "api_visibility": "private",
-    "show_progress": "hidden",
-    "concurrency_limit": None,
-}
+_QUIET = QUIET | {"concurrency_limit": None}
 
 Updates = dict[Any, Any]
 Export = Callable[[Selection, Case], tuple[str, str]]  # -> name and content of a file
@@ -63,7 +57,7 @@ class BrowseView:
 
 def build(options: AppOptions) -> BrowseView:
     """The tab's components and events; it is empty until an event given to `refresh_on`."""
-    parts = lay_out()
+    parts = Parts()
 
     def choose_at(trigger: Any, fn: Callable[..., Updates], inputs: Sequence[Any]) -> None:
         done = gr.on(trigger, fn, list(inputs), parts.all, **_QUIET)
@@ -205,9 +199,9 @@ def _show_case(parts: Parts, selection: Selection, at: int) -> Updates:
         parts.position: gr.Number(at + 1, label=f"Shown pair, of {n:,}"),
         parts.question: inert_markdown(case.left.question),
         parts.gold: problem_foot(pairing, case),
-        parts.left_head: side_head("Left", pairing.left, case.left),
+        parts.left_head: f"Left: {side_head(pairing.left.name, case.left)}",
         parts.left_text: inert_markdown(case.left.completion),
-        parts.right_head: side_head("Right", pairing.right, case.right),
+        parts.right_head: f"Right: {side_head(pairing.right.name, case.right)}",
         parts.right_text: inert_markdown(case.right.completion),
         parts.key: case.key,
         parts.selected: {
@@ -272,7 +266,7 @@ def _as_markdown(selection: Selection, case: Case) -> tuple[str, str]:
 
 def _as_json(selection: Selection, case: Case) -> tuple[str, str]:
     record = pair_json(pairs.compared(selection.pairing, case))
-    return _name(selection, *case.key, ending="json"), _json(record)
+    return _name(selection, *case.key, ending="json"), json_text(record)
 
 
 def _as_comparator(selection: Selection, case: Case) -> tuple[str, str]:
@@ -284,13 +278,9 @@ def _as_comparator(selection: Selection, case: Case) -> tuple[str, str]:
         measure=selection.wanted.measure,
         source=pairing.left.group,
     )
-    return _name(selection, pairing.left.group, ending="comparator.json"), _json(record)
+    return _name(selection, pairing.left.group, ending="comparator.json"), json_text(record)
 
 
 def _name(selection: Selection, *words: Any, ending: str) -> str:
     names = (selection.pairing.left.name, "vs", selection.pairing.right.name)
     return file_name(*map(str, words), *names, ending=ending)
-
-
-def _json(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False, indent=1) + "\n"

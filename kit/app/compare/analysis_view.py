@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
 import gradio as gr
 
-from kit.app.compare.columns import notice_html
 from kit.app.compare.comparison import Shown
 from kit.app.compare.differences import first_difference, word_diff
 from kit.app.compare.heatmap import heat_map
 from kit.app.compare.ratios import Ratios, ratio_chart, ratios
 from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT
-from kit.app.inert import printable
+from kit.app.inert import escaped
+from kit.app.parts import QUIET, notice_html
 from kit.config import PSPO, Clip
 from kit.errors import AdapterError
 
@@ -54,23 +53,16 @@ class AnalysisView:
                 self.high = gr.Slider(0, 5, clip.epsilon_high, step=0.01, label="ε high of clip")
             self.chart = gr.HTML(elem_id="kit-ratios")
         self.outputs = [self.box, self.difference, *self.maps.values(), self.chart]
-        self.controls: list[Any] = [
-            self.colours,
-            self.side,
-            self.sign,
-            self.alpha,
-            self.low,
-            self.high,
-        ]
+        self.controls: list[Any] = [self.colours, self.side, self.sign]
+        self.controls += [self.alpha, self.low, self.high]
         gr.on(
             [control.input for control in self.controls],
             lambda values: self.show(values[self.shown], values),
             {self.shown, *self.controls},
             self.outputs,
-            api_visibility="private",
-            show_progress="hidden",
             queue=False,
             trigger_mode="always_last",
+            **QUIET,
         )
 
     def show(self, shown: Shown | None, values: Update) -> Update:
@@ -94,7 +86,7 @@ class AnalysisView:
         """Under the side's name; or why there is none."""
         between = values[self.colours] == BETWEEN
         minuend, subtrahend = (LEFT, RIGHT) if between else (side, BASE_SIDE)
-        heading = f"<h4>{side.capitalize()}: {escape(printable(shown.names[side]))}</h4>"
+        heading = f"<h4>{side.capitalize()}: {escaped(shown.names[side])}</h4>"
         try:
             return heading + heat_map(
                 shown.comparison.scores[shown.sample][side].tokens,

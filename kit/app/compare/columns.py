@@ -6,38 +6,15 @@ from html import escape
 
 from kit.app.compare.comparison import Answer, Shown
 from kit.app.compare.setup import BASE_SIDE
-from kit.app.inert import printable
-from kit.app.verdicts import Badge
-from kit.errors import KitError
-
-MARKS = {"right": "✓", "format": "✓", "wrong": "✗", "missing": "–", "truncated": "…"}
+from kit.app.parts import badge_html, table_html
 
 STYLE = """
-.kit-badge { display: inline-block; padding: .1em .6em; border-radius: 1em; font-weight: 600;
-  background: #6b7280; color: #fff; }
-.kit-badge-right { background: #14713d; }
-.kit-badge-format { background: #8a4b08; }
-.kit-badge-wrong { background: #b42318; }
-.kit-badge-missing, .kit-badge-truncated { background: #8a4b08; }
-.kit-badge-unjudged { background: #4b5563; }
 .kit-figures { display: flex; flex-wrap: wrap; gap: .2em 1.2em; margin: .4em 0 0; font-size: .9em; }
 .kit-figures > div { display: flex; gap: .4em; }
 .kit-figures dt { color: var(--body-text-color-subdued); }
 .kit-figures dd { margin: 0; font-variant-numeric: tabular-nums; }
 .kit-side { min-width: min(260px, 100%) !important; }
-.kit-table { width: 100%; border-collapse: collapse; font-size: .9em; }
-.kit-table th, .kit-table td { text-align: left; padding: .2em .6em .2em 0; }
 """
-
-
-def badge_html(badge: Badge) -> str:
-    mark = MARKS.get(badge.kind, "")
-    return f'<span class="kit-badge kit-badge-{badge.kind}">{mark} {escape(badge.text)}</span>'
-
-
-def notice_html(error: KitError) -> str:
-    """An error, where the page would show what it prevents."""
-    return f'<p class="kit-notice" role="alert">{escape(printable(str(error)))}</p>'
 
 
 def status_html(shown: Shown, side: str) -> str:
@@ -84,18 +61,7 @@ def samples_html(shown: Shown) -> str:
             verdict = (" (right)" if right else " (wrong)") if is_judged else ""
             cells += [text + verdict, f"{count} of {samples}"]
         rows.append(cells)
-    return (
-        '<table class="kit-table"><thead><tr>'
-        + "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-        + "</tr></thead><tbody>"
-        + "".join(
-            f'<tr><th scope="row">{escape(cells[0])}</th>'
-            + "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
-            + "</tr>"
-            for cells in rows
-        )
-        + "</tbody></table>"
-    )
+    return table_html(head, rows, "kit-table", named=True)
 
 
 def _measured(answer: Answer) -> dict[str, str]:

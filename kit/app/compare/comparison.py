@@ -111,25 +111,17 @@ def finish(comparison: Comparison, judge: Judge, *, is_stopped: bool = False) ->
 
 def to_vote(comparison: Comparison, sample: int, vote: Preference, *, blind: bool) -> Vote:
     """A vote on the left and right answers of one sample; `vote` as `Vote` names it."""
-    setup = comparison.setup
-
-    def side(name: str) -> Side:
-        choice, answer = setup.sides[name], comparison.answers[name][sample]
-        is_judged = setup.is_judged and answer.verdict is not None
-        return Side(
-            name=choice.label,
-            adapter=choice.adapter,
-            adapter_sha256=comparison.hashes[name],
-            completion=answer.completion.text,
-            strict=answer.verdict.strict if is_judged and answer.verdict else None,
-        )
-
+    setup, pair = comparison.setup, to_pair(comparison, sample)
+    left, right = (
+        Side(side.name, side.adapter, side.adapter_sha256, side.completion, side.strict)
+        for side in (pair.left, pair.right)
+    )
     return Vote(
         question=setup.question,
         prompt=[Message(message["role"], message["content"]) for message in setup.messages],
         answer=setup.gold,
-        left=side(LEFT),
-        right=side(RIGHT),
+        left=left,
+        right=right,
         settings=VoteSettings(setup.temperature, setup.max_new_tokens, setup.seed),
         vote=vote,
         blind=blind,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
-from kit.app.inert import MAX_CHARACTERS, inert_html, printable
+from kit.app.inert import MAX_CHARACTERS, escaped, inert_html
 
 MAX_WORDS = 2_000  # compared of each text, spaces between them counted
 _WORD = re.compile(r"\s+|\d+(?:[.,]\d+)*|[^\W\d_]+|.")  # a number keeps its decimals
@@ -83,6 +82,6 @@ def _changes(left: str, right: str) -> Iterator[tuple[str, str]]:
 
 def _marked(left: str, right: str) -> str:
     if left == right:
-        return html.escape(printable(left))
+        return escaped(left)
     gone, new = (inert_html(text) for text in (left, right))
     return (f"<del>{gone}</del>" if gone else "") + (f"<ins>{new}</ins>" if new else "")

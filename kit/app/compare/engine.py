@@ -20,7 +20,7 @@ from kit.model.adapter_files import adapter_sha256
 from kit.model.base import Base
 from kit.model.lora import load_adapters
 from kit.model.policy import BASE, Policy
-from kit.model.rollout import Request, Sampling, stream
+from kit.model.rollout import Completion, Request, Sampling, stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,43 +56,39 @@ class Engine:
         long, ModelError when memory runs out.
         """
         with self._lock, _advice(setup):
-            yield from self._run(setup)
+            hashes = self._load(setup)
+            prompt = tuple(self.base.prompt_ids(setup.messages))
+            self._check_length(prompt, setup)
+            requests = [
+                Request(prompt, (setup.seed, number), name)
+                for name in self._names_of(setup, hashes).values()
+                for number in range(setup.samples)
+            ]
+            said = Comparison(setup, self.prompt_text(setup.messages), {}, hashes)
+            sampling = Sampling(setup.max_new_tokens, setup.temperature)
+            began = time.perf_counter()
+            answers: list[Any] = [None] * len(requests)
+            for completions in stream(self._policy, requests, sampling):
+                now = time.perf_counter() - began
+                answers = [_timed(*both, now) for both in zip(completions, answers, strict=True)]
+                starts = range(0, len(answers), setup.samples)
+                by_side = [tuple(answers[start : start + setup.samples]) for start in starts]
+                said = replace(said, answers=dict(zip(setup.sides, by_side, strict=True)))
+                yield said
+            yield replace(said, scores={0: self._score(said, 0)})
 
     def score(self, said: Comparison, sample: int) -> dict[str, ScoredAnswer]:
         """Scores of another sample of what was said; ModelError when memory runs out."""
         with self._lock, _advice(said.setup):
             return self._score(said, sample)
 
-    def _run(self, setup: Setup) -> Iterator[Comparison]:
-        hashes = self._load(setup)
-        prompt = tuple(self.base.prompt_ids(setup.messages))
+    def _check_length(self, prompt: Sequence[int], setup: Setup) -> None:
         if len(prompt) + setup.max_new_tokens > self.context:
             raise ConfigError(
                 f"the prompt has {len(prompt)} tokens, and with {setup.max_new_tokens} new ones "
                 f"that is more than the {self.context} this model can see; shorten the problem or "
                 "lower the number of new tokens"
             )
-        requests = [
-            Request(prompt, (setup.seed, number), name)
-            for name in self._names_of(setup, hashes).values()
-            for number in range(setup.samples)
-        ]
-        said = Comparison(setup, self.prompt_text(setup.messages), {}, hashes)
-        began, times = time.perf_counter(), [0.0] * len(requests)
-        lengths = [0] * len(requests)
-        for completions in stream(
-            self._policy, requests, Sampling(setup.max_new_tokens, setup.temperature)
-        ):
-            now = time.perf_counter() - began
-            for row, completion in enumerate(completions):
-                if len(completion.tokens) > lengths[row]:
-                    lengths[row], times[row] = len(completion.tokens), now
-            answers = list(map(Answer, completions, times))
-            starts = range(0, len(answers), setup.samples)
-            by_side = [tuple(answers[start : start + setup.samples]) for start in starts]
-            said = replace(said, answers=dict(zip(setup.sides, by_side, strict=True)))
-            yield said
-        yield replace(said, scores={0: self._score(said, 0)})
 
     def _score(self, said: Comparison, sample: int) -> dict[str, ScoredAnswer]:
         prompt = self.base.prompt_ids(said.setup.messages)
@@ -119,6 +115,13 @@ class Engine:
             side: BASE if source is None else self._names[source, str(hashes[side])]
             for side, source in setup.adapters.items()
         }
+
+
+def _timed(completion: Completion, before: Answer | None, now: float) -> Answer:
+    """What one row has said by now, in as long as it took to its newest token."""
+    if before is not None and len(completion.tokens) == len(before.completion.tokens):
+        now = before.seconds
+    return Answer(completion, now)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from kit.app.compare.comparison import Shown, to_pair
-from kit.app.exports import comparator_json, pair_json, pair_markdown
+from kit.app.exports import comparator_json, json_text, pair_json, pair_markdown
 from kit.files import write_atomically
 
 Update = dict[Any, Any]
@@ -27,8 +26,8 @@ class ExportView:
             self.comparator = gr.DownloadButton("All of these two for LLM Comparator", size="sm")
         self.outputs = [self.box, self.markdown, self.json, self.comparator]
 
-    def show(self, shown: Shown | None) -> Update:
-        if shown is None or shown.hides_names or not shown.comparison.is_finished:
+    def show(self, shown: Shown) -> Update:
+        if shown.hides_names or not shown.comparison.is_finished:
             return {self.box: gr.update(visible=False)}
         pair = to_pair(shown.comparison, shown.sample)
         names = pair.left.name, pair.right.name
@@ -36,8 +35,8 @@ class ExportView:
         folder = Path(tempfile.mkdtemp(dir=self._folder.name))
         files = {
             self.markdown: ("comparison.md", pair_markdown(pair)),
-            self.json: ("comparison.json", _json(pair_json(pair))),
-            self.comparator: ("llm-comparator.json", _json(comparator_json(same, *names))),
+            self.json: ("comparison.json", json_text(pair_json(pair))),
+            self.comparator: ("llm-comparator.json", json_text(comparator_json(same, *names))),
         }
         update: Update = {self.box: gr.update(visible=True)}
         for button, (name, text) in files.items():
@@ -45,7 +44,3 @@ class ExportView:
             write_atomically(path, text)
             update[button] = gr.update(value=str(path))
         return update
-
-
-def _json(record: dict[str, Any]) -> str:
-    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"

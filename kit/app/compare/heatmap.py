@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from kit.app.compare.tokens import Token, log_ratio
 from kit.app.inert import inert_html, printable
+from kit.app.parts import table_html
 
 BOUND = 3.0  # nats at full colour: about 20 times as likely
 ROWS = 12  # of the table of tokens that differ most
@@ -192,14 +193,8 @@ def _table(tokens: Sequence[Token], gaps: Sequence[float], minuend: str, subtrah
         )
         for index in order
     ]
-    header = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    return (
-        f"<details><summary>The {len(rows)} tokens that differ most</summary>"
-        f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></details>"
-    )
+    summary = f"<summary>The {len(rows)} tokens that differ most</summary>"
+    return f"<details>{summary}{table_html(head, rows)}</details>"
 
 
 def _direction(gap: float) -> str:

@@ -9,6 +9,7 @@ import gradio as gr
 
 from kit.app.compare.setup import MAX_CHARACTERS
 from kit.app.inert import inert_markdown
+from kit.app.parts import QUIET
 from kit.app.session import Session
 from kit.errors import KitError
 
@@ -65,7 +66,6 @@ class ProblemView:
         return {"question": question, "gold": gold or None, "standard": standard}
 
     def _wire(self) -> None:
-        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         chosen, listing = [self.source, self.search], [self.listed, self.trouble]
         gr.on(
             [self.browser.expand, self.source.input, self.search.change],
@@ -73,10 +73,10 @@ class ProblemView:
             chosen,
             listing,
             trigger_mode="always_last",
-            **hidden,
+            **QUIET,
         )
-        self.listed.input(self._take, [self.source, self.listed], self.taken, **hidden)
-        self.chance.click(self._draw, chosen, [*listing, *self.taken], **hidden)
+        self.listed.input(self._take, [self.source, self.listed], self.taken, **QUIET)
+        self.chance.click(self._draw, chosen, [*listing, *self.taken], **QUIET)
 
     def _list(self, name: str, search: str) -> tuple[Any, Any]:
         try:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from kit.app.inert import short
 from kit.app.library.adapters import Catalogue
 from kit.app.options import AppOptions
 from kit.app.verdicts import Judge, NoVerifier, Standard
@@ -18,7 +19,7 @@ from kit.tasks.sources import KNOWN, TASK_PREFIX
 from kit.tasks.verifiers import Verifier
 
 LISTED = 500  # problems that the page offers at once
-TITLE = 90  # characters of a problem in the list
+TITLE = 89  # characters of a problem in the list
 
 
 class Problems:
@@ -60,7 +61,7 @@ class Problems:
         """(first words, index) of up to `LISTED` problems with `search` in the question."""
         wanted = search.casefold().strip()
         found = [
-            (f"{index}: {_title(problem['question'])}", index)
+            (f"{index}: {short(problem['question'], TITLE)}", index)
             for index, problem in enumerate(self.load(name))
             if wanted in problem["question"].casefold()
         ]
@@ -80,8 +81,3 @@ class Problems:
 def _bare(text: str) -> str:
     """Without spaces and line breaks, which the page's field of one line takes out."""
     return "".join(text.split())
-
-
-def _title(question: str) -> str:
-    line = " ".join(question.split())
-    return line if len(line) <= TITLE else line[: TITLE - 1] + "…"

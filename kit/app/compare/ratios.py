@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kit.app.compare.tokens import Token, log_ratio
+from kit.app.parts import table_html
 
 MAX_LOG_RATIO = 700.0  # nats; exp of more is no float
 _WIDTH, _HEIGHT = 360, 230  # small, so that its text can still be read on a telephone
@@ -258,6 +259,4 @@ def _summary(ratios: Ratios) -> str:
         "largest r": f"{max(ratios.raw):.3g}",
         "smallest r": f"{min(ratios.raw):.3g}",
     }
-    head = "".join(f'<th scope="col">{name}</th>' for name in cells)
-    row = "".join(f"<td>{value}</td>" for value in cells.values())
-    return f"<table><thead><tr>{head}</tr></thead><tbody><tr>{row}</tr></tbody></table>"
+    return table_html(list(cells), [list(cells.values())])

@@ -11,14 +11,15 @@ from typing import Any
 import gradio as gr
 
 from kit.app.compare.analysis_view import AnalysisView
-from kit.app.compare.columns import final_answer, notice_html, reasoning, samples_html, status_html
+from kit.app.compare.columns import final_answer, reasoning, samples_html, status_html
 from kit.app.compare.comparison import Shown, to_pair
 from kit.app.compare.export_view import ExportView
 from kit.app.compare.problem_view import ProblemView
 from kit.app.compare.setup import BASE_SIDE, LEFT, MAX_SAMPLES, RIGHT, Setup, chat
 from kit.app.compare.vote_view import VoteView
-from kit.app.inert import LATEX_DELIMITERS, inert_markdown
+from kit.app.inert import inert_markdown
 from kit.app.library.adapters import BASE_LABEL, advice, default_pair
+from kit.app.parts import PROSE, QUIET, notice_html
 from kit.app.session import Session
 from kit.errors import KitError
 
@@ -52,21 +53,16 @@ class CompareView:
         sentence = advice(self.desk.catalogue)
         if sentence:
             gr.Markdown(inert_markdown(sentence))
-        own = "An adapter found, or a path in the allowed folders"
         with gr.Row():
-            self.left = gr.Dropdown(
-                self.desk.labels,
-                value=left.label,
-                label="Left",
-                info=own,
-                allow_custom_value=True,
-            )
-            self.right = gr.Dropdown(
-                self.desk.labels,
-                value=right.label,
-                label="Right",
-                info=own,
-                allow_custom_value=True,
+            self.left, self.right = (
+                gr.Dropdown(
+                    self.desk.labels,
+                    value=choice.label,
+                    label=name,
+                    info="An adapter found, or a path in the allowed folders",
+                    allow_custom_value=True,
+                )
+                for name, choice in (("Left", left), ("Right", right))
             )
         with gr.Row():
             self.with_base = gr.Checkbox(False, label="Show the bare base as a third column")
@@ -117,8 +113,8 @@ class CompareView:
                     self.boxes.append(box)
                     self.names.append(gr.Markdown("&nbsp;", elem_classes="kit-name"))
                     self.statuses.append(gr.HTML())
-                    self.texts.append(_prose("kit-text"))
-                    self.finals.append(_prose("kit-final"))
+                    self.texts.append(gr.Markdown(elem_classes="kit-text", **PROSE))
+                    self.finals.append(gr.Markdown(elem_classes="kit-final", **PROSE))
         self.sample = gr.Slider(
             1, 2, value=1, step=1, label="Sample shown", visible=False, elem_id="kit-sample"
         )
@@ -127,62 +123,42 @@ class CompareView:
     # --- events ------------------------------------------------------------------------------
 
     def _wire(self) -> None:
-        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        inputs = {
+        asked = [
             *(self.left, self.right, self.with_base, self.blind, self.temperature),
-            *(self.max_new_tokens, self.samples, self.seed, self.system_prompt, self.shown),
-            *(*self.problem.taken, *self.analysis.controls),
-        }
+            *(self.max_new_tokens, self.samples, self.seed, self.system_prompt),
+        ]
+        inputs = {*asked, self.shown, *self.problem.taken, *self.analysis.controls}
         outputs = [
             *(self.shown, self.notice, self.sample, self.summary, self.left, self.right),
             *(*self.names, *self.statuses, *self.texts, *self.finals, *self.boxes),
             *(*self.vote.outputs, *self.analysis.outputs, *self.export.outputs),
         ]
-        self.controls = [
-            *(self.go, self.again, self.left, self.right, self.with_base, self.blind),
-            *(self.temperature, self.max_new_tokens, self.samples, self.seed),
-            *(self.system_prompt, *self.problem.controls),
-        ]
+        self.controls = [self.go, self.again, *asked, *self.problem.controls]
         locked = [*self.controls, self.halt]
-        start = gr.on(
-            [self.go.click, self.problem.question.submit],
-            self._lock,
-            None,
-            locked,
-            queue=False,
-            **hidden,
-        )
+        at_once = QUIET | {"queue": False}
+        asks = [self.go.click, self.problem.question.submit]
+        start = gr.on(asks, self._lock, None, locked, **at_once)
         another = self.again.click(
-            lambda seed: int(seed or 0) + 1, self.seed, self.seed, queue=False, **hidden
-        ).then(self._lock, None, locked, queue=False, **hidden)
+            lambda seed: int(seed or 0) + 1, self.seed, self.seed, **at_once
+        ).then(self._lock, None, locked, **at_once)
         for started in (start, another):
-            started.then(
-                self._run,
-                inputs,
-                outputs,
-                concurrency_id=MODEL,
-                concurrency_limit=1,
-                **hidden,
-            ).then(self._unlock, None, locked, queue=False, **hidden)
-        self.problem.exact.expand(
-            self._prompt,
-            [self.system_prompt, self.problem.question],
-            self.problem.prompt,
-            **hidden,
-        )
-        self.halt.click(self._stop, None, None, queue=False, **hidden)
+            ran = started.then(
+                self._run, inputs, outputs, concurrency_id=MODEL, concurrency_limit=1, **QUIET
+            )
+            ran.then(self._unlock, None, locked, **at_once)
+        sent = [self.system_prompt, self.problem.question]
+        self.problem.exact.expand(self._prompt, sent, self.problem.prompt, **QUIET)
+        self.halt.click(self._stop, None, None, **at_once)
         self.sample.change(
             self._pick_sample,
             {self.shown, self.sample, *self.analysis.controls},
             outputs,
             concurrency_id=MODEL,
             trigger_mode="always_last",
-            **hidden,
+            **QUIET,
         )
         self.vote.wire(self._show, {self.shown, *self.analysis.controls}, outputs)
-        self.left.change(
-            self._follow_prompt, {self.left}, [self.system_prompt], queue=False, **hidden
-        )
+        self.left.change(self._follow_prompt, {self.left}, [self.system_prompt], **at_once)
 
     def _lock(self, request: gr.Request) -> list[Any]:
         self.desk.expect(str(request.session_hash))
@@ -272,11 +248,9 @@ class CompareView:
         status = '<span class="kit-badge">waiting for the model …</span>'
         cleared = dict.fromkeys([*self.names, *self.texts, *self.finals, self.summary], "")
         shown = {self.shown: None, self.notice: gr.update(visible=False)}
-        hidden = {self.sample: gr.update(visible=False)}
-        return {
-            **(boxes | cleared | shown | hidden | dict.fromkeys(self.statuses, status)),
-            **(self.vote.show(None) | self.analysis.show(None, values) | self.export.show(None)),
-        }
+        below = (self.vote.box, self.vote.result, self.analysis.box, self.export.box)
+        hidden = dict.fromkeys((self.sample, *below), gr.update(visible=False))
+        return boxes | cleared | shown | hidden | dict.fromkeys(self.statuses, status)
 
     def _written(self, shown: Shown) -> Update:
         """The columns alone: what changes with every token."""
@@ -309,15 +283,6 @@ class CompareView:
         slider = gr.update(visible=samples > 1, maximum=max(2, samples), value=1)
         choices = {side: gr.update(choices=labels) for side in (self.left, self.right)}
         return self._show(shown, values) | {self.sample: slider} | choices
-
-
-def _prose(class_: str) -> gr.Markdown:
-    return gr.Markdown(
-        latex_delimiters=LATEX_DELIMITERS,
-        sanitize_html=True,
-        line_breaks=True,
-        elem_classes=class_,
-    )
 
 
 def _notice(error: KitError) -> Any:

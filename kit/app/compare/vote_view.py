@@ -11,6 +11,7 @@ import gradio as gr
 from kit.app.compare.comparison import Shown
 from kit.app.compare.setup import LEFT, RIGHT
 from kit.app.inert import inert_markdown
+from kit.app.parts import QUIET
 from kit.app.session import Session
 from kit.errors import KitError
 
@@ -44,11 +45,11 @@ class VoteView:
                 shown = self._cast(values[self.shown], column)
                 return show(shown, values) if isinstance(shown, Shown) else shown
 
-            button.click(cast, inputs, outputs, api_visibility="private", queue=False)
+            button.click(cast, inputs, outputs, queue=False, **QUIET)
 
-    def show(self, shown: Shown | None) -> Update:
+    def show(self, shown: Shown) -> Update:
         can_vote, text = False, ""
-        if shown is not None and shown.is_blind and shown.comparison.is_over:
+        if shown.is_blind and shown.comparison.is_over:
             can_vote = shown.vote is None and shown.comparison.is_finished
             if shown.vote is not None:
                 text = self._revealed(shown)

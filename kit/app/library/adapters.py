@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+from kit.app.inert import short
 from kit.app.library.folders import walk
 from kit.app.library.roots import (
     OutsideRoots,
@@ -28,7 +29,7 @@ from kit.runs import RunFolder
 
 BASE_LABEL = "base"
 MAX_DEPTH = 6  # folders below a root that are searched
-MAX_REASON = 400  # characters
+MAX_REASON = 399  # characters
 SKIPPED = {"checkpoints", "eval", "report"}  # hold no finished adapters, but many files
 
 
@@ -95,7 +96,7 @@ def find(options: AppOptions) -> Catalogue:
     fitting = []
     for found in others:
         if reason := found.misfit(model):
-            unusable.append((found.choice.label, _shortened(reason)))
+            unusable.append((found.choice.label, short(reason, MAX_REASON)))
         else:
             fitting.append(found)
     fitting.sort(key=lambda found: found.choice.label.split("/"))
@@ -167,7 +168,7 @@ def _search(
                 if adapter.choice.adapter not in seen:
                     found.setdefault(adapter.choice.adapter, adapter)
             except (KitError, OSError) as error:
-                unusable.append((label, _shortened(str(error))))
+                unusable.append((label, short(str(error), MAX_REASON)))
     return list(found.values()), unusable
 
 
@@ -291,9 +292,3 @@ def _are_arms(a: Choice, b: Choice) -> bool:
 def _printable(text: str) -> str:
     """One line that can be sent as UTF-8, which names of files need not be."""
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
-
-
-def _shortened(text: str) -> str:
-    """A reason that fits into a list, though files may hold names of any length."""
-    text = _printable(text)
-    return text if len(text) <= MAX_REASON else text[: MAX_REASON - 1] + "…"

@@ -25,6 +25,11 @@ class Folder:
     name: str  # below its root; no other folder found with it has the same
     changed: float  # seconds since 1970
 
+    @property
+    def option(self) -> tuple[str, str]:
+        """As it is offered for choice: what is read, and what that stands for."""
+        return self.name, str(self.path)
+
 
 def walk(
     root: Path, depth: int, skipped: Collection[str], trouble: Callable[[OSError], object]

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from kit.app.inert import printable
+from kit.app.inert import printable, short
 from kit.app.library.folders import FILES, changed, version
 from kit.app.library.roots import read_run_config
 from kit.app.verdicts import badge
@@ -149,9 +149,7 @@ def _read_version(path: Path, parse: Callable[[Path], Part], _now: tuple[int, in
     except RecursionError:
         return Part(None, (f"{path.name} is nested too deeply",))
     except (ValueError, yaml.YAMLError) as error:  # ConfigError is a ValueError
-        reason = " ".join(str(error).split())
-        shown = reason if len(reason) <= LONGEST_FAULT else f"{reason[:LONGEST_FAULT]}…"
-        return Part(None, (f"{path.name} is not usable: {shown}",))
+        return Part(None, (f"{path.name} is not usable: {short(str(error), LONGEST_FAULT)}",))
 
 
 def _parse_config(path: Path) -> Part:

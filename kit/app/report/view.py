@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 
-from kit.app.inert import inert_markdown
+from kit.app.inert import escaped, inert_markdown
 from kit.app.options import AppOptions
+from kit.app.parts import QUIET
 from kit.app.report import pages as reports
 from kit.errors import KitError
 
@@ -31,14 +30,7 @@ CSS = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class ReportView:
-    """What other tabs may need."""
-
-    chosen: gr.Dropdown  # the folder of the report that is shown
-
-
-def build(options: AppOptions) -> ReportView:
+def build(options: AppOptions) -> None:
     """The tab's components and their events, inside a gr.Blocks that has CSS in its styles."""
     tab = _ReportTab(options)
     chosen = gr.Dropdown(label="Report")
@@ -56,20 +48,16 @@ def build(options: AppOptions) -> ReportView:
         make = gr.Button("Make the report", variant="primary")
         words = gr.Markdown()
     page = gr.HTML(elem_classes="kit-report")
-    quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
     listed = [chosen, sources, page]
-    gr.on(None, tab.look, None, listed, **quiet)
-    again.click(tab.look, [chosen, sources], listed, **quiet)
-    chosen.change(tab.show, chosen, [page, download], **quiet)
+    gr.on(None, tab.look, None, listed, **QUIET)
+    again.click(tab.look, [chosen, sources], listed, **QUIET)
+    chosen.change(tab.show, chosen, [page, download], **QUIET)
     make.click(
         tab.make,
         sources,
         [words, chosen],
-        show_progress="minimal",
-        show_progress_on=words,
-        api_visibility="private",
+        **(QUIET | {"show_progress": "minimal", "show_progress_on": words}),
     )
-    return ReportView(chosen)
 
 
 class _ReportTab:
@@ -86,7 +74,7 @@ class _ReportTab:
         offered = reports.find_sources(self.roots)
         paths = [str(folder.path) for folder in offered]
         kept = gr.update(
-            choices=[(folder.name, str(folder.path)) for folder in offered],
+            choices=[folder.option for folder in offered],
             value=[path for path in sources or [] if path in paths],
         )
         found = self._reports(chosen)
@@ -100,7 +88,7 @@ class _ReportTab:
             page = reports.locate(chosen, self.roots)
             shown = reports.frame(page, f"Report in {page.parent}")
         except KitError as error:
-            return html.escape(str(error)), off
+            return escaped(str(error)), off
         # the button serves files from Gradio's own folder, not from anywhere
         copy = save_file_to_cache(page, get_upload_folder())
         return shown, gr.update(value=copy, interactive=True)
@@ -118,4 +106,4 @@ class _ReportTab:
         found = reports.find_reports(self.roots)
         paths = [str(folder.path) for folder in found]
         value = chosen if chosen in paths else next(iter(paths), None)
-        return gr.update(choices=[(folder.name, str(folder.path)) for folder in found], value=value)
+        return gr.update(choices=[folder.option for folder in found], value=value)

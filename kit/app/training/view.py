@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import html
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from kit.app.inert import LATEX_DELIMITERS, inert_markdown, printable
+from kit.app.inert import escaped, inert_markdown
 from kit.app.library import folders
 from kit.app.library import runs as library_runs
 from kit.app.library.folders import Folder
 from kit.app.library.runs import Run
 from kit.app.options import AppOptions
+from kit.app.parts import PROSE, QUIET
 from kit.app.training import curves
 from kit.errors import RunError
 
@@ -45,14 +44,7 @@ CSS = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingView:
-    """What other tabs may need."""
-
-    runs: gr.Dropdown  # the chosen runs, as paths
-
-
-def build(options: AppOptions) -> TrainingView:
+def build(options: AppOptions) -> None:
     """The tab's components and their events, inside a gr.Blocks that has CSS in its styles."""
     tab = _TrainingTab(options)
     with gr.Row():
@@ -72,19 +64,17 @@ def build(options: AppOptions) -> TrainingView:
         plots = [_plot(curve) for curve in curves.SHOWN]
     chosen: gr.State = gr.State([])  # what the tab is about: `runs`, once it really differs
     seen: gr.State = gr.State()
-    quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on(None, tab.look, None, [runs, legend], **quiet)
-    again.click(tab.look, runs, [runs, legend], **quiet)
+    gr.on(None, tab.look, None, [runs, legend], **QUIET)
+    again.click(tab.look, runs, [runs, legend], **QUIET)
     shown = [legend, seen, *plots]
-    drawing = quiet | {"concurrency_id": "curves"}  # one after the other: the last one stays
+    drawing = QUIET | {"concurrency_id": "curves"}  # one after the other: the last one stays
     # not `input`: that says nothing when the choice is cleared
     runs.change(tab.choose, [runs, chosen], [chosen, *plots], **drawing)
     chosen.change(tab.show, [chosen, window], shown, **drawing)
     window.change(tab.show, [chosen, window], shown, **drawing)
     gr.Timer(SECONDS).tick(tab.follow, [chosen, window, seen], shown, **drawing)
-    _build_samples(tab, chosen, seen, quiet)
-    _build_differences(tab, chosen, quiet)
-    return TrainingView(runs)
+    _build_samples(tab, chosen, seen)
+    _build_differences(tab, chosen)
 
 
 def _plot(curve: curves.Curve) -> gr.LinePlot:
@@ -104,20 +94,18 @@ def _plot(curve: curves.Curve) -> gr.LinePlot:
     )
 
 
-def _build_samples(tab: _TrainingTab, chosen: gr.State, seen: gr.State, quiet: Any) -> None:
+def _build_samples(tab: _TrainingTab, chosen: gr.State, seen: gr.State) -> None:
     with gr.Accordion("Sampled completions", open=False):
         with gr.Row():
             run = gr.Dropdown(label="Run", min_width=260)
             step = gr.Dropdown(label="Step", min_width=160)
-        samples = gr.Markdown(
-            latex_delimiters=LATEX_DELIMITERS, sanitize_html=True, line_breaks=True
-        )
-    chosen.change(tab.offer, [chosen, run], run, **quiet)
-    gr.on([run.change, seen.change], tab.steps, [run, step], step, **quiet)
-    gr.on([run.change, step.change], tab.samples, [run, step], samples, **quiet)
+        samples = gr.Markdown(**PROSE)
+    chosen.change(tab.offer, [chosen, run], run, **QUIET)
+    gr.on([run.change, seen.change], tab.steps, [run, step], step, **QUIET)
+    gr.on([run.change, step.change], tab.samples, [run, step], samples, **QUIET)
 
 
-def _build_differences(tab: _TrainingTab, chosen: gr.State, quiet: Any) -> None:
+def _build_differences(tab: _TrainingTab, chosen: gr.State) -> None:
     with gr.Accordion("Settings of two runs", open=False):
         with gr.Row():
             left = gr.Dropdown(label="First run", min_width=260)
@@ -132,9 +120,9 @@ def _build_differences(tab: _TrainingTab, chosen: gr.State, quiet: Any) -> None:
             label="Settings that differ",
             visible=False,
         )
-    chosen.change(tab.offer, [chosen, left], left, **quiet)
-    chosen.change(tab.offer_second, [chosen, right], right, **quiet)
-    gr.on([left.change, right.change], tab.compare, [left, right], [words, table], **quiet)
+    chosen.change(tab.offer, [chosen, left], left, **QUIET)
+    chosen.change(tab.offer_second, [chosen, right], right, **QUIET)
+    gr.on([left.change, right.change], tab.compare, [left, right], [words, table], **QUIET)
 
 
 class _TrainingTab:
@@ -149,7 +137,7 @@ class _TrainingTab:
         kept = [str(run.path) for run in found if str(run.path) in (chosen or [])]
         first = [str(run.path) for run in folders.preselect(found)]
         legend = gr.skip() if found else self._nothing()
-        return gr.update(choices=_choices(found), value=kept or first), legend
+        return gr.update(choices=[run.option for run in found], value=kept or first), legend
 
     def choose(self, runs: list[str], chosen: list[str]) -> Any:
         """Take a choice over; nothing for the same one, which Gradio may report again and again."""
@@ -178,7 +166,7 @@ class _TrainingTab:
         found = self._found(chosen)
         paths = [str(run.path) for run in found]
         value = current if current in paths else next(iter(paths[default:] or paths), None)
-        return gr.update(choices=_choices(found), value=value)
+        return gr.update(choices=[run.option for run in found], value=value)
 
     def offer_second(self, chosen: list[str], current: str | None) -> Update:
         return self.offer(chosen, current, default=1)
@@ -229,12 +217,8 @@ class _TrainingTab:
     def _nothing(self) -> str:
         if folders.find_runs(self.roots):
             return "Choose one run or several."
-        where = " and ".join(_escape(str(root)) for root in self.roots)
+        where = " and ".join(escaped(str(root)) for root in self.roots)
         return f"There are no runs in {where} yet: <code>kit train CONFIG</code> makes one."
-
-
-def _choices(found: Sequence[Folder]) -> list[tuple[str, str]]:
-    return [(run.name, str(run.path)) for run in found]
 
 
 def _drawn(
@@ -263,13 +247,9 @@ def _row(name: str, run: Run, colour: str) -> str:
     changed = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.changed))
     missing = [f"{file} is missing" for file in run.missing]
     remarks = "; ".join([*missing, *run.faults])
-    cells = "".join(f"<td>{_escape(text)}</td>" for text in (run.status, steps, changed, remarks))
+    cells = "".join(f"<td>{escaped(text)}</td>" for text in (run.status, steps, changed, remarks))
     swatch = f"<i style='background: {colour}'></i>"
-    return f"<tr><th scope='row'>{swatch}{_escape(name)}</th>{cells}</tr>"
-
-
-def _escape(text: str) -> str:
-    return html.escape(printable(text))
+    return f"<tr><th scope='row'>{swatch}{escaped(name)}</th>{cells}</tr>"
 
 
 def _problem(question: str, answer: str, samples: Sequence[library_runs.Sample]) -> str:

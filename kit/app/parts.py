@@ -1,0 +1,57 @@
+"""What several tabs are made of: badges, notices, tables, prose, and events of the page's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from kit.app.inert import LATEX_DELIMITERS, escaped
+from kit.app.verdicts import Badge
+from kit.errors import KitError
+
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+PROSE: dict[str, Any] = {  # of a gr.Markdown that shows what `inert_markdown` gives
+    "latex_delimiters": LATEX_DELIMITERS,
+    "sanitize_html": True,
+    "line_breaks": True,
+}
+MARKS = {"right": "✓", "format": "✓", "wrong": "✗", "missing": "–", "truncated": "…"}
+
+STYLE = """
+.kit-badge { display: inline-block; padding: .1em .6em; border-radius: 1em; font-weight: 600;
+  background: #6b7280; color: #fff; }
+.kit-badge-right { background: #14713d; }
+.kit-badge-wrong { background: #b42318; }
+.kit-badge-format, .kit-badge-missing, .kit-badge-truncated { background: #8a4b08; }
+.kit-badge-unjudged { background: #4b5563; }
+.kit-notice { margin: 0; padding: .6em .8em; border-radius: 6px; background: #fde8e6;
+  color: #7a1a10; }
+.dark .kit-notice { background: #4a1510; color: #ffd9d4; }
+.kit-table { width: 100%; border-collapse: collapse; font-size: .9em; }
+.kit-table :is(th, td) { text-align: left; padding: .2em .6em .2em 0; }
+"""
+
+
+def badge_html(badge: Badge) -> str:
+    mark = MARKS.get(badge.kind, "")
+    return f'<span class="kit-badge kit-badge-{badge.kind}">{mark} {escape(badge.text)}</span>'
+
+
+def notice_html(error: KitError) -> str:
+    """An error, where the page would show what it prevents."""
+    return f'<p class="kit-notice" role="alert">{escaped(str(error))}</p>'
+
+
+def table_html(
+    header: Sequence[str], rows: Iterable[Sequence[str]], class_: str = "", named: bool = False
+) -> str:
+    """A table of texts; `named`: the first one of a row says what it is about."""
+    head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
+    name = '<th scope="row">{}</th>' if named else "<td>{}</td>"
+    lines = (
+        name.format(escaped(first)) + "".join(f"<td>{escaped(cell)}</td>" for cell in rest)
+        for first, *rest in rows
+    )
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<table class="{class_}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
