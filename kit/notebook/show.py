@@ -6,19 +6,16 @@ it is used.
 
 from __future__ import annotations
 
-import base64
-import html
 import os
 import secrets
 from itertools import zip_longest
 from pathlib import Path
 
-import pandas as pd
-
-from kit.app.browse.layout import badge_of
+from kit.app import parts
+from kit.app.browse.layout import side_head
 from kit.app.browse.pairs import Case, Filter, pair_up, select
-from kit.app.inert import printable
-from kit.app.library.results import Attempt, Stored, find_stored
+from kit.app.inert import escaped
+from kit.app.library.results import Stored, find_stored
 from kit.app.options import AppOptions
 from kit.errors import ResultsError
 from kit.notebook.place import Place
@@ -26,9 +23,10 @@ from kit.notebook.process import Output
 from kit.reports.accuracy import describe_accuracy
 from kit.reports.collect import collect
 from kit.reports.curves import describe_curves, measure_curves
-from kit.reports.document import Block, Figure, Section, Table, Text
+from kit.reports.document import Figure, Section, Table
 from kit.reports.evidence import BASE
 from kit.reports.figures import styles
+from kit.reports.page import sections_html
 from kit.reports.paired import compare_arms, describe_differences
 from kit.reports.scores import measure_scores
 
@@ -38,8 +36,17 @@ CURVES = (
     *("completion/mean_tokens", "policy/entropy", "ratio/zero_gradient_share"),
 )
 APP_HEIGHT = 900  # pixels
-COLOURS = {"right": "#14713d", "wrong": "#b42318"}
-OTHER_COLOUR = "#8a4b08"  # right in another form, cut off, no answer
+STYLE = (
+    parts.STYLE
+    + """
+.kit-shown .grid { display: flex; flex-wrap: wrap; gap: 12px; }
+.kit-shown :is(figure, .kit-side) { flex: 1 1 280px; margin: 0; }
+.kit-shown figure { max-width: 400px; }
+.kit-shown figure img { width: 100%; }
+.kit-shown .kit-text { white-space: pre-wrap; overflow-wrap: anywhere; }
+.kit-shown .caption { font-size: smaller; }
+"""
+)
 
 
 class LiveCurves:
@@ -59,7 +66,7 @@ class LiveCurves:
         """Bring everything up to date."""
         for line in output.read():
             print(line, flush=True)
-        self._progress.update(self._html(f"<pre>{_escaped(output.progress)}</pre>"))
+        self._progress.update(self._html(f"<pre>{escaped(output.progress)}</pre>"))
         files = sorted(self.folder.glob("*/*/metrics.jsonl"))
         now = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
         if now != self._seen:
@@ -78,7 +85,9 @@ def curves_html(folder: Path) -> str:
     shown = {metric: measured[metric] for metric in CURVES if metric in measured}
     looks = styles([arm.name for arm in evidence.arms], BASE)
     blocks = describe_curves(evidence, shown, looks).blocks
-    return _figures_html([block for block in blocks if isinstance(block, Figure)])
+    return _section_html(
+        Section("Training", [block for block in blocks if isinstance(block, Figure)])
+    )
 
 
 def show_results(folder: Path) -> None:
@@ -109,7 +118,7 @@ def show_answers(folder: Path, left: str, right: str, count: int = 5) -> None:
     others = [case for case in pairing.cases if case not in told_apart]
     title = f"{len(told_apart)} of {len(pairing.cases)} problems are solved by one arm alone"
     cases = "".join(_case_html(case, left, right) for case in [*told_apart, *others][:count])
-    display(HTML(f"<p><b>{_escaped(title)}</b> (strict).</p>{cases}"))
+    display(HTML(_shown(f"<p><b>{title}</b> (strict).</p>{cases}")))
 
 
 def open_app(folder: Path, place: Place, *, share: bool = False) -> None:
@@ -161,69 +170,28 @@ def offer_download(path: Path, place: Place) -> None:
 
 
 def _section_html(section: Section) -> str:
-    """Neighbouring figures stand side by side; what the report folds away is left out."""
-    parts, figures = [f"<h3>{_escaped(section.title)}</h3>"], []
-    for block in section.blocks:
-        if isinstance(block, Figure):
-            figures.append(block)
-            continue
-        parts += [_figures_html(figures), _block_html(block)]
-        figures = []
-    return "".join([*parts, _figures_html(figures)])
-
-
-def _block_html(block: Block) -> str:
-    if isinstance(block, Text):
-        title = f"<p><b>{_escaped(block.title)}</b></p>" if block.title else ""
-        if not block.is_list:
-            return f"{title}<p>{_escaped(' '.join(block.sentences))}</p>"
-        return f"{title}<ul>{''.join(f'<li>{_escaped(s)}</li>' for s in block.sentences)}</ul>"
-    if not isinstance(block, Table) or block.folded:
-        return ""
-    rows = pd.DataFrame([list(row) for row in block.rows], columns=list(block.header))
-    title, note = _escaped(block.title), _escaped(block.note)
-    return f"<p><b>{title}</b></p>{rows.to_html(index=False, border=0)}<p><small>{note}</small></p>"
-
-
-def _figures_html(figures: list[Figure]) -> str:
-    shown = "".join(
-        '<figure style="flex:1 1 280px;max-width:400px;margin:0">'
-        f"<figcaption><b>{_escaped(figure.title)}</b></figcaption>"
-        f'<img style="width:100%" alt="{_escaped(figure.title)}" '
-        f'src="data:image/png;base64,{base64.b64encode(figure.png).decode()}">'
-        f"<small>{_escaped(figure.note)}</small></figure>"
-        for figure in figures
-    )
-    return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{shown}</div>' if shown else ""
+    """As in the report, but what that folds away is left out."""
+    open_ = [block for block in section.blocks if not (isinstance(block, Table) and block.folded)]
+    return _shown(sections_html([Section(section.title, open_)]))
 
 
 def _case_html(case: Case, left: str, right: str) -> str:
     sides = "".join(
-        _attempt_html(name, attempt) for name, attempt in ((left, case.left), (right, case.right))
+        f'<div class="kit-side"><p>{side_head(name, attempt)}</p>'
+        f'<div class="kit-text">{escaped(attempt.completion)}</div></div>'
+        for name, attempt in ((left, case.left), (right, case.right))
     )
     return (
-        '<div style="border-top:1px solid #999;padding:6px 0">'
-        f"<div><b>{_escaped(case.left.question)}</b><br>"
-        f"Gold answer: <b>{_escaped(case.left.answer)}</b></div>"
-        f'<div style="display:flex;flex-wrap:wrap;gap:16px">{sides}</div></div>'
+        f"<hr><p><b>{escaped(case.left.question)}</b><br>"
+        f'Gold answer: <b>{escaped(case.left.answer)}</b></p><div class="grid">{sides}</div>'
     )
 
 
-def _attempt_html(name: str, attempt: Attempt) -> str:
-    badge = badge_of(attempt)
-    colour = COLOURS.get(badge.kind, OTHER_COLOUR)
+def _shown(page: str) -> str:
+    """With the styles it needs; a dollar in an element of its own begins no formula."""
     return (
-        '<div style="flex:1 1 300px"><span style="color:#fff;border-radius:1em;padding:0 .6em;'
-        f'background:{colour}">{_escaped(badge.text)}</span> <b>{_escaped(name)}</b>, '
-        f"{attempt.tokens} tokens"
-        f'<div style="white-space:pre-wrap;overflow-wrap:anywhere">{_escaped(attempt.completion)}'
-        "</div></div>"
+        f'<style>{STYLE}</style><div class="kit-shown">{page.replace("$", "<span>$</span>")}</div>'
     )
-
-
-def _escaped(text: str) -> str:
-    """A dollar in an element of its own begins no formula."""
-    return html.escape(printable(text)).replace("$", "<span>$</span>")
 
 
 def _of_arm(stored: tuple[Stored, ...], arm: str) -> Stored:
