@@ -16,7 +16,7 @@ from typing import Any
 from kit.config import Config
 from kit.errors import ConfigError, RunError
 from kit.evaluation.benchmark import benchmark, table
-from kit.evaluation.settings import EvalSettings
+from kit.evaluation.settings import EvalSettings, read_settings
 from kit.evaluation.subjects import Subject, data_config
 from kit.files import only_one, write_atomically
 from kit.model.base import Base, load_base
@@ -36,19 +36,19 @@ def compare(
     *,
     seeds: Sequence[int] = (0,),
     vary: Sequence[str] = (),
-    output: Path,
+    output: str | Path = "runs/compare",
     data: Sequence[str] = (),
     data_dir: str | None = None,
-    settings: EvalSettings | None = None,
+    settings: EvalSettings | Mapping[str, Any] | None = None,
     command: str | None = None,
 ) -> Path:
     """Train every arm with every seed, then evaluate the base and all adapters on the same
-    problems; returns `output`.
+    problems; returns the folder `output`.
 
     What is finished is not done again, what is unfinished goes on. All arms of a seed train in one
     process on one base. `vary` declares further fields in which arms may differ; `data` names the
     data sets of the evaluation, by default the one that is trained on (its test problems);
-    `command` is recorded.
+    `settings` are those of the evaluation, e.g. {"limit": 300}; `command` is recorded.
     Raises ConfigError for arms that differ in anything that was not declared.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -59,11 +59,14 @@ def compare(
     check_arms(arms, vary)
     first = next(iter(arms.values()))
     names = data or [first.data.name]
-    settings = settings or EvalSettings(max_new_tokens=first.rollout.max_new_tokens)
+    if not settings:
+        settings = EvalSettings(max_new_tokens=first.rollout.max_new_tokens)
+    elif not isinstance(settings, EvalSettings):
+        settings = read_settings(EvalSettings, settings)
     sets = [data_config(name, first.data, data_dir=data_dir) for name in names]
     for config in sets:  # what is wrong with them shows before hours of training, not after
         load_problems(config, settings.split, seed=settings.seed)
-    study = Study(output, arms, seeds)
+    study = Study(output := Path(output), arms, seeds)
     with study.alone():
         study.describe(status="running", data=names, command=command)
         base = load_base(first.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
@@ -39,7 +39,7 @@ class EvalSettings(SettingsSection):
     def _listed(cls, value: Any) -> Any:
         if isinstance(value, str):
             return [part.strip() for part in value.split(",")]
-        return value if isinstance(value, list) else [value]
+        return list(value) if isinstance(value, list | tuple) else [value]
 
     @field_validator("temperature")
     @classmethod
@@ -77,20 +77,25 @@ def read_pairs(section: type[S], pairs: Sequence[str], prefix: str = "") -> S:
     values = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        name = key.removeprefix(prefix)
         if not equals:
             raise ConfigError(f"setting {pair!r} must have the form key=value")
-        if not key.startswith(prefix) or name not in section.model_fields:
-            known = [prefix + field for field in section.model_fields]
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            values[key] = text
+    return read_settings(section, values, prefix)
+
+
+def read_settings(section: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
+    """A section from values by `<prefix>key`; raises ConfigError as `read_pairs` does."""
+    known = [prefix + field for field in section.model_fields]
+    for key in values:
+        if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(known)}"
             raise ConfigError(f"unknown setting {key!r}, {hint}")
-        try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            values[name] = text
     try:
-        return section(**values)
+        return section(**{key.removeprefix(prefix): value for key, value in values.items()})
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(e, prefix) for e in error.errors())) from None
 

@@ -32,19 +32,20 @@ PATIENCE = 60.0  # seconds that another report has to be written, which takes ab
 
 
 def report(
-    paths: Sequence[str | Path],
-    output: Path | None = None,
-    votes: Sequence[Path] = (),
-    judgements: Sequence[Path] = (),
+    paths: str | Path | Sequence[str | Path],
+    output: str | Path | None = None,
+    votes: Sequence[str | Path] = (),
+    judgements: Sequence[str | Path] = (),
 ) -> Path:
     """Write report.md, report.html, report.json and figures/ and print the tables.
 
-    `paths` are run folders, folders of `kit compare`, and result folders of the bare base. Returns
-    the folder, <first path>/report where none is given. Raises ResultsError for what cannot be
-    compared in one report.
+    `paths` are run folders, folders of `kit compare`, and result folders of the bare base; `votes`
+    are files of the app, `judgements` of `kit judge`. Returns the folder, <first path>/report where
+    none is given. Raises ResultsError for what cannot be compared in one report.
     """
+    paths = [paths] if isinstance(paths, str | Path) else paths
     evidence = collect(paths)
-    folder = output or Path(paths[0]) / "report"
+    folder = Path(output) if output else Path(paths[0]) / "report"
     sections, record = _build(evidence, measure_opinions(votes, judgements))
     command = _command(paths, folder, votes, judgements)
     record = {"schema": SCHEMA, "command": command, **record, **_origins(sections, folder)}
@@ -95,7 +96,10 @@ def _build(
 
 
 def _command(
-    paths: Sequence[str | Path], folder: Path, votes: Sequence[Path], judgements: Sequence[Path]
+    paths: Sequence[str | Path],
+    folder: Path,
+    votes: Sequence[str | Path],
+    judgements: Sequence[str | Path],
 ) -> str:
     """What makes this report again."""
     parts = ["kit", "report", *map(str, paths), "--output", str(folder)]

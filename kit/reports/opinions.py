@@ -14,7 +14,9 @@ from kit.reports.document import NONE, Origin, Section, Table, interval, number,
 JUDGE_SCHEMA = 1
 
 
-def measure_opinions(votes: Sequence[Path], judgements: Sequence[Path]) -> dict[str, list[Any]]:
+def measure_opinions(
+    votes: Sequence[str | Path], judgements: Sequence[str | Path]
+) -> dict[str, list[Any]]:
     """The tallies of each votes.jsonl, and the summaries that `kit judge` wrote."""
     return {
         "votes": [_tallies(Path(path)) for path in votes],
