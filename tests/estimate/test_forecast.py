@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,8 @@ from kit.model.shape import find_shape, read_shape, rows_that_fit
 from kit.recipe import build_config, load_config
 from kit.training import preflight
 
-RECIPE = Path(__file__).parents[2] / "configs" / "qwen2.5-0.5b-pspo.yaml"
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "configs" / "qwen2.5-0.5b-pspo.yaml"
 SMALL = find_shape("Qwen/Qwen2.5-0.5B")[0]
 
 
@@ -549,3 +551,17 @@ def test_estimating_loads_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_says_what_the_estimate_says():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## What to expect")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([\w.-]+)` \| (\d.*) \|$", section, re.MULTILINE)
+    assert len(rows) == 6
+    for recipe, written in rows:
+        figures = []
+        for gpu in ("T4", "3060"):
+            found = estimate(load_config(ROOT / "configs" / f"{recipe}.yaml"), gpu)
+            least, most = (seconds / 3600 for seconds in found.record()["seconds"]["whole run"])
+            figures += [f"{found.peak / 2**30:.1f}", f"{least:.1f} to {most:.1f}"]
+        assert written == " | ".join(figures), recipe
