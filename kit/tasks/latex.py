@@ -1,6 +1,6 @@
 """Compare two LaTeX answers: their forms by the kit, the formulas in them by math-verify.
 
-It evaluates what it reads, so this runs in the process of `kit.tasks.sandbox`, which bounds it.
+It evaluates what it reads, so this runs in `kit.tasks.sandboxed`, which bounds it.
 What the two must share beyond their values: brackets of a point or interval, the base of a
 numeral, the variable, the measure where both name one. `25%` answers both `25%` and `1/4`.
 """

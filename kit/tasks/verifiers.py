@@ -21,7 +21,8 @@ from kit.tasks.answers import (
     numbers_equal,
     parse_number,
 )
-from kit.tasks.sandbox import Worker, pack
+from kit.tasks.protocol import pack
+from kit.tasks.sandbox import Worker
 
 Row = Mapping[str, Any]
 

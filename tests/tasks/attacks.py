@@ -251,7 +251,9 @@ def _attack_task(task: str, cls: str, folder: Path) -> dict[str, Any]:
     """Verdicts on attacks, wrong and right answers: with the grammar, and without it."""
     import reasoning_gym
 
-    from kit.tasks.sandbox import Reply, judge_batch, judge_task
+    from kit.tasks.protocol import Reply
+    from kit.tasks.sandboxed import judge_batch
+    from kit.tasks.task_scores import judge_task
 
     dataset: Any = reasoning_gym.create_dataset(task, size=6, seed=1)
     entries = [dataset[i] for i in range(6)]

@@ -20,7 +20,8 @@ from kit.tasks.answers import (
     numbers_equal,
     parse_number,
 )
-from kit.tasks.sandbox import Reply, Worker
+from kit.tasks.protocol import Reply
+from kit.tasks.sandbox import Worker
 from kit.tasks.verifiers import LatexVerifier, NumberVerifier, TaskVerifier, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from kit.errors import DataError
 from kit.tasks import confine
-from kit.tasks.sandbox import EVALUATING_TASKS, Reply, Worker, judge_task, pack, unpack
-from kit.tasks.task_grammar import rewrite
+from kit.tasks.protocol import Reply, pack, unpack
+from kit.tasks.sandbox import Worker
+from kit.tasks.task_grammar import EVALUATING_TASKS, rewrite
+from kit.tasks.task_scores import judge_task
 from kit.tasks.verifiers import LatexVerifier, TaskVerifier
 from tests.tasks.attacks import (
     LIMIT,
@@ -485,7 +487,9 @@ def test_every_tasks_own_answers_are_right_after_the_journey() -> None:
 _JOURNEY = """
 import json, sys, reasoning_gym
 from reasoning_gym.factory import DATASETS
-from kit.tasks.sandbox import judge_batch, judge_task, pack, unpack, _judged
+from kit.tasks.protocol import pack, unpack
+from kit.tasks.sandboxed import judge_batch, judged
+from kit.tasks.task_scores import judge_task
 found = {}
 for task in sorted(set(DATASETS) - {"composite", "gsm_symbolic"}):
     dataset = reasoning_gym.create_dataset(task, size=3, seed=0)
@@ -497,7 +501,7 @@ for task in sorted(set(DATASETS) - {"composite", "gsm_symbolic"}):
     golds = [str(e["answer"]) for e in entries]
     packed = [json.loads(json.dumps(pack(e))) for e in entries]
     requests = [{"entry": e, "answer": a} for e, a in zip(packed, golds)]
-    here = [_judged(judge_here, {"entry": e, "answer": a}) for e, a in zip(entries, golds)]
+    here = [judged(judge_here, {"entry": e, "answer": a}) for e, a in zip(entries, golds)]
     confined = list(judge_batch(judge, requests, 60.0))
     found[task] = {
         "here": [r is not None and r.right for r in here],
@@ -545,7 +549,8 @@ def test_an_answer_that_kills_the_child_twice_is_wrong_and_stops_nobody_else(mon
 def test_what_ends_a_fork_costs_only_its_own_answer() -> None:
     script = """
 import json, os, time
-from kit.tasks.sandbox import Reply, judge_batch
+from kit.tasks.protocol import Reply
+from kit.tasks.sandboxed import judge_batch
 def judge(request):
     do = request["do"]
     if do == "raise": raise MemoryError
