@@ -21,8 +21,8 @@ from kit.evaluation.results import (
     ROW_FIELDS,
     SCHEMA,
     Result,
+    find_result,
     find_results,
-    is_result,
     read_result,
 )
 from kit.evaluation.results import read_rows as read_completions
@@ -191,7 +191,7 @@ def test_results(folder, content):
     path = folder / "eval" / "gsm8k.json"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
-    assert value_or_sentence(lambda: is_result(path)) in (True, False, None)
+    assert isinstance(value_or_sentence(lambda: find_result(path)), Result | None)
     assert isinstance(value_or_sentence(lambda: find_results(path.parent)) or [], list)
     result = value_or_sentence(lambda: read_result(path))
     if result is not None:

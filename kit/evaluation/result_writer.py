@@ -9,14 +9,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kit.config import DataConfig
 from kit.errors import DataError, ResultsError
-from kit.evaluation.results import SCHEMA, Key, Row, digests, key_of, read_result, read_rows
+from kit.evaluation.results import (
+    SCHEMA,
+    Key,
+    Row,
+    digests,
+    key_of,
+    read_result,
+    read_rows,
+    writing,
+)
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import PROBLEM_FIELDS
 from kit.files import append_json, lock_of, only_one, sync_folder, write_atomically
@@ -25,7 +34,6 @@ from kit.tasks.problems import ProblemSet
 
 MAY_GROW = {"settings.temperatures", "settings.samples", "settings.limit"}
 MAY_MOVE = {"target.name", "target.run", "target.adapter"}  # its weights are told by their hash
-
 
 Mark = tuple[int, int]  # time of the last change, size
 
@@ -54,7 +62,7 @@ class ResultWriter:
             "--tag NAME"
         )
         with ExitStack() as held:
-            with _writing(self.path):
+            with self._writing():
                 held.enter_context(only_one(lock_of(self.path), busy))
             if _marks(self.path) != self.seen:
                 raise ResultsError(
@@ -76,7 +84,7 @@ class ResultWriter:
             hardware = f"{before}; then {hardware}"
         self.record |= facts | {"started": started or facts["started"], "hardware": hardware}
         self.record["target"]["base_revision"] = revision
-        with _writing(self.path):
+        with self._writing():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.rows:  # a last row may have been cut off
                 size = self._completions.read_bytes().rfind(b"\n") + 1
@@ -92,7 +100,7 @@ class ResultWriter:
         tokens += round(before * (self.record["tokens_per_second"] or 0))
         self.record["seconds"] = before + seconds
         self.record["tokens_per_second"] = tokens / self.record["seconds"]
-        with _writing(self.path):
+        with self._writing():
             append_json(self._completions, rows)
             self._save()
         for row in rows:
@@ -102,9 +110,13 @@ class ResultWriter:
     def finish(self, figures: list[dict[str, Any]]) -> None:
         """Write the figures, an entry for each temperature."""
         self.record |= {"status": "finished", "results": figures}
-        with _writing(self.path):
+        with self._writing():
             self.record["digests"] = digests(self.record, self._completions)
             self._save()
+
+    def _writing(self) -> AbstractContextManager[None]:
+        goes_on = "; once that is mended, the same command goes on from the last row written"
+        return writing(self.path, goes_on)
 
     @property
     def _completions(self) -> Path:
@@ -135,10 +147,7 @@ def open_ledger(
     settings = asked.joined(before["settings"]) if before else asked
     record = _new_record(target, config, settings, tag)
     if before:
-        _check_same(path, before, record)
-        known = target["base_revision"] or before["target"].get("base_revision")
-        record["target"]["base_revision"] = known
-        record = before | {key: record[key] for key in ("target", "settings")}
+        record = _continued(path, before, record)
     problem_set = load(settings.limit)
     problems: dict[str, Row] = {problem["id"]: problem for problem in problem_set.problems}
     if len(problems) < len(problem_set.problems):
@@ -148,15 +157,19 @@ def open_ledger(
     if before:
         rows = _rows_before(path, problems, grid)
         if not grid - rows.keys() <= _grid(asked, load(asked.limit).problems["id"]):
-            raise ResultsError(
-                f"{path} holds {_in_words(before['settings'])}, which may only grow: ask for "
-                f"{_in_words(record['settings'])}, keep these results apart with --tag NAME, or "
-                "replace those there with --overwrite"
-            )
+            raise _may_only_grow(path, before["settings"], record["settings"])
     missing = grid - rows.keys()
     if missing:
         record |= {"status": "running", "n": len(problems), "results": [], "digests": None}
     return ResultWriter(path, record, settings, problem_set, problems, rows, missing, seen)
+
+
+def _continued(path: Path, before: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """The record that is there, with the target and settings that are asked for now."""
+    _check_same(path, before, asked)
+    known = asked["target"]["base_revision"] or before["target"].get("base_revision")
+    target = asked["target"] | {"base_revision": known}
+    return before | {"target": target, "settings": asked["settings"]}
 
 
 def _marks(path: Path) -> tuple[Mark, Mark]:
@@ -238,17 +251,6 @@ def _check_same(path: Path, before: dict[str, Any], wanted: dict[str, Any]) -> N
         raise _refusal(path, different)
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ResultsError(
-            f"cannot write the results {path}: {error.strerror}; once that is mended, the same "
-            "command goes on from the last row that was written"
-        ) from error
-
-
 def _refusal(path: Path, different: dict[str, tuple[Any, Any]]) -> ResultsError:
     listed = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in different.items())
     return ResultsError(
@@ -270,6 +272,13 @@ def _rows_before(path: Path, problems: dict[str, Row], grid: set[Key]) -> dict[K
                 "with --overwrite"
             )
     return rows
+
+
+def _may_only_grow(path: Path, there: dict[str, Any], asked: dict[str, Any]) -> ResultsError:
+    return ResultsError(
+        f"{path} holds {_in_words(there)}, which may only grow: ask for {_in_words(asked)}, keep "
+        "these results apart with --tag NAME, or replace those there with --overwrite"
+    )
 
 
 def _in_words(settings: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,31 +23,27 @@ SCHEMA = 2  # raised when a field changes its meaning
 Row = dict[str, Any]
 Key = tuple[str, float, int]  # (id, temperature, sample)
 
-FIELDS = (
-    *("schema", "status", "data", "tag", "n", "seen_in_training", "target", "settings"),
-    *("hardware", "versions", "git", "command", "started", "seconds", "tokens_per_second"),
-    "results",
-)
+# each field, and what it may be
 FIELD_TYPES: dict[str, Any] = {
+    "schema": object,
     **dict.fromkeys(("status", "data"), str),
-    **dict.fromkeys(("tag", "command", "started", "hardware"), str | None),
+    "tag": str | None,
     **dict.fromkeys(("n", "seen_in_training"), int | None),
     **dict.fromkeys(("target", "settings"), dict),
+    "hardware": str | None,
+    **dict.fromkeys(("versions", "git"), object),
+    **dict.fromkeys(("command", "started"), str | None),
     **dict.fromkeys(("seconds", "tokens_per_second"), int | float | None),
     "results": list,
 }
-ROW_FIELDS = (
-    *("id", "temperature", "sample", "question", "answer", "category", "difficulty"),
-    *("completion", "tokens", "truncated"),
-    *("strict_answer", "lenient_answer", "strict", "lenient"),
-)
 ROW_TYPES: dict[str, Any] = {
-    "temperature": int | float,
-    **dict.fromkeys(("sample", "tokens"), int),
-    **dict.fromkeys(("question", "completion"), str),
-    **dict.fromkeys(("category", "difficulty", "strict_answer", "lenient_answer"), str | None),
-    **dict.fromkeys(("truncated", "strict", "lenient"), bool),
+    **{"id": object, "temperature": int | float, "sample": int, "question": str, "answer": object},
+    **dict.fromkeys(("category", "difficulty"), str | None),
+    **{"completion": str, "tokens": int, "truncated": bool},
+    **dict.fromkeys(("strict_answer", "lenient_answer"), str | None),
+    **dict.fromkeys(("strict", "lenient"), bool),
 }
+FIELDS, ROW_FIELDS = tuple(FIELD_TYPES), tuple(ROW_TYPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +69,7 @@ class Result:
     def _of_target(self, field: str) -> str:
         value = self.record["target"].get(field)
         if not isinstance(value, str):
-            raise ResultsError(
-                f"{self.path}: its target has no {field}; make it anew with: "
-                f"{_anew(self.path, self.data)}"
-            )
+            raise _unusable(self.path, f": its target has no {field}", self.data)
         return value
 
     @property
@@ -118,50 +113,54 @@ def result_path(folder: Path, data: str, tag: str | None = None) -> Path:
 
 def read_result(path: str | Path) -> Result:
     """Read a result file; ResultsError when it is missing, broken or of another schema."""
-    path = Path(path)
+    result = find_result(Path(path))
+    if result is None:
+        raise _unusable(Path(path), " holds no results")
+    return result
+
+
+def find_result(path: Path) -> Result | None:
+    """The result in a JSON file, None where it is one of something else; raises as `read_result`.
+
+    Files of something else may have a schema too, but no data set.
+    """
     record = _read_json(path)
-    if not _holds_results(record):
-        raise ResultsError(f"{path} holds no results; make them anew with: {_anew(path)}")
-    lacking = [field for field in FIELDS if field not in record]
-    if record["schema"] != SCHEMA or lacking:
-        old = f"has schema {record['schema']}, this kit reads {SCHEMA}"
-        fault = old if record["schema"] != SCHEMA else f"lacks {', '.join(lacking)}"
-        raise ResultsError(f"{path} {fault}; make it anew with: {_anew(path, record['data'])}")
-    if trouble := _fault_of(record):
-        raise ResultsError(f"{path}: {trouble}; make it anew with: {_anew(path, record['data'])}")
+    if not isinstance(record, dict) or "schema" not in record:
+        return None
+    if not isinstance(record.get("data"), str):
+        return None
+    if fault := _fault_of(record):
+        raise _unusable(path, fault, record["data"])
     return Result(path, record)
 
 
+def find_results(folder: str | Path) -> list[Result]:
+    """All results in a folder such as a run's `eval`, sorted by name; [] where there is none."""
+    return list(filter(None, map(find_result, sorted(Path(folder).glob("*.json")))))
+
+
 def _fault_of(record: dict[str, Any]) -> str | None:
-    """What is wrong with the types of a record, or with its figures; None: nothing."""
+    """What is wrong with a record's schema, fields or figures; None: nothing."""
+    if record["schema"] != SCHEMA:
+        return f" has schema {record['schema']}, this kit reads {SCHEMA}"
+    if lacking := [field for field in FIELDS if field not in record]:
+        return f" lacks {', '.join(lacking)}"
     for name, kind in FIELD_TYPES.items():
-        value = record[name]
-        if not isinstance(value, kind) or type(value) is bool:
-            return f"{name} is not usable"
+        if not isinstance(record[name], kind) or type(record[name]) is bool:
+            return f": {name} is not usable"
     if not all(isinstance(entry, dict) and "temperature" in entry for entry in record["results"]):
-        return "its figures have no temperature"
+        return ": its figures have no temperature"
     saved = record.get("digests")
     if saved is None:  # it is still running, or of an older version of this kit
         return None
     if not isinstance(saved, dict) or saved.get("figures") != _digest_of_figures(record):
-        return "its figures were changed after they were counted"
+        return ": its figures were changed after they were counted"
     return None
 
 
 def _digest_of_figures(record: dict[str, Any]) -> str:
     figures = json.dumps([record["n"], record["results"]], sort_keys=True)
     return hashlib.sha256(figures.encode()).hexdigest()
-
-
-def find_results(folder: str | Path) -> list[Result]:
-    """All results in a folder such as a run's `eval`, sorted by name; [] where there is none."""
-    paths = sorted(Path(folder).glob("*.json"))
-    return [read_result(path) for path in paths if is_result(path)]
-
-
-def is_result(path: Path) -> bool:
-    """Whether a JSON file is one of results, of any schema; ResultsError where it is broken."""
-    return _holds_results(_read_json(path))
 
 
 def read_rows(path: Path, faults: list[str] | None = None) -> list[Row]:
@@ -172,41 +171,40 @@ def read_rows(path: Path, faults: list[str] | None = None) -> list[Row]:
     them were counted on others; where there is a list for `faults`, that is added to it in words
     and the rest is read.
     """
+
+    def complain(fault: str, advice: str) -> None:
+        if faults is None:
+            raise ResultsError(
+                f"{fault}{advice}, or replace the results with --overwrite"
+            ) from None
+        faults.append(fault)
+
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]  # completions may hold other line separators
+        content = path.read_bytes()
     except OSError as error:
         raise ResultsError(f"cannot read the completions {path}: {error.strerror}") from error
     rows: dict[Key, Row] = {}
-    for number, line in enumerate(lines, start=1):
+    # completions may hold other line separators
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             row = _parse_row(line)
-            if key_of(row) in rows:
+            if rows.setdefault(key_of(row), row) is not row:
                 raise ValueError(f"{key_of(row)} a second time; did two evaluations write at once?")
         except ValueError as error:
-            fault = f"{path}, line {number} is not usable: {error}"
-            if faults is None:
-                raise ResultsError(
-                    f"{fault}. Mend the line, or replace the results with --overwrite"
-                ) from None
-            faults.append(fault)
-        else:
-            rows[key_of(row)] = row
-    if not _is_as_counted(path):
-        fault = f"{path} was changed after its figures were counted"
-        if faults is None:
-            raise ResultsError(f"{fault}; put it back, or replace the results with --overwrite")
-        faults.append(fault)
+            complain(f"{path}, line {number} is not usable: {error}", ". Mend the line")
+    if not _is_as_counted(path, content):
+        complain(f"{path} was changed after its figures were counted", "; put it back")
     return list(rows.values())
 
 
-def _is_as_counted(completions: Path) -> bool:
+def _is_as_counted(completions: Path, content: bytes) -> bool:
     """Whether completions are those that the finished figures beside them were counted on; True
     where nobody has noted which those were."""
     try:
         saved = parse_json(completions.with_suffix(".json").read_bytes())["digests"]["rows"]
     except (OSError, ValueError, KeyError, TypeError):
         return True
-    return digest(completions) == saved
+    return hashlib.sha256(content).hexdigest() == saved
 
 
 def key_of(row: Row) -> Key:
@@ -238,14 +236,11 @@ def _read_json(path: Path) -> Any:
             f"there are no results at {path} ({error.strerror}); make them with: {_anew(path)}"
         ) from None
     except ValueError as error:
-        raise ResultsError(
-            f"{path} is not valid JSON ({error}); make it anew with: {_anew(path)}"
-        ) from None
+        raise _unusable(path, f" is not valid JSON ({error})") from None
 
 
-def _holds_results(record: Any) -> bool:
-    """Of any schema: other files of the kit have one too, but no data set."""
-    return isinstance(record, dict) and "schema" in record and isinstance(record.get("data"), str)
+def _unusable(path: Path, fault: str, data: str | None = None) -> ResultsError:
+    return ResultsError(f"{path}{fault}; make it anew with: {_anew(path, data)}")
 
 
 def _anew(path: Path, data: str | None = None) -> str:
@@ -253,3 +248,12 @@ def _anew(path: Path, data: str | None = None) -> str:
     run = path.parent.parent
     target = run if (run / "config.yaml").is_file() else "RUN_OR_ADAPTER"
     return f"kit evaluate {target} --data {data or path.name.partition('.')[0]} --overwrite"
+
+
+@contextmanager
+def writing(path: Path, advice: str = "") -> Iterator[None]:
+    """ResultsError, with what to do then, where the disk refuses what is written inside."""
+    try:
+        yield
+    except OSError as error:
+        raise ResultsError(f"cannot write {path}: {error.strerror}{advice}") from error

@@ -12,10 +12,11 @@ import pytest
 
 from kit.config import DataConfig, ModelConfig
 from kit.errors import ConfigError, DataError, ResultsError
-from kit.evaluation import benchmark as module
-from kit.evaluation.benchmark import benchmark, row_seed, table
+from kit.evaluation import sampling
+from kit.evaluation.benchmark import benchmark, table
 from kit.evaluation.figures import summarize
 from kit.evaluation.results import FIELDS, ROW_FIELDS, read_result, read_rows
+from kit.evaluation.sampling import row_seed
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject
 from kit.model.adapter_files import adapter_sha256
@@ -245,8 +246,8 @@ def test_an_interrupted_evaluation_ends_as_an_uninterrupted_one(
     problems = load_problems(data[0], "test").problems
     longest = max(len(base.prompt_ids(problem["prompt"])) for problem in problems)
     budget = 4 * (longest + grid.max_new_tokens)  # four rows of the longest problem
-    monkeypatch.setattr(module, "CHUNK_TOKENS", {"cpu": budget})
-    judge, calls = module.judge, []
+    monkeypatch.setattr(sampling, "CHUNK_TOKENS", {"cpu": budget})
+    judge, calls = sampling.judge, []
 
     def failing(*arguments):
         calls.append(arguments)
@@ -254,12 +255,12 @@ def test_an_interrupted_evaluation_ends_as_an_uninterrupted_one(
             raise error
         return judge(*arguments)
 
-    monkeypatch.setattr(module, "judge", failing)
+    monkeypatch.setattr(sampling, "judge", failing)
     with pytest.raises(error):
         benchmark(pair, data, grid, base=base)
     assert ("stopped; 4 of 24 answers are written" in caplog.text) == (error is KeyboardInterrupt)
     assert not [name for name, _ in base.model.named_parameters() if "lora" in name]
-    monkeypatch.setattr(module, "judge", judge)
+    monkeypatch.setattr(sampling, "judge", judge)
     for target in pair:
         path = target.results / "six.json"
         assert read_result(path).record["status"] == "running"
@@ -283,8 +284,8 @@ def test_growing_keeps_every_row(base, targets, data, monkeypatch):
     completions = result.path.with_suffix(".jsonl")
     before, files = completions.read_bytes(), result.path.read_bytes()
     sampled = []
-    sample = module.sample
-    monkeypatch.setattr(module, "sample", lambda *a: sampled.extend(a[1]) or sample(*a))
+    sample = sampling.sample
+    monkeypatch.setattr(sampling, "sample", lambda *a: sampled.extend(a[1]) or sample(*a))
     for grown, total in (
         (settings(limit=3), 3),
         (settings(limit=5), 5),
@@ -327,7 +328,7 @@ def test_rows_that_were_never_counted_are_counted_without_the_model(
     (result,) = benchmark(targets("base"), data, settings(limit=2), base=base)
     running = result.record | {"status": "running", "results": [], "digests": None}
     result.path.write_text(json.dumps(running))
-    monkeypatch.setattr(module, "load_base", None)
+    monkeypatch.setattr("kit.evaluation.benchmark.load_base", None)
     (again,) = benchmark(targets("base"), data, settings(limit=2))
     assert again.record == result.record
 

@@ -666,7 +666,7 @@ def test_memory_that_runs_out_in_a_comparison_leaves_no_arm_behind(
 def test_an_evaluation_out_of_memory_keeps_its_rows_and_says_how_to_go_on(
     base, adapters, tmp_path, monkeypatch, error
 ):
-    monkeypatch.setattr("kit.evaluation.benchmark.CHUNK_TOKENS", {"cpu": 1})  # row by row
+    monkeypatch.setattr("kit.evaluation.sampling.CHUNK_TOKENS", {"cpu": 1})  # row by row
     targets = targets_of(base, adapters, tmp_path)
     fail_at(monkeypatch, rollout, "_decode", 4, error)
     with pytest.raises(OutOfMemoryError, match=r"3 of 8 answers are written.*lower max_new_tokens"):
@@ -751,7 +751,7 @@ def test_nohup_is_left_alone(base, make_config, signals):
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_an_evaluation_stops_as_after_ctrl_c(base, adapters, tmp_path, monkeypatch, caplog, number):
-    monkeypatch.setattr("kit.evaluation.benchmark.CHUNK_TOKENS", {"cpu": 1})
+    monkeypatch.setattr("kit.evaluation.sampling.CHUNK_TOKENS", {"cpu": 1})
     targets = targets_of(base, adapters, tmp_path)
     decode, counter = rollout._decode, itertools.count(1)
 

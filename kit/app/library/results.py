@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from kit.app.library.folders import walk
 from kit.errors import ResultsError
-from kit.evaluation.results import is_result, read_result, read_rows
+from kit.evaluation.results import find_result, read_rows
 
 MAX_DEPTH = 8  # folders below a root that are searched
 SKIPPED = {"adapter", "checkpoints"}  # folders that hold no results, but many files
@@ -187,10 +187,9 @@ def _result_files(root: Path, faults: list[str]) -> Iterator[Path]:
 @lru_cache(maxsize=1024)
 def _read_about(file: Version) -> About | None:
     """None for a JSON file of something else; ResultsError for broken results."""
-    if not is_result(file.path):
-        return None
+    result = find_result(file.path)
     try:
-        return _ABOUT.validate_python(read_result(file.path).record)
+        return result and _ABOUT.validate_python(result.record)
     except ValidationError as error:
         raise ResultsError(f"{file.path}: {_first_fault(error)}; evaluate anew") from None
 
