@@ -7,13 +7,13 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import openai
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as checked
 
 from kit.config import ModelConfig, NonNegativeFloat, NonNegativeInt, PositiveInt, SettingsSection
 from kit.errors import ConfigError, ModelError
@@ -55,9 +55,12 @@ class JudgeConfig(SettingsSection):
         return self
 
 
-@dataclass(frozen=True, slots=True)
+@checked(frozen=True, slots=True, config=ConfigDict(strict=True))
 class Reply:
-    """What came back for one prompt: a text, or the reason why there is none."""
+    """What came back for one prompt: a text, or the reason why there is none.
+
+    ValidationError for fields of other types: some are read from files.
+    """
 
     text: str | None
     failure: str | None = None

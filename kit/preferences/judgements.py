@@ -18,7 +18,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from kit.errors import ResultsError
-from kit.evaluation.results import Key
+from kit.evaluation.results import Key, writing
 from kit.files import append_line, parse_json
 from kit.preferences.judge_models import JudgeModel, Reply
 from kit.preferences.rubric import Messages, Verdict
@@ -26,6 +26,7 @@ from kit.preferences.rubric import Messages, Verdict
 log = logging.getLogger(__name__)
 
 SCHEMA = 1  # of the lines; raised when a field changes its meaning
+_GOES_ON = "; once that is mended, the same command goes on from the last that was written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +64,15 @@ def collect(
     """
     asked = [_digest(judge.signature, question.messages) for question in questions]
     there = _stored(path, questions, asked)
-    found = {
-        i: Judgement(there[i], read(there[i].text or ""))
-        for i in range(len(questions))
-        if i in there
-    }
+    found = {i: Judgement(reply, read(reply.text or "")) for i, reply in there.items()}
     missing = [i for i in range(len(questions)) if i not in found]
     with tqdm(total=len(questions), initial=len(found), desc="judge", unit="verdict") as bar:
         for position, reply in judge.ask([questions[i].messages for i in missing]):
             i = missing[position]
             found[i] = Judgement(reply, None if reply.text is None else read(reply.text))
             line = _line(questions[i], asked[i], judge.signature, found[i])
-            try:
+            with writing(path, _GOES_ON):
                 append_line(path, json.dumps(line).encode())
-            except OSError as error:
-                raise ResultsError(
-                    f"cannot write the judgements {path}: {error.strerror}; once that is mended, "
-                    "the same command goes on from the last that was written"
-                ) from error
             counts = Counter(judgement.status for judgement in found.values())
             bar.set_postfix(malformed=counts["malformed"], failed=counts["failed"], refresh=False)
             bar.update()
@@ -89,24 +81,15 @@ def collect(
 
 def _stored(path: Path, questions: Sequence[Question], asked: Sequence[str]) -> dict[int, Reply]:
     """The replies in the file, by the position of their question; failed requests are none."""
-    if not path.exists():
-        return {}
     positions = {(question.key, question.order): i for i, question in enumerate(questions)}
     replies: dict[int, Reply] = {}
     unreadable = 0
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise ResultsError(f"cannot read the judgements {path}: {error.strerror}") from None
-    for text in filter(None, lines):
+    for text in _lines(path):
         try:
             line = parse_json(text)
             key = (line["id"], line["temperature"], line["sample"])
-            reply = Reply(line["reply"], None, **line["usage"])
-            digest, order = line["asked"], line["order"]
-            if not isinstance(reply.text, str | None):
-                raise TypeError("the reply is no text")
-            i = positions.get((key, order))  # TypeError for what is no key
+            reply, digest = Reply(line["reply"], None, **line["usage"]), line["asked"]
+            i = positions.get((key, line["order"]))  # TypeError for what is no key
         except (ValueError, KeyError, TypeError):
             unreadable += 1
             continue
@@ -123,14 +106,20 @@ def _stored(path: Path, questions: Sequence[Question], asked: Sequence[str]) -> 
     return replies
 
 
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return [line for line in path.read_bytes().split(b"\n") if line]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ResultsError(f"cannot read the judgements {path}: {error.strerror}") from None
+
+
 def _line(question: Question, asked: str, signature: str, judgement: Judgement) -> dict[str, Any]:
-    problem, temperature, sample = question.key
     reply = judgement.reply
     return {
         "schema": SCHEMA,
-        "id": problem,
-        "temperature": temperature,
-        "sample": sample,
+        **dict(zip(("id", "temperature", "sample"), question.key, strict=True)),
         "order": question.order,
         "status": judgement.status,
         "verdict": judgement.verdict,

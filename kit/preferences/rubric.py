@@ -6,10 +6,12 @@ read strictly: one JSON object with every key and no value out of range, or it i
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
+
+from kit.files import parse_json
 
 CRITERIA = {
     "clarity": "each step is stated so that a pupil can follow it",
@@ -119,16 +121,7 @@ def _read(reply: str, read: Callable[[dict[str, Any]], Verdict | None]) -> Verdi
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a text that hold no other object."""
+    """The JSON objects in a text that hold no other object and no key twice."""
     for braces in re.findall(r"\{[^{}]*\}", text):
-        try:
-            yield json.loads(braces, object_pairs_hook=_without_repeats)
-        except (ValueError, RecursionError):
-            continue
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("a key is repeated")
-    return values
+        with suppress(ValueError):
+            yield parse_json(braces)

@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from kit.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from kit.errors import ResultsError
+from kit.evaluation.results import writing
 from kit.evaluation.stats import Proportion, sign_test
 from kit.files import append_line, write_atomically
 
@@ -117,10 +118,8 @@ def append_vote(path: Path, vote: Vote) -> None:
 
     Raises ResultsError when the file cannot be written.
     """
-    try:
+    with writing(path):
         append_line(path, _VOTE.dump_json(vote))
-    except OSError as error:
-        raise ResultsError(f"cannot write {path}: {error.strerror}") from error
 
 
 def read_votes(path: Path) -> tuple[list[Vote], int]:
@@ -197,12 +196,10 @@ def export_preferences(votes_path: Path, out_path: Path) -> tuple[int, int]:
     if not preferences:
         raise ResultsError(f"{votes_path} has no vote for left or right, so nothing to export")
     lines = (json.dumps(preference, ensure_ascii=False) + "\n" for preference in preferences)
-    try:
+    with writing(out_path, "; name a new file"):
         if os.path.lexists(out_path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         write_atomically(out_path, "".join(lines))
-    except OSError as error:
-        raise ResultsError(f"cannot write {out_path}: {error.strerror}; name a new file") from error
     return len(preferences), corrupt
 
 

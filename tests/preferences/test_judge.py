@@ -12,7 +12,7 @@ import pytest
 
 from kit.errors import ConfigError, ModelError, ResultsError
 from kit.evaluation.results import ROW_FIELDS
-from kit.preferences.judge import Outcomes, Pair, judge_pairs, judge_points, run_judge
+from kit.preferences.judge import Pair, judge_pairs, judge_points, run_judge
 from kit.preferences.judge_models import JudgeConfig, Reply, open_judge
 from kit.preferences.rubric import (
     CRITERIA,
@@ -23,6 +23,7 @@ from kit.preferences.rubric import (
     read_pair,
     read_points,
 )
+from kit.preferences.summaries import Outcomes
 
 KEY = "sk-test-6f1c0d"
 CONCISE, AS_CONCISE = "3 + 4 = 7\n#### 7", "4 + 3 = 7\n#### 7"
@@ -548,6 +549,17 @@ def test_a_second_call_asks_only_for_what_is_missing(files, server, caplog) -> N
     assert len(server.requests) == 12 + 5
     assert "2 lines cannot be read" in caplog.text
     assert len(Path(f"{files[2]}.jsonl").read_text().splitlines()) == 7 + 2 + 5
+
+
+def test_a_kept_line_with_something_else_for_its_tokens_is_asked_again(files, server) -> None:
+    server.script = prefers(shorter)
+    whole = run_judge(*files, config(server))
+    path = Path(f"{files[2]}.jsonl")
+    first, *rest = lines_of(path)
+    first["usage"]["prompt_tokens"] = "100"
+    path.write_text("".join(json.dumps(line) + "\n" for line in [first, *rest]))
+    assert run_judge(*files, config(server)) == whole
+    assert len(server.requests) == 12 + 1
 
 
 def test_a_limit_can_be_raised(files, server) -> None:
