@@ -8,26 +8,17 @@ memory is in kit.estimate.memory; the times are a range from the GPU's data shee
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tabulate import tabulate
 
 from kit.config import Config
-from kit.estimate.gpus import _GPUS, _KNOWN, DEFAULT_GPU, GPU, find_gpu
+from kit.estimate.advice import Advice, advise
+from kit.estimate.gpus import DEFAULT_GPU, GPU, GPUS, KNOWN, find_gpu
 from kit.estimate.memory import GIB, Memory, Phase
-from kit.estimate.times import FAST, SLOW, _seconds
+from kit.estimate.times import FAST, SLOW, step_seconds
 from kit.model.shape import find_shape
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """A change, and the peak with it and all changes before it."""
-
-    override: str
-    peak: int  # bytes
-    price: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +93,14 @@ class Forecast:
         title = "To make it fit, add" if enough else "These help, but are not enough"
         lines.insert(0, f"{title} (in this order; peak with each and those above it):")
         if not enough:
-            larger = [name for name, (memory, *_) in _GPUS.items() if memory * GIB >= self.peak]
+            larger = [name for name, (memory, *_) in GPUS.items() if memory * GIB >= self.peak]
             where = f" or a larger GPU ({', '.join(larger)})" if larger else ""
             lines.append(f"Take a smaller model{where}.")
         return ["\n".join(lines)]
 
     def _times(self) -> str:
         if not self.seconds:
-            return f"Times: the speed of {self.gpu.name} is not known; name one of {_KNOWN}."
+            return f"Times: the speed of {self.gpu.name} is not known; name one of {KNOWN}."
         lines = [f"  {name:12} {_span(*bounds)}" for name, bounds in self.seconds.items()]
         return "\n".join(
             [
@@ -141,102 +132,9 @@ def estimate(config: Config, gpu: str | None = None) -> Forecast:
         rows={wave.name: (memory.rows(wave), wave.rows) for wave in memory.waves},
         micro_batch=(memory.micro_batch, memory.row),
         advice=(),
-        seconds=_seconds(memory, device),
+        seconds=step_seconds(memory, device),
     )
-    return found if found.fits else replace(found, advice=tuple(_advise(memory)))
-
-
-# --- what to change ------------------------------------------------------------------------------
-
-
-def _advise(memory: Memory) -> Iterator[Advice]:
-    """Changes that help, cheapest first, until the estimate fits or none is left."""
-    missing = _missing(memory)
-    for key, values, price in _levers(memory):
-        tried = [(value, _with(memory, key, value)) for value in values]
-        left = [_missing(changed) for _, changed in tried]
-        if not left or min(left) >= missing:
-            continue
-        missing = min(left)
-        value, memory = tried[left.index(missing)]  # the mildest of those that help most
-        text = str(value).lower() if isinstance(value, bool) else value
-        yield Advice(f"{key}={text}", _peak(memory), price)
-        if missing == 0:
-            return
-
-
-def _levers(memory: Memory) -> list[tuple[str, list[Any], str]]:
-    """Settings, the values to try and what they cost; first those that leave the results alone."""
-    config = memory.config
-    quantization = config.model.quantization
-    rows = max((memory.rows(wave) for wave in memory.waves), default=1)
-    budget, row = config.train.micro_batch_tokens, memory.row
-    return [
-        (
-            "model.gradient_checkpointing",
-            [] if config.model.gradient_checkpointing else [True],
-            "same results, updates about 30 % slower",
-        ),
-        (
-            "train.micro_batch_tokens",
-            [*_halves(budget, row), row] if budget > row else [],
-            "same results, a little slower",
-        ),
-        ("rollout.max_rows", _halves(rows, 1), "same results, slower sampling"),
-        (
-            "rollout.dequantize",
-            ["never"] if memory.copy else [],
-            "same results, slower sampling",
-        ),
-        ("train.logprob_chunk", _halves(config.train.logprob_chunk, 32), "same results"),
-        (
-            "optim.name",
-            ["adamw_8bit"] if config.optim.name == "adamw" else [],
-            "rounded optimizer state",
-        ),
-        ("model.quantization", ["nf4"] if quantization != "nf4" else [], "a rounded base"),
-        (
-            "data.max_prompt_tokens",
-            _halves(config.data.max_prompt_tokens, 128),
-            "longer problems are left out",
-        ),
-        (
-            "rollout.max_new_tokens",
-            _halves(config.rollout.max_new_tokens, 128),
-            "longer answers are cut off",
-        ),
-        ("lora.rank", _halves(config.lora.rank, 8), "fewer trained weights"),
-    ]
-
-
-def _halves(value: int, least: int) -> list[int]:
-    """value / 2, value / 4, …, not below `least`."""
-    found = []
-    while value // 2 >= least:
-        value //= 2
-        found.append(value)
-    return found
-
-
-def _with(memory: Memory, key: str, value: Any) -> Memory:
-    name, field = key.split(".")
-    section = getattr(memory.config, name).model_copy(update={field: value})
-    return Memory(memory.shape, memory.config.model_copy(update={name: section}), memory.gpu)
-
-
-def _peak(memory: Memory) -> int:
-    return max(phase.total for phase in memory.phases())
-
-
-def _missing(memory: Memory) -> int:
-    """Bytes over the limit, of all phases together, so that each step towards it counts."""
-    return sum(max(0, phase.total - memory.gpu) for phase in memory.phases())
-
-
-# --- times ---------------------------------------------------------------------------------------
-
-
-# --- texts ---------------------------------------------------------------------------------------
+    return found if found.fits else replace(found, advice=tuple(advise(memory)))
 
 
 def _gib(size: int) -> str:

@@ -10,10 +10,9 @@ from kit.estimate.memory import GIB
 
 DEFAULT_GPU = "T4"  # the free one of Colab and Kaggle
 
-
 # bytes as PyTorch counts them, bytes/s, dense 16-bit operations/s with 32-bit sums, has bfloat16;
 # docs/estimate.md names the sources
-_GPUS = {
+GPUS = {
     "T4": (14.56, 320, 65, False),
     "V100": (15.77, 900, 125, False),
     "L4": (22.0, 300, 121, True),
@@ -28,9 +27,7 @@ _GPUS = {
     "4060": (7.6, 272, 30, True),
     "4090": (23.6, 1008, 165, True),
 }
-
-
-_KNOWN = ", ".join(_GPUS)
+KNOWN = ", ".join(GPUS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +47,12 @@ def find_gpu(name: str) -> GPU:
     for prefix in ("nvidia", "tesla", "geforce", "rtx"):
         plain = plain.removeprefix(prefix)
     plain = plain.removesuffix("gib").removesuffix("gb")
-    for known, (memory, bandwidth, flops, bfloat16) in _GPUS.items():
+    for known, (memory, bandwidth, flops, bfloat16) in GPUS.items():
         if plain.replace("-", "") == known.lower().replace("-", ""):
             return GPU(known, int(memory * GIB), bandwidth * 1e9, flops * 1e12, bfloat16)
     size = float(plain) if re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?", plain) else 0
     if size < 1:
         raise ConfigError(
-            f"unknown GPU {name!r}; known are {_KNOWN}, or give its memory in GiB, e.g. --gpu 16"
+            f"unknown GPU {name!r}; known are {KNOWN}, or give its memory in GiB, e.g. --gpu 16"
         )
     return GPU(f"{size:g} GiB", int(size * GIB))

@@ -24,16 +24,13 @@ class Pace:
 
 
 FAST = Pace(length=0.5, signal=0.5, bandwidth=0.8, flops=0.4, operation=8e-6)
-
-
 SLOW = Pace(length=1.0, signal=1.0, bandwidth=0.4, flops=0.1, operation=25e-6)
-
 
 # operations launched per layer, counted: a forward of the base, LoRA on one linear layer, backward
 LAYER_OPERATIONS, LORA_OPERATIONS, BACKWARD_OPERATIONS = 50, 7, 139
 
 
-def _seconds(memory: Memory, gpu: GPU) -> dict[str, tuple[float, float]]:
+def step_seconds(memory: Memory, gpu: GPU) -> dict[str, tuple[float, float]]:
     """{what: (least, most)}; empty where the speed of the GPU is not known."""
     if gpu.bandwidth is None or gpu.flops is None:
         return {}
