@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kit.config import DataConfig
 from kit.errors import DataError
-from kit.tasks.sources import KNOWN, TASK_PREFIX, Role, known_rows, own_rows, task_rows
+from kit.tasks.sources import KNOWN, TASK_PREFIX, known_rows, own_rows, task_rows
+from kit.tasks.splits import Role
 from kit.tasks.verifiers import LatexVerifier, NumberVerifier, TaskVerifier, Verifier
 
 if TYPE_CHECKING:

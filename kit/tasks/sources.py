@@ -5,31 +5,25 @@ Each kind is read into rows with the columns that `kit.tasks.problems` describes
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import glob
 import json
 import logging
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from kit.config import READERS, AnswerKind, DataConfig
 from kit.errors import DataError
 from kit.tasks.answers import parse_number
+from kit.tasks.splits import Role, read_file, read_split
 from kit.tasks.verifiers import NumberVerifier, TaskVerifier, Verifier
-
-if TYPE_CHECKING:
-    import datasets
 
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
-Role = Literal["train", "test"]
 TASK_PREFIX = "reasoning_gym:"
 TASK_SIZE = 1000
 TEST_SEED_OFFSET = 500_000
@@ -53,7 +47,7 @@ class Source:
 def known_rows(name: str, config: DataConfig, split: Role | None) -> list[dict[str, Any]]:
     """Rows of a known data set; those whose gold answer is no single number are dropped."""
     source = KNOWN[name]
-    raw, chosen = _read_splits(name, source.hub_id, source.hub_config, config, split)
+    raw, chosen = read_split(name, source.hub_id, source.hub_config, config, split)
     rows = []
     try:
         for index, row in enumerate(raw):
@@ -211,12 +205,12 @@ def own_rows(name: str, config: DataConfig, split: Role | None) -> list[dict[str
     if path.suffix.lower() in READERS:
         if config.split is not None:
             raise DataError(f"{name} is a file and has no splits; leave data.split empty")
-        raw, origin = _read_file(path), path.stem
+        raw, origin = read_file(path), path.stem
     elif path.is_file():
         raise DataError(f"{name} must be a {', '.join(READERS)} file")
     elif re.fullmatch(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?", name):
         hub_id, _, hub_config = name.partition(":")
-        raw, origin = _read_splits(hub_id, hub_id, hub_config or None, config, split)
+        raw, origin = read_split(hub_id, hub_id, hub_config or None, config, split)
     else:
         known = [*KNOWN, "gsm_symbolic", TASK_PREFIX + "<task>"]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -281,88 +275,3 @@ def _messages(prompt: Any, name: str) -> list[dict[str, str]]:
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value).strip()
-
-
-# --- reading ----------------------------------------------------------------------------------
-
-
-def _read_splits(
-    name: str, hub_id: str, hub_config: str | None, config: DataConfig, split: Role | None
-) -> tuple[datasets.Dataset, str]:
-    """One split of a data set, from `data_dir` or the hub, and the split's name."""
-    import datasets
-
-    if config.data_dir is not None:
-        folder = Path(config.data_dir).expanduser() / name
-        files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
-        if not files:
-            raise DataError(f"{folder} holds no <split>.jsonl; correct data.data_dir")
-        chosen = _choose_split(name, list(files), config.split, split)
-        return _read_file(files[chosen]), chosen
-    try:
-        with _quiet():
-            splits = datasets.load_dataset(hub_id, hub_config)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"cannot load {hub_id} from the Hugging Face hub: {_cause(error)}; without a "
-            f"connection, put <split>.jsonl files into a folder {name} and set data.data_dir to "
-            "the folder above it"
-        ) from error
-    chosen = _choose_split(name, list(splits), config.split, split)
-    return splits[chosen], chosen
-
-
-def _choose_split(name: str, there: list[str], exact: str | None, role: Role | None) -> str:
-    wanted = role or exact or "train"
-    if wanted in there:
-        return wanted
-    if len(there) == 1 and (role or not exact):
-        if role == "train":
-            logger.warning("%s has only the split %r: it is trained on", name, there[0])
-        return there[0]
-    raise DataError(f"{name} has no split {wanted!r}; it has {', '.join(there)}: set data.split")
-
-
-def _read_file(path: Path) -> datasets.Dataset:
-    """A file as a data set in memory; the loader's cache goes where it disturbs nobody."""
-    import datasets
-
-    if not path.is_file():
-        raise DataError(f"{path} does not exist")
-    reader = READERS[path.suffix.lower()]
-    try:
-        with _quiet(), tempfile.TemporaryDirectory() as cache:
-            return datasets.load_dataset(
-                reader,
-                data_files=glob.escape(str(path)),
-                split="train",
-                cache_dir=cache,
-                keep_in_memory=True,
-            )
-    except StopIteration:
-        raise DataError(f"{path} is empty") from None
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise DataError(f"cannot read {path} as {path.suffix}: {_cause(error)}") from error
-
-
-def _cause(error: BaseException) -> str:
-    """The first line of the innermost reason."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither progress bars nor log lines of `datasets`: errors are reported by us."""
-    import datasets
-
-    level, bars = datasets.logging.get_verbosity(), not datasets.are_progress_bars_disabled()
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if bars:
-            datasets.enable_progress_bars()
