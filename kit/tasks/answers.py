@@ -12,6 +12,7 @@ linear in the text.
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
 from kit.tasks.units import is_money, is_unit
@@ -118,25 +119,12 @@ _CLEANED = [
 _CURRENCY = re.compile(r"[€£¥]|\\\$|\A[^$]*\$[^$]*\Z")  # `$5 m$` is a formula
 _SIGNS = {ord(c): "-" for c in "\u2212\u2013\u2012\u2010\u2011\ufe63\uff0d"}  # minus and dashes
 _SIGNS |= {ord(c): "/" for c in "\N{FRACTION SLASH}\N{DIVISION SLASH}"} | {0xA0: " "}
-_VULGAR = {
-    "½": "1/2",
-    "¼": "1/4",
-    "¾": "3/4",
-    "⅓": "1/3",
-    "⅔": "2/3",
-    "⅕": "1/5",
-    "⅖": "2/5",
-    "⅗": "3/5",
-    "⅘": "4/5",
-    "⅙": "1/6",
-    "⅚": "5/6",
-    "⅛": "1/8",
-    "⅜": "3/8",
-    "⅝": "5/8",
-    "⅞": "7/8",
+VULGAR = {  # each sign of a fraction, and the fraction: normalised, with a slash of its own
+    sign: unicodedata.normalize("NFKC", sign).replace("\N{FRACTION SLASH}", "/")
+    for sign in "½¼¾⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 }
-_SIGNS |= {ord(sign): fraction for sign, fraction in _VULGAR.items()}
-_MIXED = re.compile(rf"(?<=[0-9])(?=[{''.join(_VULGAR)}])")
+_SIGNS |= {ord(sign): fraction for sign, fraction in VULGAR.items()}
+_MIXED = re.compile(rf"(?<=[0-9])(?=[{''.join(VULGAR)}])")
 
 _MARK = re.compile(r"(?<!#)####(?!#)")
 _PROSE = re.compile(r"(?:(?<=[a-z])-(?=[a-z])|[ .,;:!?()%°'\u2019]|[^\W\d_]{2,}|\b[aAI]\b)*")
@@ -318,7 +306,7 @@ def _after_answer_is(text: str) -> str | None:
 
 def last_number(text: str) -> str | None:
     """The last number in the text, with its magnitude; None where it belongs to something else."""
-    last = max(text.rfind(digit) for digit in (*"0123456789", *_VULGAR))
+    last = max(text.rfind(digit) for digit in (*"0123456789", *VULGAR))
     if last < 0:
         return None
     text = _clean(text[max(0, last - MAX_CHARS) : last + MAX_BESIDE])

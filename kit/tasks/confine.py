@@ -25,10 +25,13 @@ import math
 import os
 import platform
 import re
+import resource
 import struct
 import sys
 from collections.abc import Iterable
 from typing import Any
+
+from kit.tasks.task_grammar import FUNCTIONS
 
 MEMORY_BYTES = 4 << 30
 OPEN_FILES = 64
@@ -56,11 +59,7 @@ _PLAIN = re.compile(r"[-+*/%(),\[\]<>&|^~.\sA-Za-z0-9]*", re.ASCII)
 _NAME = re.compile(
     r"(?<![A-Za-z0-9])[A-Za-z][A-Za-z0-9]+", re.ASCII
 )  # one letter names no function
-_NAMES = frozenset(
-    {"Integer", "Float", "Rational", "Symbol", "pi"}
-    | {"sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "acot", "asec", "acsc"}
-    | {"sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "exp", "log", "ln", "sqrt"}
-)
+_NAMES = FUNCTIONS | {"Integer", "Float", "Rational", "Symbol", "pi"}
 # modules that compile what a file holds, what is made of names they have checked, or loops over
 # exponents (sympy's monomials, written of numbers alone)
 _COMPILERS = frozenset(
@@ -107,20 +106,15 @@ def _is_loading() -> bool:
 
 
 def _limit(seconds: float) -> None:
-    if sys.platform == "win32":
-        return
-    import resource
-
     limits = {
-        "RLIMIT_AS": MEMORY_BYTES,
-        "RLIMIT_CPU": math.ceil(seconds),
-        "RLIMIT_FSIZE": 0,
-        "RLIMIT_CORE": 0,
-        "RLIMIT_NOFILE": OPEN_FILES,
-        "RLIMIT_NPROC": 0,
+        resource.RLIMIT_AS: MEMORY_BYTES,
+        resource.RLIMIT_CPU: math.ceil(seconds),
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: OPEN_FILES,
+        resource.RLIMIT_NPROC: 0,
     }
-    for name, limit in limits.items():
-        kind = getattr(resource, name)
+    for kind, limit in limits.items():
         with contextlib.suppress(ValueError, OSError):  # a lower one is set, or none can be
             resource.setrlimit(kind, (limit, limit))
 

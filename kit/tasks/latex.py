@@ -11,17 +11,9 @@ import functools
 import re
 from typing import Any
 
-from kit.tasks import latex_forms, latex_formula
-from kit.tasks.latex_forms import (
-    Form,
-    bare_words,
-    plain,
-    read,
-    signs,
-    values,
-    with_bare_unit,
-    words,
-)
+from kit.tasks.latex_forms import Form, read, values, with_bare_unit
+from kit.tasks.latex_formula import Unreadable, formula
+from kit.tasks.latex_text import bare_words, plain, signs, words
 
 
 def judge_latex(gold: str, answer: str) -> tuple[bool, bool]:
@@ -35,7 +27,7 @@ def judge_latex(gold: str, answer: str) -> tuple[bool, bool]:
         return True, True
     try:
         return _same(read(gold), read(answer)), True
-    except (latex_forms.Unreadable, latex_formula.Unreadable):
+    except Unreadable:
         return False, False
 
 
@@ -118,7 +110,13 @@ def _same_equation(gold: Form, answer: Form) -> bool:
 def _same_quantity(gold: Form, answer: Form) -> bool:
     if gold.unit and not answer.unit:
         answer = with_bare_unit(answer, gold.unit)
+    if answer.unit and not gold.unit:
+        gold = with_bare_unit(gold, answer.unit)
     g, a = gold.text, answer.text
+    if gold.letters and not answer.unit:  # `2mg` may be a product, so no number alone
+        return _equal(g + gold.letters, a)
+    if answer.letters and not gold.unit and _equal(g, a + answer.letters):
+        return True
     if "%" in (gold.unit, answer.unit):
         return _same_percentage(gold, answer)
     if gold.unit and answer.unit and gold.unit != answer.unit:
@@ -165,7 +163,7 @@ def _expression(text: str) -> Any:
     from math_verify import parse
     from sympy import Expr, I, Symbol
 
-    written = f"\\boxed{{{latex_formula.formula(text)}}}"
+    written = f"\\boxed{{{formula(text)}}}"
     found = parse(written, [_extraction()], parsing_timeout=None)
     if not found or not isinstance(found[0], Expr):
         return None

@@ -2,7 +2,7 @@ r"""Read a LaTeX answer into a form: a point, an interval, a list, a number with
 
 What an algebra system would guess at (whether `(2, 4)` is a point or an interval, whether `52_8`
 has a base, what follows a number) is decided here, from the text alone; only the formulas in the
-leaves are left to it. Steps are patterns over at most MAX_CHARS characters.
+leaves are left to it.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from kit.tasks.latex_formula import MAX_CHARS, MAX_DEPTH, Unreadable
+from kit.tasks.latex_text import plain
 from kit.tasks.units import is_unit, measure
 
-MAX_CHARS = 1000  # longer answers are compared as text only
-MAX_DEPTH = 24  # groups within groups
-
-Kind = Literal[
-    "leaf", "list", "tuple", "union", "equation", "relation", "matrix", "ratio", "base", "words"
-]
+Kind = Literal["leaf", "list", "tuple", "union", "equation", "relation", "matrix", "ratio", "base"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,95 +23,15 @@ class Form:
     """An answer taken apart."""
 
     kind: Kind
-    text: str = ""  # leaf: a formula; base: the numeral; relation: its sign; words
+    text: str = ""  # leaf: a formula; base: the numeral; relation: its sign
     items: tuple[Form, ...] = ()  # matrix: its rows, each a tuple
     brackets: str = ""  # of a tuple: "()", "[)", ...
     unit: str | None = None  # of a leaf: its measure
+    letters: str = ""  # of a leaf: a unit of two right after a number, which may be variables
     name: str = ""  # the variable that the answer is given for; base: the base
 
 
-class Unreadable(ValueError):
-    """The text is no answer of a known form."""
-
-
-_UNICODE = str.maketrans(
-    {
-        "−": "-",
-        "–": "-",
-        "π": r"\pi ",
-        "∞": r"\infty ",
-        "√": r"\sqrt ",
-        "°": r"^\circ ",
-        "º": r"^\circ ",
-    }
-    | {
-        "×": r"\times ",
-        "·": r"\cdot ",
-        "⋅": r"\cdot ",
-        "÷": "/",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "±": r"\pm ",
-    }
-    | {
-        "\N{UNION}": r"\cup ",
-        "∅": r"\emptyset ",
-        "θ": r"\theta ",
-        "²": "^{2}",
-        "³": "^{3}",
-        "¢": " cents",
-    }
-    | {
-        "½": r"\frac{1}{2}",
-        "¼": r"\frac{1}{4}",
-        "¾": r"\frac{3}{4}",
-        "⅓": r"\frac{1}{3}",
-        "⅔": r"\frac{2}{3}",
-    }
-    | {"\u00a0": " ", "\u2009": " ", "\u202f": " ", "\n": " ", "\t": " "}
-)
-_FONT = r"\\(?:text(?:bf|it|rm|normal)?|math(?:bf|it|rm)|mbox|operatorname)"
-_MARKED = re.compile(rf"{_FONT} ?\{{([^{{}}]*)\}}")
-# a letter that the text marks as a unit: of `25\\text{ m}`, not of `25m`
-_LETTER_UNITS = {"g": "gram", "h": "hour", "l": "liter", "m": "meter", "s": "second"}
-_PLAIN = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r" ?\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])", "°"),
-        (
-            rf"([0-9}})]|\\pi)(?: |~|\\[,;: ]|\\quad)*{_FONT} ?\{{ ?([ghlms]) ?\}}"
-            r"(?= ?(?:\^ ?\{?[23]\}?)? ?$)",
-            lambda m: f"{m[1]} {_LETTER_UNITS[m[2]]} ",
-        ),
-        (rf"{_FONT} ?\{{((?:[^{{}}\\]|\\[$% ])*)\}}", r" \1 "),
-        (r",? ?\\! ?,?|\{,\}", lambda m: "," if "," in m[0] else ""),
-        (r"\\(?:left|right|displaystyle|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])\.?", ""),
-        (r"(?<!\\)\\(?:[,;: ]|quad\b|qquad\b)|~", " "),
-        (r"\\\\\[[0-9.]+(?:pt|em|ex)\]", r"\\\\"),
-        (r"\\[dtc](frac|binom)", r"\\\1"),
-        (r"\\lbrace\b|\\\{", "⟦"),
-        (r"\\rbrace\b|\\\}", "⟧"),
-        (r"\\langle\b ?", "⟨"),
-        (r" ?\\rangle\b", "⟩"),
-        (r"\\[lr]?vert(?![A-Za-z])|\\mid\b", "|"),
-        (r"\\varnothing\b", r"\\emptyset "),
-        (r"\\(?:le|leq|leqslant)(?![A-Za-z])", "≤"),
-        (r"\\(?:ge|geq|geqslant)(?![A-Za-z])", "≥"),
-        (r"\\lt(?![A-Za-z])", "<"),
-        (r"\\gt(?![A-Za-z])", ">"),
-        (r"\\imath\b", "i"),
-        (r"\\colon\b|(?<=[0-9]) +to +(?=[0-9])|\{:\}", ":"),
-        (r"\\%", "%"),
-        (r"\\\$", "$"),
-        (r"\binfinity\b", r"\\infty "),
-        (r"\{([^{}]*)\\choose([^{}]*)\}", r"\\binom{\1}{\2}"),
-        (r"([0-9]) dollars and ([0-9]{2}) cents", r"\1.\2 dollars"),
-        (r"\s+", " "),
-    )
-]
-_DELIMITERS = ("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$"), ("**", "**")
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
-_SPACED = re.compile(r"(?<![0-9.,] )(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9,/]| [0-9])")
 _GREEK = r"\\(?:alpha|beta|gamma|delta|theta|phi|lambda|mu|omega|sigma|rho)\b"
 _LETTER = rf"(?:[A-Za-z]|{_GREEK})"
 _NAME = re.compile(
@@ -128,71 +45,12 @@ _BASE = re.compile(
     r"(-? ?)[({]? ?([0-9A-Za-z]*[0-9][0-9A-Za-z]*) ?[)}]? ?"
     r"(?:_ ?\{? ?\(?|\(? ?base ?)([0-9]{1,2}|[a-z]+) ?\)? ?\}?\)?"
 )
-_BASES = {
-    name: str(i)
-    for i, name in enumerate(
-        ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), 2
-    )
-}
+_NUMERALS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_BASES = {name: str(base) for base, name in enumerate(_NUMERALS, 2)}
 _ARRAY = r"\{(?:[pb]?matrix|array)\}"
 _MATRIX = re.compile(rf"(.*?)[(\[]?\\begin ?{_ARRAY}(?:\{{[clr| ]+\}})?(.*)\\end ?{_ARRAY}[)\]]?")
 _FLIP = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
 _TAIL = re.compile(r"(?<![\\A-Za-z])[A-Za-z(][A-Za-z ./()]*(?: ?\^ ?\{?[23]\}?)?$")
-
-
-def plain(text: str) -> str:
-    """The text without delimiters, spacing, fonts and other ways to write the same."""
-    text = text.strip().translate(_UNICODE)
-    for _ in range(3):
-        text = text.strip().rstrip(".").strip()
-        for before, after in _DELIMITERS:
-            if (
-                len(text) > len(before) + len(after)
-                and text.startswith(before)
-                and text.endswith(after)
-            ):
-                inner = text[len(before) : -len(after)]
-                text = text if before in inner.replace("\\$", "") else inner
-    for pattern, replacement in _PLAIN:
-        text = pattern.sub(replacement, text)
-    text = text.strip().rstrip(".").strip()
-    return text
-
-
-def words(text: str) -> str | None:
-    """The words of an answer that is text, in small letters and without articles, else None.
-
-    `text` is as it was written: `\\text{east}` is text, `ab` is a product.
-    """
-    marked = "\\text" in text or "\\mbox" in text or "\\mathrm" in text
-    if marked and _is_formula_with_text(text):
-        return None
-    text = plain(text)
-    found = re.findall(r"[A-Za-z]+", text)
-    if not found or re.search(r"[0-9\\^_=+<>]", text):
-        return None
-    if not marked and max(map(len, found)) < 4:
-        return None
-    return bare_words(text)
-
-
-def bare_words(text: str) -> str:
-    found = re.findall(r"[a-z0-9]+", plain(text).lower())
-    return " ".join(w for w in found if len(found) == 1 or w not in ("a", "an", "the"))
-
-
-def _is_formula_with_text(text: str) -> bool:
-    r"""Whether signs stand outside of all \text{}, or letters do that a unit follows."""
-    outside = _MARKED.sub(" ", text)
-    if re.search(r"[-−–/*]|\\(?:frac|cdot|times)", outside):
-        return True
-    letter = re.search(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", outside)
-    return letter is not None and any(is_unit(m[1].strip()) for m in _MARKED.finditer(text))
-
-
-def signs(text: str) -> list[str]:
-    """The signs of an answer that is text; no hyphens within words."""
-    return re.findall(r"[-+*/]", re.sub(r"(?<=[A-Za-z])-(?=[A-Za-z]{2})", " ", plain(text)))
 
 
 def read(text: str) -> Form:
@@ -203,11 +61,7 @@ def read(text: str) -> Form:
 
 
 def _read(text: str, depth: int) -> Form:
-    if depth > MAX_DEPTH:
-        raise Unreadable("too deep")
-    text = text.strip()
     if not any(c in text for c in "([⟦⟨"):
-        text = _SPACED.sub(lambda m: m[0].replace(" ", ""), text)
         text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
     parts, joints = _split(text, _SEPARATOR)
     if len(parts) == 1:
@@ -216,7 +70,7 @@ def _read(text: str, depth: int) -> Form:
     ranges = [item.kind in ("tuple", "union") and item.name != "" for item in items]
     if all(ranges) and all("or" in joint for joint in joints):
         return Form("union", items=tuple(items))
-    if any(ranges) or len(items) < len([p for p in parts if p.strip()]):
+    if any(ranges):
         raise Unreadable("several conditions")
     return _listed(items)
 
@@ -227,7 +81,6 @@ def _listed(items: list[Form]) -> Form:
         return named
     flat: list[Form] = []
     for item in items:
-        item = item.items[1] if item.kind == "equation" and item.name else item
         flat += item.items if item.kind == "list" and item.items else [item]
     return Form("list", items=tuple(flat))
 
@@ -235,7 +88,7 @@ def _listed(items: list[Form]) -> Form:
 def _named(items: list[Form]) -> Form | None:
     """`x=1, y=2`: values by name; in the order of their names they are a point as well."""
     names = [item.name for item in items]
-    if not names or not all(names) or any(item.kind != "equation" for item in items):
+    if not all(names) or any(item.kind != "equation" for item in items):
         return None
     if len(set(names)) < max(len(names), 2):
         return None
@@ -246,14 +99,15 @@ def _named(items: list[Form]) -> Form | None:
 
 def values(form: Form) -> dict[str, Form] | None:
     """The values by name of `x=1, y=2` or `(x,y) = (1,2)`, else None."""
-    names: list[str] = []
-    if form.kind == "tuple" and ";" in form.name:
+    if ";" in form.name:
         names = form.name.split(";")
     elif form.kind == "equation" and form.name.startswith("("):
         names, form = form.name.strip("()").split(","), form.items[1]
-    if not names or form.kind != "tuple" or len(names) != len(form.items):
+    else:
         return None
-    return dict(zip(names, form.items, strict=True)) if len(set(names)) == len(names) else None
+    if form.kind != "tuple" or not len(names) == len(set(names)) == len(form.items):
+        return None
+    return dict(zip(names, form.items, strict=True))
 
 
 def _item(text: str, depth: int) -> Form:
@@ -285,7 +139,7 @@ def _split(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]
     while i < len(text):
         level += (text[i] in _OPEN) - (text[i] in _CLOSE)
         match = separator.match(text, i) if level == 0 else None
-        if match and match.end() > i:
+        if match:
             pieces.append(text[start:i])
             joints.append(match[0])
             start = i = match.end()
@@ -309,7 +163,7 @@ def _relation(text: str, depth: int) -> Form | None:
         return None
     if signs[0] in ">≥":
         sides, signs = sides[::-1], [_FLIP[s] for s in reversed(signs)]
-    if any(s not in "<≤" for s in signs) or len(signs) > 2:
+    if any(s not in "<≤" for s in signs):
         raise Unreadable("directions differ")
     is_name = [_NAME.fullmatch(side) is not None for side in sides]
     left, right = "(" if signs[0] == "<" else "[", ")" if signs[-1] == "<" else "]"
@@ -363,7 +217,7 @@ def _bracketed(text: str, depth: int) -> Form | None:
         text = f"({text[1:-1]})"
     if text == "\\emptyset":
         return Form("list")
-    if text[0] not in "([⟦⟨" or text[-1] not in ")]⟧⟩" or _closes(text) != len(text) - 1:
+    if text[0] not in "([⟦⟨" or _closes(text) != len(text) - 1:
         return None
     inner = text[1:-1]
     parts, _ = _split(inner, re.compile(","))
@@ -374,8 +228,7 @@ def _bracketed(text: str, depth: int) -> Form | None:
         return _item(inner, depth + 1) if text[0] + text[-1] == "()" else None
     brackets = (text[0] + text[-1]).replace("⟨⟩", "()")
     items = [_item(part, depth + 1) for part in parts]
-    named = _named(items) if brackets == "()" else None
-    return named or Form("tuple", items=tuple(items), brackets=brackets)
+    return _named(items) or Form("tuple", items=tuple(items), brackets=brackets)
 
 
 def _closes(text: str) -> int:
@@ -407,8 +260,9 @@ def _ratio(text: str, depth: int) -> Form | None:
 
 
 def _leaf(text: str) -> Form:
-    text, unit = _without_unit(text.strip())
-    return Form("leaf", text=text, unit=unit)
+    text, unit = _without_unit(whole := text.strip())
+    letters = unit and re.fullmatch(r".*[0-9]([A-Za-z]{2})", whole)
+    return Form("leaf", text=text, unit=unit, letters=letters[1] if letters else "")
 
 
 def _without_unit(text: str) -> tuple[str, str | None]:

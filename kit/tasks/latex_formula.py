@@ -8,30 +8,21 @@ from __future__ import annotations
 
 import re
 
-MAX_CHARS = 1000
+MAX_CHARS = 1000  # longer answers are compared as text only
 MAX_DEPTH = 24  # groups within groups
 
 _COMMAND = re.compile(r"\\(frac|binom|sqrt)(?![A-Za-z]) ?")
 _MIXED = re.compile(r"(?<![0-9.^_{}A-Za-z])([0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}(?! ?\^)")
 _SLASHED = re.compile(r"(?<![0-9./^])([0-9]+) ([0-9]+)/([0-9]+)(?![0-9/])")
 _DECIMAL = re.compile(r"(?<![0-9.])([0-9]*)\.([0-9]+)(?![0-9.])")
-_DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?|\\frac\{[0-9]+\}\{[0-9]+\}) ?°")
-_POWERS = {
-    name: rf"\cdot 10^{{{power}}}"
-    for name, power in (
-        ("hundred", 2),
-        ("thousand", 3),
-        ("million", 6),
-        ("billion", 9),
-        ("trillion", 12),
-    )
-}
+_DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?°")
+_POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _STEPS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\*", r"\\cdot "),
         (r"(?<![A-Za-z\\])sqrt ?(?=[({])", r"\\sqrt "),
-        (r" ?\b(hundred|thousand|million|billion|trillion)\b", lambda m: _POWERS[m[1]]),
+        (rf" ?\b({'|'.join(_POWERS)})\b", lambda m: rf"\cdot 10^{{{_POWERS[m[1]]}}}"),
         (r"\^ ?(-?[0-9]+)", r"^{\1}"),
         (r"\^ ?\(([^()]*)\)", r"^{\1}"),
         (r"\\exp ?\(([^()]*)\)", r"e^{\1}"),
@@ -49,11 +40,12 @@ _FOREIGN = re.compile(r"[,:;=<>≤≥\"'&%$#@?⟦⟧⟨⟩°~`\[\]]|[0-9]\.|\.[0
 _OWN_SIGNS = re.compile(r"\\sqrt\[[0-9a-z]{1,4}\]|\\(?:sum|prod)_\{[a-z]=-?[0-9]+\}")
 # the parser takes (2)(3) and 2\frac{3}{2} for mixed numbers
 _JUXTAPOSED = re.compile(r"(?<=[0-9)]) ?(?=\()|(?<=[0-9)]) ?(?=\\(?:frac|sqrt))")
-_CAPITAL = re.compile(r"(\\[A-Za-z]+)|[A-Z](?! ?_)")  # the parser makes small letters of them
+# the parser makes small letters of them, with an index too
+_CAPITAL = re.compile(r"(\\[A-Za-z]+)|([A-Z])(?: ?_ ?\{?([0-9A-Za-z]{1,4})\}?)?(?! ?_)")
 
 
 class Unreadable(ValueError):
-    """The text is no formula."""
+    """The text is no formula, or no answer of a known form."""
 
 
 def formula(text: str) -> str:
@@ -71,7 +63,7 @@ def formula(text: str) -> str:
     if _FOREIGN.search(_OWN_SIGNS.sub("", text)):
         raise Unreadable(text)
     text = _JUXTAPOSED.sub(r"\\cdot ", text)
-    return _CAPITAL.sub(lambda m: m[1] or f"{m[0]}_{{9}}", text).strip()
+    return _CAPITAL.sub(lambda m: m[1] or f"{m[2]}_{{9{m[3] or ''}}}", text).strip()
 
 
 def _mixed(match: re.Match[str]) -> str:

@@ -8,14 +8,12 @@ Child -> parent one `Reply` for each. The child's first line is `{"ready": true}
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from kit.errors import DataError
 
 START_SECONDS = 120.0  # importing sympy from a cold disk
-FORKS = hasattr(os, "fork")
 
 Request = dict[str, Any]
 

@@ -21,15 +21,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from kit.errors import DataError
-from kit.tasks.protocol import FORKS, START_SECONDS, Reply, Request
+from kit.tasks.protocol import START_SECONDS, Reply, Request
 
 GRACE_SECONDS = 10.0  # for a process that should have answered, on a busy machine
 
 # of the environment: what Python and its packages need to be found and loaded
-_KEPT = (
-    *("PYTHONHOME", "PYTHONUSERBASE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
-    *("SYSTEMROOT", "PATH", "APPDATA"),
-)
+_KEPT = ("PYTHONHOME", "PYTHONUSERBASE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PATH")
 _Lines = queue.SimpleQueue[str | None]  # None: there will be no more
 
 
@@ -44,17 +41,12 @@ class Worker:
 
         `limit`: seconds one answer may take.
         """
-        self.task = task
-        self.limit = limit
+        self.task, self.limit = task, limit
         self.timeouts = 0
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
         self._replies: _Lines = queue.SimpleQueue()
         self._stop: Callable[[], None] = lambda: None
-
-    def ask(self, request: Request) -> Reply:
-        """Judge one answer, as `ask_many` does."""
-        return self.ask_many([request])[0]
 
     def ask_many(self, requests: Sequence[Request]) -> list[Reply]:
         """Judge a batch. What takes longer than the limit is wrong, and counted in `timeouts`.
@@ -77,7 +69,7 @@ class Worker:
         return replies
 
     def close(self) -> None:
-        """End the child; a later `ask` starts another."""
+        """End the child; a later `ask_many` starts another."""
         with self._lock:
             self._stop()
 
@@ -89,7 +81,7 @@ class Worker:
         try:
             self._send({"limit": self.limit, "requests": requests})
             for _ in requests:
-                line = self._replies.get(timeout=self.limit + (GRACE_SECONDS if FORKS else 0))
+                line = self._replies.get(timeout=self.limit + GRACE_SECONDS)
                 if line is None:
                     self._stop()
                     break
@@ -97,7 +89,7 @@ class Worker:
         except queue.Empty:
             self._stop()
             replies.append(Reply(right=False, read=True, timed_out=True))
-        except OSError:  # a broken pipe, on Windows by another name
+        except OSError:  # a broken pipe
             self._stop()
         except BaseException:  # interrupted: a late reply must not answer the next request
             self._stop()

@@ -3,8 +3,7 @@
 It imports the libraries and judges nothing itself: each batch of answers is judged by a fork of it,
 which may not do anything but compute (`kit.tasks.confine`) and ends with the batch, so that no
 answer can change what judges the next batch. One past its time is killed, one in which something
-was raised ends, and another goes on. Without `fork` (Windows) the process judges itself: what an
-answer could change there would last, and one past its time costs a new start.
+was raised ends, and another goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 from kit.tasks.confine import confine
 from kit.tasks.latex import judge_latex
-from kit.tasks.protocol import FORKS, START_SECONDS, Reply, Request, pack, unpack
+from kit.tasks.protocol import START_SECONDS, Reply, Request, pack, unpack
 from kit.tasks.task_scores import judge_task
 
 # what a fork writes for an answer: right, wrong, not read
@@ -127,11 +126,10 @@ def main(task: list[str]) -> None:
         return
     gc.collect()
     gc.freeze()  # a collection in a fork would copy the pages of all that is loaded
-    if not FORKS:
-        confine(float("inf"), court.names)
     send({"ready": True})
     for line in sys.stdin:
-        for reply in _replies(court, **json.loads(line)):
+        batch = json.loads(line)
+        for reply in judge_batch(court.judge, batch["requests"], batch["limit"], court.names):
             send(reply._asdict())
 
 
@@ -139,9 +137,8 @@ def _keep_to_itself() -> None:
     """What libraries print is no reply; Ctrl-C and a closed terminal are for the parent."""
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     logging.disable(logging.CRITICAL)
-    for name in ("SIGINT", "SIGHUP"):
-        if number := getattr(signal, name, None):
-            signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _latex_court() -> _Court:
@@ -167,16 +164,10 @@ def _tasks_court(name: str, options: str) -> _Court:
 def _rehearse(court: _Court) -> None:
     """Load what libraries load when first used, and see that a fork judges as this process does."""
     here = judged(court.judge, court.first)
-    if FORKS and here is not None:
+    if here is not None:
         there = next(judge_batch(court.judge, [court.first], START_SECONDS, court.names))
         if there != here:
             raise RuntimeError(f"confined, it judges {there} what is {here}")
-
-
-def _replies(court: _Court, limit: float, requests: Sequence[Request]) -> Iterator[Reply]:
-    if FORKS:
-        return judge_batch(court.judge, requests, limit, court.names)
-    return (judged(court.judge, r) or Reply(right=False, read=False) for r in requests)
 
 
 if __name__ == "__main__":

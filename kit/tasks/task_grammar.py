@@ -32,7 +32,7 @@ _TOKEN = re.compile(
     r"|(?P<sign>\*\*|[-+*/()]))",
     re.ASCII,
 )
-_FUNCTIONS = frozenset(
+FUNCTIONS = frozenset(
     {"sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "acot", "asec", "acsc"}
     | {"sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "exp", "log", "ln", "sqrt"}
 )
@@ -90,7 +90,7 @@ def _polynomial(answer: str, entry: Entry) -> str | None:
 
 def _antiderivative(answer: str, entry: Entry) -> str | None:
     names = _CONSTANTS | {str(entry["metadata"]["variable"])}
-    return _Formula(answer, names, functions=_FUNCTIONS).read()
+    return _Formula(answer, names, functions=FUNCTIONS).read()
 
 
 _READERS: dict[str, Callable[[str, Entry], str | None]] = {

@@ -473,7 +473,7 @@ def test_no_worker_outlives_its_parent(end: str) -> None:
 
 def test_a_worker_that_cannot_start_says_why() -> None:
     with pytest.raises(ValueError, match=r"cannot start: ValueError: .*no_such_task"):
-        Worker("no_such_task", "{}").ask({})
+        Worker("no_such_task", "{}").ask_many([{}])
 
 
 @pytest.fixture(scope="module")

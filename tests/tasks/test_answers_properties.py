@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from kit.evaluation.reasoning.arithmetic import beginning, ending, tokenize
 from kit.evaluation.reasoning.measures import measure
 from kit.evaluation.reasoning.steps import MAX_STARTS, find_steps
-from kit.tasks import latex_forms, latex_formula
 from kit.tasks.answers import (
     MAX_ANSWER_CHARS,
     extract_lenient,
@@ -22,7 +21,9 @@ from kit.tasks.answers import (
     extract_strict_text,
     parse_number,
 )
-from kit.tasks.latex_forms import plain, read
+from kit.tasks.latex_forms import read
+from kit.tasks.latex_formula import Unreadable, formula
+from kit.tasks.latex_text import plain, words
 from kit.tasks.units import is_unit
 from kit.tasks.units import measure as measure_of
 from kit.tasks.verifiers import NumberVerifier, task_answers
@@ -286,12 +287,12 @@ def test_hostile_text_is_measured_in_bounded_time(text: str, question: str) -> N
 @given(HOSTILE)
 def test_hostile_latex_is_taken_apart_in_bounded_time(text: str) -> None:
     for function, refusal in (
-        (read, latex_forms.Unreadable),
-        (latex_formula.formula, latex_formula.Unreadable),
+        (read, Unreadable),
+        (formula, Unreadable),
     ):
         with contextlib.suppress(refusal):
             in_time(function, text)
-    in_time(latex_forms.words, text)
+    in_time(words, text)
 
 
 @given(NUMBERS, st.sampled_from(["{}", "${}$", r"\({}\)", r" {} . ", r"\text{{{}}}", "**{}**"]))

@@ -577,7 +577,7 @@ print(json.dumps([list(r) for r in judge_batch(judge, [{"do": t} for t in told],
 def test_the_environment_holds_no_secrets(monkeypatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     worker = Worker()
-    assert worker.ask({"gold": "5", "answer": "5"}).right
+    assert worker.ask_many([{"gold": "5", "answer": "5"}])[0].right
     held = Path(f"/proc/{worker._child.pid}/environ").read_bytes().decode()
     worker.close()
     names = {line.partition("=")[0] for line in held.split("\0") if line}
