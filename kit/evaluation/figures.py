@@ -26,6 +26,10 @@ from kit.tasks.answers import parse_number
 if TYPE_CHECKING:
     from kit.tasks.problems import ProblemSet
 
+_SHARES = ("strict", "lenient", "format", "truncated")
+_OF_PROBLEM = ("id", "question", "answer", "category", "difficulty")
+_OF_VERDICT = ("strict_answer", "lenient_answer", "strict", "lenient")
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -91,18 +95,11 @@ def judge(
     verdicts = problem_set.verifier.verify_many(texts, problems)
     return [
         {
-            "id": problem["id"],
-            "question": problem["question"],
-            "answer": problem["answer"],
-            "category": problem["category"],
-            "difficulty": problem["difficulty"],
+            **{field: problem[field] for field in _OF_PROBLEM},
             "completion": completion.text,
             "tokens": len(completion.tokens),
             "truncated": completion.truncated,
-            "strict_answer": verdict.strict_answer,
-            "lenient_answer": verdict.lenient_answer,
-            "strict": verdict.strict,
-            "lenient": verdict.lenient,
+            **{field: getattr(verdict, field) for field in _OF_VERDICT},
         }
         for problem, completion, verdict in zip(problems, completions, verdicts, strict=True)
     ]
@@ -119,10 +116,7 @@ def summarize(rows: Sequence[Row], *, numbers: bool) -> dict[str, Any]:
     return {
         "temperature": rows[0]["temperature"],
         "samples": samples,
-        **{
-            name: _share(rows, name, samples).record()
-            for name in ("strict", "lenient", "format", "truncated")
-        },
+        **{name: _share(rows, name, samples).record() for name in _SHARES},
         "tokens": _lengths([row["tokens"] for row in rows]),
         "pass_at": {
             kind: {

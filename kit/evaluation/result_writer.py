@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from kit.evaluation.results import (
     SCHEMA,
     Key,
     Row,
+    claimed,
     digests,
     key_of,
     read_result,
@@ -28,10 +29,11 @@ from kit.evaluation.results import (
 )
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import PROBLEM_FIELDS
-from kit.files import append_json, lock_of, only_one, sync_folder, write_atomically
+from kit.files import append_json, sync_folder, write_atomically
 from kit.recipe import flatten
 from kit.tasks.problems import ProblemSet
 
+_GOES_ON = "; once that is mended, the same command goes on from the last row written"
 MAY_GROW = {"settings.temperatures", "settings.samples", "settings.limit"}
 MAY_MOVE = {"target.name", "target.run", "target.adapter"}  # its weights are told by their hash
 
@@ -57,13 +59,11 @@ class ResultWriter:
 
         Raises ResultsError while one is at them, or has been since they were read.
         """
-        busy = ResultsError(
+        busy = (
             f"another evaluation is writing {self.path}; wait for it, or keep yours apart with "
             "--tag NAME"
         )
-        with ExitStack() as held:
-            with self._writing():
-                held.enter_context(only_one(lock_of(self.path), busy))
+        with claimed(self.path, busy, _GOES_ON):
             if _marks(self.path) != self.seen:
                 raise ResultsError(
                     f"another evaluation has written {self.path} since this one began; the same "
@@ -84,7 +84,7 @@ class ResultWriter:
             hardware = f"{before}; then {hardware}"
         self.record |= facts | {"started": started or facts["started"], "hardware": hardware}
         self.record["target"]["base_revision"] = revision
-        with self._writing():
+        with writing(self.path, _GOES_ON):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.rows:  # a last row may have been cut off
                 size = self._completions.read_bytes().rfind(b"\n") + 1
@@ -100,7 +100,7 @@ class ResultWriter:
         tokens += round(before * (self.record["tokens_per_second"] or 0))
         self.record["seconds"] = before + seconds
         self.record["tokens_per_second"] = tokens / self.record["seconds"]
-        with self._writing():
+        with writing(self.path, _GOES_ON):
             append_json(self._completions, rows)
             self._save()
         for row in rows:
@@ -110,13 +110,9 @@ class ResultWriter:
     def finish(self, figures: list[dict[str, Any]]) -> None:
         """Write the figures, an entry for each temperature."""
         self.record |= {"status": "finished", "results": figures}
-        with self._writing():
+        with writing(self.path, _GOES_ON):
             self.record["digests"] = digests(self.record, self._completions)
             self._save()
-
-    def _writing(self) -> AbstractContextManager[None]:
-        goes_on = "; once that is mended, the same command goes on from the last row written"
-        return writing(self.path, goes_on)
 
     @property
     def _completions(self) -> Path:

@@ -9,14 +9,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kit.config import READERS
 from kit.errors import ConfigError, ResultsError
-from kit.files import digest, parse_json
+from kit.files import digest, lock_of, only_one, parse_json
 
 SCHEMA = 2  # raised when a field changes its meaning
 
@@ -211,6 +211,11 @@ def key_of(row: Row) -> Key:
     return row["id"], row["temperature"], row["sample"]
 
 
+def fields_of(key: Key) -> Row:
+    """The part of a row that is its key."""
+    return dict(zip(("id", "temperature", "sample"), key, strict=True))
+
+
 def _parse_row(line: bytes) -> Row:
     row = parse_json(line)
     if not isinstance(row, dict):
@@ -257,3 +262,12 @@ def writing(path: Path, advice: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         raise ResultsError(f"cannot write {path}: {error.strerror}{advice}") from error
+
+
+@contextmanager
+def claimed(path: Path, busy: str, advice: str = "") -> Iterator[None]:
+    """Keep others off a file; ResultsError, saying `busy`, while one is at it."""
+    with ExitStack() as held:
+        with writing(path, advice):
+            held.enter_context(only_one(lock_of(path), ResultsError(busy)))
+        yield

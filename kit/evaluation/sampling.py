@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from kit.errors import NotFiniteError, OutOfMemoryError, room_for
 from kit.evaluation.figures import judge, summarize
 from kit.evaluation.result_writer import ResultWriter
-from kit.evaluation.results import Key, Row
+from kit.evaluation.results import Key, Row, fields_of
 from kit.model.batching import micro_batches
 from kit.model.policy import Policy
 from kit.model.rollout import Completion, Request, Sampling, count_tokens, sample
@@ -162,14 +162,7 @@ def _judged(
     completions: Sequence[Completion],
 ) -> list[Row]:
     """One target's rows of a chunk."""
-    mine = [
-        (key, completion)
-        for (target, key), completion in zip(chunk, completions, strict=True)
-        if target == name
-    ]
-    problems = [ledger.problems[id_] for (id_, _, _), _ in mine]
-    rows = judge(ledger.problem_set, problems, [completion for _, completion in mine])
-    return [
-        {"id": id_, "temperature": temperature, "sample": number} | row
-        for ((id_, temperature, number), _), row in zip(mine, rows, strict=True)
-    ]
+    mine = {key: c for (target, key), c in zip(chunk, completions, strict=True) if target == name}
+    problems = [ledger.problems[id_] for id_, _, _ in mine]
+    rows = judge(ledger.problem_set, problems, list(mine.values()))
+    return [fields_of(key) | row for key, row in zip(mine, rows, strict=True)]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kit.errors import ConfigError, ResultsError
-from kit.evaluation.results import Key, Row, key_of, read_rows, writing
-from kit.files import lock_of, only_one, write_atomically
+from kit.evaluation.results import Key, Row, claimed, key_of, read_rows, writing
+from kit.files import write_atomically
 from kit.preferences.judge_models import JudgeConfig, JudgeModel, open_judge
 from kit.preferences.judgements import Question, collect
 from kit.preferences.rubric import (
@@ -81,7 +80,8 @@ def run_judge(
     path = output.with_name(output.name + ".json")
     judgements = path.with_suffix(".jsonl")
     summary: PairwiseSummary | PointwiseSummary
-    with _claimed(path):
+    busy = f"another kit judge writes {path}; wait for it, or choose another --output"
+    with claimed(path, busy):
         judge = open_judge(config)
         if pairs:
             summary = judge_pairs(judge, pairs, judgements)
@@ -93,16 +93,6 @@ def run_judge(
     paid = "" if cost is None else f", cost {cost:.4g}"
     print(f"{summary}\n{config.model}: {summary.usage}{paid} -> {path}")
     return summary
-
-
-@contextmanager
-def _claimed(path: Path) -> Iterator[None]:
-    """Keep others off a summary; ResultsError while one is at it."""
-    busy = ResultsError(f"another kit judge writes {path}; wait for it, or choose another --output")
-    with ExitStack() as held:
-        with writing(path):
-            held.enter_context(only_one(lock_of(path), busy))
-        yield
 
 
 def _write(

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from kit.errors import ResultsError
-from kit.evaluation.results import Key, writing
+from kit.evaluation.results import Key, fields_of, writing
 from kit.files import append_line, parse_json
 from kit.preferences.judge_models import JudgeModel, Reply
 from kit.preferences.rubric import Messages, Verdict
@@ -119,7 +119,7 @@ def _line(question: Question, asked: str, signature: str, judgement: Judgement) 
     reply = judgement.reply
     return {
         "schema": SCHEMA,
-        **dict(zip(("id", "temperature", "sample"), question.key, strict=True)),
+        **fields_of(question.key),
         "order": question.order,
         "status": judgement.status,
         "verdict": judgement.verdict,

@@ -148,10 +148,10 @@ def tally(votes: Iterable[Vote], *, blind_only: bool = True) -> list[Tally]:
         left, right = _identity(vote.left), _identity(vote.right)
         if left == right or (blind_only and not vote.blind):
             continue
-        outcome = {"left": "first", "right": "second"}.get(vote.vote, vote.vote)
+        outcome: str = vote.vote
         if right < left:
             left, right = right, left
-            outcome = {"first": "second", "second": "first"}.get(outcome, outcome)
+            outcome = {"left": "right", "right": "left"}.get(outcome, outcome)
         results.setdefault((left, right), Counter())[outcome] += 1
     names = Counter(name for name, _ in {identity for pair in results for identity in pair})
 
@@ -163,8 +163,8 @@ def tally(votes: Iterable[Vote], *, blind_only: bool = True) -> list[Tally]:
         Tally(
             first=label(first),
             second=label(second),
-            first_wins=counts["first"],
-            second_wins=counts["second"],
+            first_wins=counts["left"],
+            second_wins=counts["right"],
             ties=counts["tie"],
             both_bad=counts["both_bad"],
         )

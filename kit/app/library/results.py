@@ -189,7 +189,7 @@ def _read_about(file: Version) -> About | None:
     """None for a JSON file of something else; ResultsError for broken results."""
     result = find_result(file.path)
     try:
-        return result and _ABOUT.validate_python(result.record)
+        return None if result is None else _ABOUT.validate_python(result.record)
     except ValidationError as error:
         raise ResultsError(f"{file.path}: {_first_fault(error)}; evaluate anew") from None
 
