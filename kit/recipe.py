@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from kit.config import PSPO, SAPO, YAML_ERRORS, Clip, Config, NoClip, RewardFunction, read_yaml
+from kit.config import (
+    PSPO,
+    SAPO,
+    YAML_ERRORS,
+    Clip,
+    Config,
+    NoClip,
+    RewardFunction,
+    SettingsSection,
+    read_yaml,
+)
 from kit.errors import ConfigError
+
+S = TypeVar("S", bound=SettingsSection)
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -34,11 +48,33 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 def build_config(values: dict[str, Any]) -> Config:
     """Validate plain nested values; all problems are reported at once, as a ConfigError."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        lines = [_explain(e) for e in error.errors()]
-        raise ConfigError("; ".join(lines)) from None
+    return read_settings(Config, values)
+
+
+def read_pairs(section: type[S], pairs: Sequence[str], prefix: str = "") -> S:
+    """A section from `<prefix>key=value` texts; the prefix is empty or ends with a point.
+
+    Raises ConfigError for an unknown key, or a value that is missing or out of range.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        if not pair.startswith(prefix):
+            known = [prefix + name for name in section.model_fields]
+            raise ConfigError(_unknown(pair.partition("=")[0], "", known))
+        _apply_override(values, pair.removeprefix(prefix))
+    return read_settings(section, values, prefix)
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`, did you mean 'rank'?`: the known name that is spelled most like it; "" where none is."""
+    near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def did_you_mean_path(given: str | Path) -> str:
+    """The same of files and folders that exist; "" where the given one does or none is alike."""
+    near = _nearest(Path(given))
+    return f", did you mean {str(near)!r}?" if near and near != Path(given) else ""
 
 
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
@@ -64,6 +100,11 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """One YAML file, merged over what it extends."""
+    if not os.path.lexists(path):
+        raise ConfigError(
+            f"cannot read the configuration {path}: No such file or directory"
+            f"{did_you_mean_path(path)}"
+        )
     values = read_yaml(path)  # first: a link in a circle cannot be resolved
     if path.resolve() in seen:
         raise ConfigError(f"{path} extends itself, through {', '.join(str(p) for p in seen)}")
@@ -106,31 +147,46 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         section[last] = text
 
 
-def _explain(error: ErrorDetails) -> str:
+def read_settings(section: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
+    """A section from values by key; `prefix` is what errors name before a key.
+
+    Raises ConfigError for an unknown key, or a value that is missing or out of range.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(e, section, prefix) for e in error.errors()]
+        raise ConfigError("; ".join(lines)) from None
+
+
+def _explain(error: ErrorDetails, section: type[SettingsSection], prefix: str) -> str:
     """One pydantic error as a sentence: what came, what is allowed."""
     location = [str(part) for part in error["loc"]]
     if location[:2] == ["objective", "trust_region"]:
         del location[2:3]  # a tagged union puts its tag here; it is not a key the user wrote
+    name = prefix + ".".join(location)
     if error["type"] == "extra_forbidden":
-        *parents, key = location
-        where = f" under {'.'.join(parents)}" if parents else ""
-        known = _known_keys(error["loc"][:-1])
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {key!r}{where}, {hint}"
-    name = ".".join(location) or "configuration"
+        parents = (prefix + ".".join(location[:-1])).strip(".")
+        return _unknown(location[-1], parents, _known_keys(section, error["loc"][:-1]))
     if error["type"] == "missing":
         return f"{name} is required"
     if error["type"] == "union_tag_not_found":
         return f"{name}.name is required: pspo, clip, noclip or sapo"
     message = error["msg"].removeprefix("Value error, ")
+    if not location:
+        return message
     return f"{name} = {error['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
 
 
-def _known_keys(location: tuple[str | int, ...]) -> list[str]:
-    """Field names of the section that a pydantic error location points to."""
+def _unknown(key: str, parents: str, known: Sequence[str]) -> str:
+    where = f" under {parents}" if parents else ""
+    hint = did_you_mean(key, known) or f", known keys: {', '.join(known)}"
+    return f"unknown key {key!r}{where}{hint}"
+
+
+def _known_keys(section: Any, location: tuple[str | int, ...]) -> list[str]:
+    """Field names of the part of a section that a pydantic error location points to."""
     regions = {"pspo": PSPO, "clip": Clip, "noclip": NoClip, "sapo": SAPO}
-    section: Any = Config
     for part in location:
         if part in regions:
             section = regions[str(part)]
@@ -139,3 +195,28 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
             # a list of sections is not one: reward.functions is the only list there is
             section = annotation if hasattr(annotation, "model_fields") else RewardFunction
     return list(section.model_fields)
+
+
+def _nearest(path: Path) -> Path | None:
+    """The path, or the one there is that is spelled most like it, folder by folder.
+
+    What is named without a folder is looked for in configs/ and runs/ too.
+    """
+    if os.path.exists(path):
+        return path
+    folder = None if path == path.parent else _nearest(path.parent)
+    if folder is None:
+        return None
+    folders = [folder] if folder.name else [folder, folder / "configs", folder / "runs"]
+    known = {
+        name.removesuffix(".yaml"): within / name for within in folders for name in _names(within)
+    }
+    near = difflib.get_close_matches(path.name.removesuffix(".yaml"), known, n=1)
+    return known[near[0]] if near else None
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []

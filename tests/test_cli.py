@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import resource
 import subprocess
 import sys
@@ -10,34 +12,76 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kit import __version__
 from kit.cli import main
+from kit.errors import ConfigError
 from kit.evaluation.results import read_result
 from kit.training.trainer import train
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_help_is_quick_and_loads_no_torch():
+COMMANDS = {
+    "Train": ("train", "compare", "estimate", "demo"),
+    "Measure": ("evaluate", "report", "judge", "votes"),
+    "Adapters": ("verify", "merge", "blend", "push"),
+    "Look": ("app",),
+}
+
+
+def kit(*arguments, **environment):
+    """The command in a process of its own, its output caught by pipes."""
+    return subprocess.run(
+        [sys.executable, "-m", "kit", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        env=os.environ | environment,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["evaluate", "-h"], ["trian"], ["train", "nowhere.yaml"]]
+)
+def test_help_and_refusals_load_no_libraries(arguments):
     code = (
         "import sys; from kit.cli import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'peft'} & set(sys.modules)\n"
+        f"main({arguments})\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'peft', 'gradio'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_is_quick():
     times = []
     for _ in range(3):
         before = _seconds_of_children()
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
-        )
+        done = kit("--help")
         times.append(_seconds_of_children() - before)
         assert done.returncode == 0, done.stderr
-        assert all(
-            command in done.stdout
-            for command in ("train", "evaluate", "compare", "report", "judge", "votes", "demo")
-        )
     assert min(times) < 1
+
+
+def test_help_has_every_command_in_its_group(capsys):
+    assert main(["--help"]) == 0
+    groups = re.split(r"╭─ (\w+) ─+╮\n", capsys.readouterr().out)
+    panels = dict(zip(groups[1::2], groups[2::2], strict=True))
+    shown = {name: tuple(re.findall(r"^│ (\w+) ", panels[name], re.M)) for name in COMMANDS}
+    assert shown == COMMANDS
+
+
+@pytest.mark.parametrize("command", [name for names in COMMANDS.values() for name in names])
+def test_every_command_explains_itself_and_may_be_verbose(capsys, command):
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"Usage: kit {command} [OPTIONS]" in shown and "--verbose" in shown
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
 
 
 def _seconds_of_children() -> float:
@@ -86,18 +130,122 @@ def test_errors_are_one_line_and_exit_with_one(capsys, monkeypatch, arguments, m
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "message"),
     [
-        ["trian"],
-        ["evaluate", "--base", "embedded"],  # without --data
-        ["evaluate", "--data", "gsm8k", "--tepmerature", "0.4"],
-        ["demo", "extra"],
+        ([], "Missing command. (see kit --help)"),
+        (["trian"], "No such command 'trian'. Did you mean 'train'? (see kit --help)"),
+        (["evaluate", "--base", "embedded"], "Missing option '--data'. (see kit evaluate --help)"),
+        (["evaluate", "--data", "gsm8k", "--tepmerature", "0.4"], "options: --temperature)"),
+        (["merge", "a", "-o", "b", "--dtype", "float8"], "'float8' is not one of 'bfloat16', "),
+        (["judge", "a", "--data", "gsm8k", "--limit", "few"], "Invalid value for '--limit'"),
+        (["blend", "a", "b", "-o", "c", "--weights"], "Missing option '--weights'"),
+        (["demo", "extra"], "extra"),
     ],
 )
-def test_unknown_commands_and_options_are_refused(arguments):
-    with pytest.raises(SystemExit) as refusal:
+def test_arguments_that_no_command_takes(capsys, arguments, message):
+    assert main(arguments) == 2
+    out, error = capsys.readouterr()
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not out
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("configs/smoek.yaml", "configs/smoke.yaml"),
+        ("confgs/smoke.yml", "configs/smoke.yaml"),
+        ("smoke", "configs/smoke.yaml"),
+        ("runs/tyni", "runs/tiny"),
+        ("runs/tiny/confg.yaml", "runs/tiny/config.yaml"),
+    ],
+)
+def test_paths_that_are_nearly_right(capsys, tmp_path, monkeypatch, given, meant):
+    monkeypatch.chdir(tmp_path)
+    for file in ("configs/smoke.yaml", "configs/t4-clip.yaml", "runs/tiny/config.yaml"):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).touch()
+    for command in (["train"], ["estimate"], ["compare"]):
+        assert main([*command, given]) == 1
+        assert capsys.readouterr().err == (
+            f"error: cannot read the configuration {given}: No such file or directory, did you "
+            f"mean {meant!r}?\n"
+        )
+    assert main(["train", "/nowhere/at/all.yaml"]) == 1
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_run_folders_that_are_nearly_right(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "kit.model.adapter_files.hf_hub_download", lambda source, name: (tmp_path / name).open()
+    )
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    for arguments in (
+        ["evaluate", "runs/tyni", "--data", "gsm8k"],
+        ["verify", "tyni"],
+        ["merge", "runs/tyni", "-o", "merged"],
+        ["push", "runs/tyni", "me/mine"],
+        ["report", "runs/tyni"],
+    ):
+        assert main(arguments) == 1
+        assert "did you mean 'runs/tiny'?" in capsys.readouterr().err
+
+
+def test_settings_may_stand_anywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    asked = []
+    monkeypatch.setattr("kit.training.trainer.train", lambda config, resume: asked.append(config))
+    with pytest.raises(AttributeError):  # for what is not a run
+        main(["train", "lora.rank=3", "configs/smoke.yaml", "--resume", f"output={tmp_path}"])
+    assert (asked[0].lora.rank, asked[0].output) == (3, str(tmp_path))
+    monkeypatch.setattr(
+        "kit.comparison.compare", lambda *given, **more: asked.append((given, more))
+    )
+    arguments = ["evaluate.limit=3", "a.yaml", "--seeds", "1,2", "lora.rank=3", "--vary", "lora"]
+    assert main(["compare", *arguments, "b.yaml", "-v"]) == 0
+    given, more = asked[1]
+    assert given == (["a.yaml", "b.yaml"], ["lora.rank=3"])
+    assert (more["seeds"], more["vary"], more["settings"].limit) == ([1, 2], ["lora"], 3)
+    assert more["command"] == "kit " + " ".join(["compare", *arguments, "b.yaml", "-v"])
+
+
+def test_weights_may_follow_one_name_or_several(monkeypatch):
+    asked = []
+    monkeypatch.setattr("kit.adapters.blend.blend", lambda *given, **more: asked.append(given[:3]))
+    for arguments in (
+        ["a", "b", "--weights", "1", "-.5", "-o", "c"],
+        ["-o", "c", "--weights", "1", "--weights", "-0.5", "--seed", "1", "a", "b"],
+    ):
+        assert main(["blend", *arguments]) == 0
+    assert asked == [(["a", "b"], [1.0, -0.5], Path("c"))] * 2
+
+
+def test_interrupted_and_unexpected(monkeypatch, capsys):
+    def stop(output):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kit.demo.demo", stop)
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize("arguments", [["-v", "estimate", "a.yaml"], ["estimate", "a.yaml", "-v"]])
+def test_tracebacks_are_shown_on_request(arguments):
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
         main(arguments)
-    assert refusal.value.code == 2
+    done = kit(*[text for text in arguments if text != "-v"])
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+def test_pipes_get_words_alone():
+    """No colours, whoever forces them, and errors that no width breaks."""
+    hostile = "\x1b[31m\x9b2J"
+    for environment in ({}, {"FORCE_COLOR": "1"}, {"GITHUB_ACTIONS": "true"}):
+        for arguments in (["--help"], ["evaluate", "--help"], [hostile], ["train", hostile]):
+            done = kit(*arguments, COLUMNS="20", **environment)
+            assert not re.search("[\x1b\x9b]", done.stdout + done.stderr)
+            assert done.returncode == (0 if "--help" in arguments else 1 + (len(arguments) == 1))
+            assert done.stderr.count("\n") == (0 if "--help" in arguments else 1)
 
 
 @pytest.mark.smoke

@@ -218,7 +218,7 @@ def test_bad_groups_of_arms(recipes, tmp_path):
         (["--seeds", "0,x"], "--seeds must be numbers with commas between, got '0,x'"),
         (["--seeds", "1,1"], "seeds must be different numbers"),
         (["--vary", "data"], "can not vary in data"),
-        (["evaluate.limti=3"], "did you mean 'evaluate.limit'?"),
+        (["evaluate.limti=3"], "unknown key 'limti' under evaluate, did you mean 'limit'?"),
         (["lora.rnak=3"], "did you mean 'rank'?"),
         (["--data", "swamp"], "did you mean 'svamp'?"),
     ],

@@ -14,6 +14,7 @@ KIT = Path(__file__).parents[1] / "kit"
 FLOORS = (
     ("notebook",),
     ("cli", "__main__"),
+    ("commands",),
     ("app",),
     ("api",),
     ("comparison", "demo", "integrations"),

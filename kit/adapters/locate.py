@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from kit.errors import AdapterError
-from kit.model.adapter_files import ADAPTER_FILES, _is_folder, checked_files
+from kit.model.adapter_files import ADAPTER_FILES, _is_folder, checked_files, suggesting
 from kit.runs import RunFolder, check_has_adapter
 
 
@@ -20,7 +20,8 @@ def adapter_folder(source: str) -> Path:
     if run.exists:
         check_has_adapter(run)
         source = str(run.adapter)
-    _, weights = checked_files(source)
+    with suggesting(source):
+        _, weights = checked_files(source)
     if _is_folder(source):
         return weights.parent
     try:

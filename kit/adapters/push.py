@@ -16,6 +16,7 @@ from kit.config import EMBEDDED
 from kit.errors import AdapterError
 from kit.model.adapter_files import ADAPTER_FILES, CARD
 from kit.model.base_files import BaseSource, base_of
+from kit.recipe import did_you_mean_path
 from kit.runs import RunFolder
 
 
@@ -51,7 +52,8 @@ def plan_push(adapter: str, repo: str) -> Upload:
     if "/" not in repo:
         raise AdapterError(f"{repo!r} does not say whose it is; write OWNER/{repo}")
     if not Path(adapter).is_dir():
-        raise AdapterError(f"{adapter} is not a run folder or adapter folder here")
+        near = did_you_mean_path(adapter)
+        raise AdapterError(f"{adapter} is not a run folder or adapter folder here{near}")
     folder = adapter_folder(adapter)
     foreign = [
         path.name

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Annotated
+
+from typer import Option
 
 from kit.errors import ConfigError
 
@@ -111,93 +114,65 @@ def _read_password(file: Path) -> str:
     return password
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the app's options to a parser; `from_arguments` reads them."""
-    defaults = AppOptions()
-    models = parser.add_argument_group("what is compared")
-    models.add_argument(
-        "--runs",
-        type=Path,
-        default=defaults.runs,
-        help="folder searched for runs, comparisons and adapters; votes are written into it "
-        "(default: %(default)s)",
-    )
-    models.add_argument(
-        "--adapters",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="ADAPTER",
-        help="run folders, adapter folders or hub ids to offer as well, wherever they are",
-    )
-    models.add_argument(
-        "--base",
-        metavar="MODEL",
-        help="hub id or folder of the base model, or `embedded` (default: the one the adapters "
-        "were trained on)",
-    )
-    models.add_argument(
-        "--adapters-root",
-        type=Path,
-        metavar="FOLDER",
-        help="a second folder that adapters may be chosen from in the page",
-    )
-    models.add_argument(
-        "--data-dir",
-        metavar="FOLDER",
-        help="folder with local copies of data sets (<name>/<split>.jsonl)",
-    )
-    models.add_argument(
-        "--allow-hub",
-        action="store_true",
-        help="let the page load adapters from the Hugging Face hub, by owner/name",
-    )
-    models.add_argument("--cpu", action="store_true", help="do not use the GPU")
-    access = parser.add_argument_group("who can open it")
-    access.add_argument("--port", type=int, default=defaults.port, help="default: %(default)s")
-    access.add_argument(
-        "--host",
-        default=defaults.host,
-        help="address to listen on; 0.0.0.0 is all of this computer's, and needs --auth "
-        "(default: %(default)s, this computer alone)",
-    )
-    access.add_argument(
-        "--share",
-        action="store_true",
-        help="also open a public link through Gradio's servers; needs --auth",
-    )
-    access.add_argument(
-        "--auth",
-        metavar="USER[:PASSWORD]",
-        help=f"ask for this before anything; the password is better given in {PASSWORD} or "
-        "--password-file, for the command line shows in the list of processes and in the shell's "
-        f"history (the user is {USER} where a password is given and --auth is not)",
-    )
-    access.add_argument(
-        "--password-file", type=Path, metavar="FILE", help="a file with the password alone"
-    )
-
-
-def from_arguments(namespace: argparse.Namespace) -> AppOptions:
-    """The options a parser has read; ConfigError as AppOptions raises it."""
-    return AppOptions(
-        runs=namespace.runs,
-        adapters=tuple(namespace.adapters),
-        base=namespace.base,
-        adapters_root=namespace.adapters_root,
-        data_dir=namespace.data_dir,
-        allow_hub=namespace.allow_hub,
-        host=namespace.host,
-        port=namespace.port,
-        share=namespace.share,
-        auth=read_auth(namespace.auth, namespace.password_file, os.environ),
-        cpu=namespace.cpu,
-    )
-
-
 def _is_loopback(host: str) -> bool:
     """Whether only programs on this computer can connect; other names may lead anywhere."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+_DEFAULT = AppOptions()
+_Models = partial(Option, rich_help_panel="What is compared")
+_Access = partial(Option, rich_help_panel="Who can open it")
+_RUNS = "folder searched for runs, comparisons and adapters; votes are written into it"
+_ADAPTERS = "run folders, adapter folders or hub ids to offer as well, wherever they are"
+_BASE = (
+    "hub id or folder of the base model, or `embedded` (default: the one the adapters were "
+    "trained on)"
+)
+_ADAPTERS_ROOT = "a second folder that adapters may be chosen from in the page"
+_DATA_DIR = "folder with local copies of data sets (<name>/<split>.jsonl)"
+_ALLOW_HUB = "let the page load adapters from the Hugging Face hub, by owner/name"
+_HOST = (
+    "address to listen on: 127.0.0.1 is this computer alone, 0.0.0.0 is all of its addresses and "
+    "needs --auth"
+)
+_SHARE = "also open a public link through Gradio's servers; needs --auth"
+_AUTH = (
+    f"ask for this before anything; the password is better given in {PASSWORD} or "
+    "--password-file, for the command line shows in the list of processes and in the shell's "
+    f"history (the user is {USER} where a password is given and --auth is not)"
+)
+
+
+def from_arguments(
+    runs: Annotated[Path, _Models(help=_RUNS)] = _DEFAULT.runs,
+    adapters: Annotated[list[str] | None, _Models(metavar="ADAPTER …", help=_ADAPTERS)] = None,
+    base: Annotated[str | None, _Models(metavar="MODEL", help=_BASE)] = None,
+    adapters_root: Annotated[Path | None, _Models(metavar="FOLDER", help=_ADAPTERS_ROOT)] = None,
+    data_dir: Annotated[str | None, _Models(metavar="FOLDER", help=_DATA_DIR)] = None,
+    allow_hub: Annotated[bool, _Models("--allow-hub", metavar="", help=_ALLOW_HUB)] = False,
+    cpu: Annotated[bool, _Models("--cpu", metavar="", help="do not use the GPU")] = False,
+    port: Annotated[int, _Access(metavar="PORT", help="port to listen on")] = _DEFAULT.port,
+    host: Annotated[str, _Access(metavar="ADDRESS", help=_HOST)] = _DEFAULT.host,
+    share: Annotated[bool, _Access("--share", metavar="", help=_SHARE)] = False,
+    auth: Annotated[str | None, _Access(metavar="USER[:PASSWORD]", help=_AUTH)] = None,
+    password_file: Annotated[
+        Path | None, _Access(metavar="FILE", help="a file with the password alone")
+    ] = None,
+) -> AppOptions:
+    """What the command line says, which is declared here; ConfigError as AppOptions raises it."""
+    return AppOptions(
+        runs=runs,
+        adapters=tuple(adapters or ()),
+        base=base,
+        adapters_root=adapters_root,
+        data_dir=data_dir,
+        allow_hub=allow_hub,
+        host=host,
+        port=port,
+        share=share,
+        auth=read_auth(auth, password_file, os.environ),
+        cpu=cpu,
+    )

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kit.config import NonNegativeInt, PositiveInt, SettingsSection
-from kit.errors import ConfigError
 
-S = TypeVar("S", bound=SettingsSection)
 Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 
 
@@ -67,44 +62,3 @@ class EvalSettings(SettingsSection):
                 "limit": None if None in limits else max(limits),
             }
         )
-
-
-def read_pairs(section: type[S], pairs: Sequence[str], prefix: str = "") -> S:
-    """A section from `<prefix>key=value` texts.
-
-    Raises ConfigError for an unknown key, or a value that is missing or out of range.
-    """
-    values = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"setting {pair!r} must have the form key=value")
-        try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            values[key] = text
-    return read_settings(section, values, prefix)
-
-
-def read_settings(section: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
-    """A section from values by `<prefix>key`; raises ConfigError as `read_pairs` does."""
-    known = [prefix + field for field in section.model_fields]
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(known)}"
-            raise ConfigError(f"unknown setting {key!r}, {hint}")
-    try:
-        return section(**{key.removeprefix(prefix): value for key, value in values.items()})
-    except ValidationError as error:
-        raise ConfigError("; ".join(_explain(e, prefix) for e in error.errors())) from None
-
-
-def _explain(error: Any, prefix: str) -> str:
-    message = error["msg"].removeprefix("Value error, ")
-    if not error["loc"]:
-        return message
-    name = prefix + ".".join(str(part) for part in error["loc"])
-    if error["type"] == "missing":
-        return f"{name} is required"
-    return f"{name} = {error['input']!r} is not allowed: {message[0].lower()}{message[1:]}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
 from kit.errors import ConfigError
-from kit.model.adapter_files import read_adapter_config
+from kit.model.adapter_files import read_adapter_config, suggesting
 from kit.model.base_files import base_of
 from kit.runs import RunFolder, check_has_adapter
 from kit.tasks.problems import ProblemSet, load_problems, split_validation
@@ -151,7 +151,8 @@ def _trained_on(data: str, seed: int) -> frozenset[str]:
 def _resolve(name: str, system_prompt: str | None) -> Subject:
     run = RunFolder(name)
     if not run.exists:
-        base = base_of(name)
+        with suggesting(name):
+            base = base_of(name)
         model = ModelConfig(id=base.id, revision=base.revision)
         prompt = SYSTEM_PROMPT if system_prompt is None else system_prompt
         return Subject(name, model, name, prompt, _outside_runs(name))

@@ -11,7 +11,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from kit.errors import AdapterError
 from kit.files import parse_json
+from kit.recipe import did_you_mean_path
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -78,6 +80,18 @@ MAX_PATTERNS = 5_000
 def read_adapter_config(source: str) -> dict[str, Any]:
     """adapter_config.json of a folder or hub id; AdapterError when it or safe weights lack."""
     return checked_files(source)[0]
+
+
+@contextmanager
+def suggesting(source: str) -> Iterator[None]:
+    """AdapterErrors inside end with what is spelled like a source that does not exist.
+
+    For names typed on the command line: a page that others can open tells them no file names.
+    """
+    try:
+        yield
+    except AdapterError as error:
+        raise AdapterError(f"{error}{did_you_mean_path(source)}") from error
 
 
 def check_leaves_base(source: str, settings: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 from kit.errors import ResultsError
 from kit.evaluation.results import Result, find_results
 from kit.files import read_metrics
-from kit.recipe import differences
+from kit.recipe import did_you_mean_path, differences
 from kit.reports.evidence import BASE, Arm, Evidence, Measured, TrainedRun, check
 from kit.runs import RunFolder, read_comparison
 
@@ -51,8 +51,9 @@ def collect(paths: Sequence[str | Path]) -> Evidence:
             base_folders.append(path)
         else:
             raise ResultsError(
-                f"nothing to report in {path}: neither a run folder (config.yaml), nor one of "
-                "`kit compare` (compare.json), nor results of a base (eval/*.json)"
+                f"nothing to report in {path}{did_you_mean_path(path)}: neither a run folder "
+                "(config.yaml), nor one of `kit compare` (compare.json), nor results of a base "
+                "(eval/*.json)"
             )
     if not found:
         raise ResultsError("nothing to report: no run folder among what was given")

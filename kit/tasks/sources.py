@@ -6,7 +6,6 @@ Each kind is read into rows with the columns that `kit.tasks.problems` describes
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import logging
 import re
@@ -17,6 +16,7 @@ from typing import Any
 
 from kit.config import READERS, AnswerKind, DataConfig
 from kit.errors import DataError
+from kit.recipe import did_you_mean
 from kit.tasks.answers import parse_number
 from kit.tasks.splits import Role, read_file, read_split
 from kit.tasks.verifiers import NumberVerifier, TaskVerifier, Verifier
@@ -151,9 +151,8 @@ def task_rows(
 
     known = sorted(set(DATASETS) - {"composite"})  # its parts are tasks themselves
     if task not in known:
-        near = difflib.get_close_matches(task, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-        raise DataError(f"unknown reasoning_gym task {task!r}, {hint}")
+        hint = did_you_mean(task, known) or f", known: {', '.join(known)}"
+        raise DataError(f"unknown reasoning_gym task {task!r}{hint}")
     role = split or config.split or "train"
     if role not in ("train", "test"):
         raise DataError(f"data.split of a reasoning_gym task must be train or test, got {role!r}")
@@ -213,9 +212,8 @@ def own_rows(name: str, config: DataConfig, split: Role | None) -> list[dict[str
         raw, origin = read_split(hub_id, hub_id, hub_config or None, config, split)
     else:
         known = [*KNOWN, "gsm_symbolic", TASK_PREFIX + "<task>"]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         raise DataError(
-            f"unknown data set {name!r}{f', did you mean {near[0]!r}?' if near else ''}; it may be "
+            f"unknown data set {name!r}{did_you_mean(name, known)}; it may be "
             f"{', '.join(known)}, a hub id (owner/name), or a {', '.join(READERS)} file"
         )
     chat = "prompt" in raw.column_names and len(raw) > 0 and isinstance(raw[0]["prompt"], list)

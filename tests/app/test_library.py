@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from kit.app.library import roots as roots_module
 from kit.app.library.adapters import advice, default_pair, find, read_choice
 from kit.app.library.roots import OutsideRoots, adapter_source, confine
-from kit.app.options import AppOptions, add_arguments, from_arguments
+from kit.app.options import AppOptions
+from kit.cli import main
 from kit.config import SYSTEM_PROMPT, ModelConfig
 from kit.errors import AdapterError, ConfigError
 
@@ -72,9 +73,13 @@ def labels(catalogue):
 
 
 def parse(*arguments):
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return from_arguments(parser.parse_args(arguments))
+    """What `kit app` starts the page with."""
+    started = []
+    with pytest.MonkeyPatch.context() as patch:
+        page = SimpleNamespace(launch=started.append)
+        patch.setitem(sys.modules, "kit.app.page", page)
+        assert main(["app", "--verbose", *arguments]) == 0
+    return started[0]
 
 
 def test_without_arguments_the_options_are_the_defaults():

@@ -11,7 +11,8 @@ from kit.config import DataConfig
 from kit.errors import ConfigError, DataError, ResultsError
 from kit.evaluation.result_writer import open_ledger
 from kit.evaluation.results import find_results, read_result, read_rows, result_path
-from kit.evaluation.settings import EvalSettings, read_pairs
+from kit.evaluation.settings import EvalSettings
+from kit.recipe import read_pairs
 from kit.tasks.problems import load_problems
 
 FACTS = {"versions": {}, "git": None, "command": "kit evaluate …", "started": "2030-01-01"}
@@ -107,9 +108,9 @@ def test_settings_are_read_from_the_command_line(pairs, field, value):
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (["temprature=1"], "unknown setting 'temprature', did you mean 'temperature'?"),
-        (["zzz=1"], "known settings: temperature, samples, max_new_tokens"),
-        (["limit"], "setting 'limit' must have the form key=value"),
+        (["temprature=1"], "unknown key 'temprature', did you mean 'temperature'?"),
+        (["zzz=1"], "unknown key 'zzz', known keys: temperature, samples, max_new_tokens"),
+        (["limit"], "'limit' must have the form key=value"),
         (["temperature=-0.1"], "temperature.0 = -0.1 is not allowed"),
         (["temperature=11"], "less than or equal to 10"),
         (["temperature=warm"], "temperature.0 = 'warm' is not allowed"),

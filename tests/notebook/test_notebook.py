@@ -28,6 +28,7 @@ from kit.comparison import check_arms, load_arms
 from kit.config import DataConfig, ModelConfig
 from kit.errors import AdapterError, ConfigError, DataError, InstallError, ResultsError, RunError
 from kit.estimate.forecast import estimate
+from kit.evaluation.settings import EvalSettings
 from kit.files import read_metrics
 from kit.model.hardware import DTYPES, choose_hardware
 from kit.notebook import cells, install, kaggle_inputs, place, process
@@ -121,14 +122,14 @@ def test_prose_says_what_the_estimate_says(tmp_path):
     assert f"{least:.1f} to {most:.1f} hours" in (ROOT / "README.md").read_text("utf-8")
 
 
-def test_prose_names_what_there_is(tmp_path):
+def test_prose_names_what_there_is(tmp_path, monkeypatch):
     config = make_plan(tmp_path).configs["t4-clip"]
     assert f"(every {config.train.checkpoint_every} steps)" in PROSE
     for link in re.findall(r"\]\((\.\./[^)]+)\)", PROSE):
         assert (FILE.parent / link).is_file(), link
+    monkeypatch.chdir(ROOT)
     for command in re.findall(r"`kit (estimate [^`]+)`", PROSE):
-        options = cli._parse(command.split())
-        assert all((ROOT / target).is_file() for target in options.targets)
+        assert cli.main(command.split()) == 0
     names = set(re.findall(r"`([A-Z]{3,})\b", PROSE))
     assert names == {"SOURCE", "OVERRIDES", "KEEP", "SHARE", "HUB"}
     assert names <= settings().keys()
@@ -592,14 +593,21 @@ def test_wheels_are_found(tmp_path):
 # --- plan and estimate ---------------------------------------------------------------------------
 
 
+def comparison_of(plan: cells.Plan) -> dict:
+    """What the plan's command hands to `kit.comparison.compare`."""
+    given: dict = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kit.comparison.compare", lambda recipes, pairs, **rest: given.update(rest))
+        assert cli.main(plan.command) == 0
+    return given
+
+
 def test_the_command_is_one_the_command_line_takes(tmp_path):
     plan = make_plan(tmp_path, run="mine")
-    options = cli._parse(plan.command)
-    assert options.command is cli._compare
-    assert options.output == tmp_path / "mine"
-    assert (options.seeds, options.data, options.data_dir) == ("0", "gsm8k", None)
-    pairs = [text for text in options.targets if "=" in text]
-    assert pairs[-2:] == ["evaluate.limit=300", "evaluate.max_new_tokens=320"]
+    given = comparison_of(plan)
+    assert given["output"] == tmp_path / "mine"
+    assert (given["seeds"], given["data"], given["data_dir"]) == ([0], ["gsm8k"], None)
+    assert given["settings"] == EvalSettings(limit=300, max_new_tokens=320)
     assert plan.runs["t4-clip"].path == tmp_path / "mine" / "t4-clip" / "seed-0"
 
 
@@ -625,7 +633,7 @@ def test_attached_data_are_named_to_training_and_evaluation(tmp_path, monkeypatc
     config = plan.configs["t4-clip"]
     assert (config.model.id, config.data.data_dir) == ("Qwen/Qwen2.5-0.5B-Instruct", str(links))
     assert config.model.path == str(tmp_path / "model")
-    assert cli._parse(plan.command).data_dir == str(links)
+    assert comparison_of(plan)["data_dir"] == str(links)
     assert f"The model is the copy in {tmp_path / 'model'}\n" in str(plan)
     assert f"The problems are those in {tmp_path / 'input' / 'gsm8k'}\n" in str(plan)
 

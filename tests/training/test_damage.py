@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from kit.adapters.merge import merge
 from kit.app.library.folders import find_runs
 from kit.app.library.runs import read_run
-from kit.cli import _read_config
+from kit.commands import read_config
 from kit.errors import KitError
 from kit.evaluation.benchmark import benchmark
 from kit.evaluation.settings import EvalSettings
@@ -68,7 +68,7 @@ def evaluated(path: Path, base) -> None:
 
 
 def resumed(path: Path, base) -> None:
-    train(_read_config(path, []), resume=True, base=base)
+    train(read_config("train", [str(path)])[1], resume=True, base=base)
 
 
 # --- damages -------------------------------------------------------------------------------------

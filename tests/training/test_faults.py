@@ -681,12 +681,10 @@ def test_an_evaluation_out_of_memory_keeps_its_rows_and_says_how_to_go_on(
 
 
 def test_the_command_line_has_no_traceback_for_memory(monkeypatch, capsys):
-    from kit import cli
-
-    def never(options):
+    def never(output):
         raise CPU_ALLOCATOR
 
-    monkeypatch.setattr(cli, "_demo", never)
+    monkeypatch.setattr("kit.demo.demo", never)
     assert main(["demo"]) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("error: out of memory: ") and shown.count("\n") == 1

@@ -1,0 +1,326 @@
+"""The commands: what each takes from the command line, and what of the kit it calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from functools import partial, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer import Argument, Option
+
+from kit.app.options import from_arguments
+from kit.errors import AdapterError, ConfigError
+
+if TYPE_CHECKING:  # what a command needs is imported when it runs: help comes at once
+    from kit.config import Config
+
+program = typer.Typer(add_completion=False)
+_train, _measure, _adapters, _look = (
+    partial(program.command, rich_help_panel=panel)
+    for panel in ("Train", "Measure", "Adapters", "Look")
+)
+_Flag = partial(Option, metavar="")
+_Folder = partial(Option, metavar="FOLDER")
+_File = partial(Option, metavar="FILE")
+
+Configs = Annotated[
+    list[str], Argument(metavar="CONFIG | key=value", help="YAML recipe or run folder; overrides")
+]
+Adapter = Annotated[
+    str, Argument(metavar="RUN_OR_ADAPTER", help="run folder, adapter folder or hub id")
+]
+DataDir = Annotated[str | None, _Folder(help="local copies of data sets (<name>/<split>.jsonl)")]
+NewFolder = Annotated[Path, _Folder("--output", "-o", help="must not be there yet")]
+
+
+@_train(short_help="train an adapter as a configuration says")
+def train(
+    targets: Configs,
+    resume: Annotated[bool, _Flag("--resume", help="go on from the last checkpoint")] = False,
+) -> None:
+    """Train an adapter, as a recipe says or to go on with a run folder. Any field of the
+    configuration can be overridden by key=value, e.g. optim.learning_rate=3e-5 output=runs/second.
+    """
+    _, config = read_config("train", targets)
+    from kit.training.trainer import train
+
+    run = train(config, resume=resume)
+    if run.status == "finished":
+        print(f"The adapter is in {run.adapter}; measure it with: kit evaluate {run.path} --data …")
+
+
+@_train(short_help="train arms that differ in one thing, on several seeds, and evaluate them")
+def compare(
+    context: typer.Context,
+    targets: Configs,
+    seeds: Annotated[str, Option(help="with commas; five or more tell methods apart")] = "0",
+    vary: Annotated[str, Option(metavar="FIELDS", help="also may differ, with commas")] = "",
+    data: Annotated[str, Option(help="to evaluate on; without, the one trained on")] = "",
+    data_dir: DataDir = None,
+    output: Annotated[Path, _Folder(help="of the comparison")] = Path("runs/compare"),
+) -> None:
+    """Train every configuration with every seed, all of a seed together on one base and the same
+    problems, then evaluate base and adapters. Arms may differ in objective.* alone unless --vary
+    declares more. key=value overrides hold for all arms; with the prefix evaluate. they set the
+    evaluation: evaluate.limit=300 evaluate.temperature=0,0.4. What is finished is not done again.
+    """
+    recipes, pairs = _split(targets)
+    evaluation = [pair for pair in pairs if pair.startswith("evaluate.")]
+    if not all(seed.isdigit() for seed in _listed(seeds)):
+        raise ConfigError(f"--seeds must be numbers with commas between, got {seeds!r}")
+    from kit.evaluation.settings import EvalSettings
+    from kit.recipe import read_pairs
+
+    settings = read_pairs(EvalSettings, evaluation, "evaluate.") if evaluation else None
+    from kit.comparison import compare
+
+    compare(
+        recipes,
+        [pair for pair in pairs if pair not in evaluation],
+        seeds=[int(seed) for seed in _listed(seeds)],
+        vary=_listed(vary),
+        output=output,
+        data=_listed(data),
+        data_dir=data_dir,
+        settings=settings,
+        command=context.obj,
+    )
+
+
+@_train(short_help="GPU memory and time a configuration needs, before anything is downloaded")
+def estimate(
+    targets: Configs,
+    gpu: Annotated[
+        str | None, Option(help="T4 (default), L4, A10, 3060, … or its memory in GiB")
+    ] = None,
+    as_json: Annotated[bool, _Flag("--json", help="print JSON, in bytes and seconds")] = False,
+) -> None:
+    """Say part by part what kit train would need on a GPU, and which overrides make it fit. The
+    exit status is 1 when it does not fit.
+    """
+    name, config = read_config("estimate", targets)
+    from kit.estimate.forecast import estimate
+
+    found = estimate(config, gpu)
+    print(json.dumps(found.record(), indent=2) if as_json else found)
+    if not found.fits:
+        raise ConfigError(f"{name} does not fit on {found.gpu.name}")
+
+
+@_train()
+def demo(output: Annotated[Path, _Folder(help="of its runs")] = Path("runs/demo")) -> None:
+    """train and compare clip, noclip and pspo on the embedded model"""
+    from kit.demo import demo
+
+    demo(output)
+
+
+@_measure(short_help="accuracy of adapters and base on data sets")
+def evaluate(
+    context: typer.Context,
+    data: Annotated[str, Option(help="one or several: gsm8k,svamp,asdiv,math500")],
+    targets: Annotated[list[str] | None, Argument(metavar="RUN_OR_ADAPTER | key=value")] = None,
+    base: Annotated[str | None, Option(metavar="MODEL", help="a bare base, to measure too")] = None,
+    data_dir: DataDir = None,
+    system_prompt: Annotated[
+        str | None, Option(help="of adapters outside runs, and of the base")
+    ] = None,
+    tag: Annotated[str | None, Option(help="keep these beside results of other settings")] = None,
+    overwrite: Annotated[bool, _Flag("--overwrite", help="replace results that are there")] = False,
+    limit: Annotated[str | None, Option(help="only this many problems")] = None,
+    temperature: Annotated[str | None, Option(help="one or several; 0 (default) is greedy")] = None,
+    samples: Annotated[
+        str | None, Option(help="per problem at temperatures above 0 (default 1)")
+    ] = None,
+    max_new_tokens: Annotated[str | None, Option(help="longest answer (default 512)")] = None,
+    seed: Annotated[str | None, Option(help="of the samples and of --limit (default 0)")] = None,
+) -> None:
+    """Accuracy, strict and lenient, with intervals; with several samples pass@k and majority votes
+    too. All adapters and the base are sampled together. Results go to <run>/eval/, or to runs/eval/
+    outside a run; what is there already is kept, so that an interrupted evaluation goes on.
+    Settings may be given as key=value: temperature=0,0.2,0.4 samples=16 max_new_tokens=512 seed=0
+    limit=300 top_p=1 split=test.
+    """
+    names, pairs = _split(targets or [])
+    for key in ("limit", "temperature", "samples", "max_new_tokens", "seed"):
+        if context.params[key]:
+            pairs.append(f"{key}={context.params[key]}")
+    from kit.evaluation.settings import EvalSettings
+    from kit.recipe import read_pairs
+
+    settings = read_pairs(EvalSettings, pairs)
+    from kit.evaluation.benchmark import benchmark, table
+    from kit.evaluation.subjects import resolve_data, resolve_targets
+
+    subjects = resolve_targets(names, base, system_prompt)
+    problems = resolve_data(_listed(data), subjects, data_dir)
+    kept = {"tag": tag, "overwrite": overwrite, "command": context.obj}
+    print(table(benchmark(subjects, problems, settings, **kept)))
+
+
+@_measure(short_help="tables, plots and paired statistics of runs and comparisons")
+def report(
+    paths: Annotated[list[str], Argument(metavar="RUN_OR_COMPARISON")],
+    output: Annotated[Path | None, _Folder(help="default: <first path>/report")] = None,
+    votes: Annotated[list[Path] | None, _File(help="blind votes of the app")] = None,
+    judge: Annotated[list[Path] | None, _File(help="a summary that kit judge wrote")] = None,
+) -> None:
+    """Set runs side by side from the files in their folders: a table here, report.md, a
+    self-contained report.html and figures in --output.
+    """
+    from kit.reports import report
+
+    report(paths, output, votes or [], judge or [])
+
+
+@_measure(short_help="let a model judge the reasoning in two results, or score it in one")
+def judge(
+    targets: Annotated[list[str], Argument(metavar="RUN | key=value", help="one run, or two")],
+    data: Annotated[str, Option(help="the data set whose results are judged")],
+    tag: Annotated[str | None, Option(help="of the results")] = None,
+    limit: Annotated[int | None, Option(help="only this many problems")] = None,
+    output: Annotated[
+        Path | None, Option(help="default: runs/judge/<data>.<left>[.<right>]")
+    ] = None,
+) -> None:
+    """Judge completions that kit evaluate wrote, by a model behind an OpenAI-compatible endpoint
+    (judge.base_url=… judge.model=…; the key comes from the environment) or one loaded here
+    (judge.model=…). An interrupted judgement goes on.
+    """
+    names, pairs = _split(targets)
+    if len(names) not in (1, 2):
+        raise ConfigError(f"kit judge takes one run or two, got {len(names)}")
+    from kit.evaluation.results import result_path
+    from kit.evaluation.subjects import results_folder
+    from kit.preferences.judge import run_judge
+    from kit.preferences.judge_models import JudgeConfig
+    from kit.recipe import read_pairs
+
+    config = read_pairs(JudgeConfig, pairs, "judge.")
+    files = [result_path(results_folder(name), data, tag) for name in names]
+    labels = [name.strip("/").replace("/", "_") for name in names]
+    written = output or Path("runs/judge") / ".".join([data, *labels])
+    left, *right = [path.with_suffix(".jsonl") for path in files]
+    run_judge(left, right[0] if right else None, written, config, limit)
+
+
+@_measure()
+def votes(
+    path: Annotated[Path, Argument(metavar="VOTES.jsonl")],
+    export: Annotated[Path | None, _File(help="of prompts, chosen and rejected")] = None,
+) -> None:
+    """count blind votes, or export them as a preference data set"""
+    from kit.preferences.votes import export_preferences, read_votes, tally
+
+    if export:
+        pairs, corrupt = export_preferences(path, export)
+        print(f"{pairs} preferences -> {export}")
+    else:
+        counted, corrupt = read_votes(path)
+        print("\n".join(map(str, tally(counted))) or "no blind votes between different adapters")
+    if corrupt:
+        print(f"{corrupt} lines of {path} could not be read and are left out")
+
+
+@_adapters()
+def verify(adapter: Adapter) -> None:
+    """check that an adapter loads elsewhere and computes what it did"""
+    from kit.adapters.verify import table, verify
+
+    checks = verify(adapter)
+    print(table(checks))
+    if not all(check.passed for check in checks):
+        raise AdapterError(f"{adapter} did not pass")
+
+
+@_adapters()
+def merge(
+    adapter: Adapter,
+    output: NewFolder,
+    dtype: Annotated[Literal["bfloat16", "float16"], Option(help="of the weights")] = "bfloat16",
+) -> None:
+    """merge an adapter into 16-bit weights of its base"""
+    from kit.adapters.merge import commands, merge
+
+    merged = merge(adapter, output, dtype)
+    print(*merged.agreements, commands(merged), sep="\n")
+
+
+@_adapters()
+def blend(
+    adapters: Annotated[list[str], Argument(metavar="RUN_OR_ADAPTER")],
+    weights: Annotated[list[float], Option(metavar="WEIGHT …", help="one for each adapter")],
+    output: NewFolder,
+    method: Annotated[
+        str, Option(help="cat (exact), linear, ties, dare_linear, dare_ties")
+    ] = "cat",
+    density: Annotated[float, Option(help="share that ties and dare keep")] = 0.5,
+    seed: Annotated[int, Option(help="of dare")] = 0,
+) -> None:
+    """mix adapters of one base into a new one"""
+    from kit.adapters.blend import blend
+
+    print(blend(adapters, weights, output, method, density=density, seed=seed))
+
+
+@_adapters()
+def push(
+    adapter: Adapter,
+    repo: Annotated[str, Argument(metavar="OWNER/NAME", help="where on the hub")],
+    upload: Annotated[bool, _Flag("--upload", help="do it; without, nothing goes up")] = False,
+    public: Annotated[bool, _Flag("--public", help="a new repository is private without")] = False,
+) -> None:
+    """show what would go to the hub, or put it there"""
+    from kit.adapters.push import plan_push, push
+
+    plan = plan_push(adapter, repo)
+    print(plan)
+    print(push(plan, private=not public) if upload else "nothing was uploaded; add --upload")
+
+
+@_look(
+    "app",
+    short_help="look at answers side by side in the browser",
+    help="Let two adapters answer side by side, vote blind, browse stored results, watch training "
+    "and read reports, at http://127.0.0.1:7860.",
+)
+@wraps(from_arguments)
+def app(**given: Any) -> None:
+    settings = from_arguments(**given)
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is told to anybody
+    print("Loading the app …", flush=True)
+    from kit.app.page import launch
+
+    launch(settings)
+
+
+def read_config(command: str, arguments: Sequence[str]) -> tuple[str, Config]:
+    """The one recipe or run folder among the arguments, and its configuration, overridden."""
+    names, overrides = _split(arguments)
+    if len(names) != 1:
+        found = ", ".join(names) or "none"
+        raise ConfigError(
+            f"kit {command} takes one configuration and overrides like train.steps=9, got {found}"
+        )
+    from kit.recipe import load_config
+
+    path = Path(names[0])
+    if not path.is_dir():
+        return names[0], load_config(path, overrides)
+    config = load_config(path / "config.yaml", overrides)
+    return names[0], config.model_copy(update={"output": names[0]})
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Plain arguments, and the key=value among them."""
+    pairs = [text for text in arguments if re.match(r"[\w.-]+=", text)]
+    return [text for text in arguments if text not in pairs], pairs
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
