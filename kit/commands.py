@@ -313,7 +313,7 @@ def read_config(command: str, arguments: Sequence[str]) -> tuple[str, Config]:
     if not path.is_dir():
         return names[0], load_config(path, overrides)
     config = load_config(path / "config.yaml", overrides)
-    return names[0], config.model_copy(update={"output": names[0]})
+    return names[0], config.model_copy(update={"output": str(path)})
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
