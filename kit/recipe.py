@@ -211,7 +211,7 @@ def _nearest(path: Path) -> Path | None:
     known = {
         name.removesuffix(".yaml"): within / name for within in folders for name in _names(within)
     }
-    near = difflib.get_close_matches(path.name.removesuffix(".yaml"), known, n=1)
+    near = difflib.get_close_matches(path.name.removesuffix(".yaml"), known, n=1, cutoff=0.5)
     return known[near[0]] if near else None
 
 

@@ -106,7 +106,7 @@ def _seconds_of_children() -> float:
         ),
         (
             ["evaluate", "--base", "embedded", "--data", "gsm8k", "temprature=0.4"],
-            "unknown setting 'temprature', did you mean 'temperature'?",
+            "unknown key 'temprature', did you mean 'temperature'?",
         ),
         (
             ["evaluate", "temperature=0.4", "--base", "embedded", "--data", "gsm8k", "limit=0"],
@@ -164,13 +164,13 @@ def test_paths_that_are_nearly_right(capsys, tmp_path, monkeypatch, given, meant
     for file in ("configs/smoke.yaml", "configs/t4-clip.yaml", "runs/tiny/config.yaml"):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).touch()
-    for command in (["train"], ["estimate"], ["compare"]):
-        assert main([*command, given]) == 1
+    for arguments in (["train", given], ["estimate", given], ["compare", given, given]):
+        assert main(arguments) == 1
         assert capsys.readouterr().err == (
             f"error: cannot read the configuration {given}: No such file or directory, did you "
             f"mean {meant!r}?\n"
         )
-    assert main(["train", "/nowhere/at/all.yaml"]) == 1
+    assert main(["train", "nowhere/at/all.yaml"]) == 1
     assert "did you mean" not in capsys.readouterr().err
 
 
