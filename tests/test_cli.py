@@ -164,7 +164,7 @@ def test_paths_that_are_nearly_right(capsys, tmp_path, monkeypatch, given, meant
     for file in ("configs/smoke.yaml", "configs/t4-clip.yaml", "runs/tiny/config.yaml"):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).touch()
-    for arguments in (["train", given], ["estimate", given], ["compare", given, given]):
+    for arguments in (["train", given], ["estimate", given], ["compare", given, "other.yaml"]):
         assert main(arguments) == 1
         assert capsys.readouterr().err == (
             f"error: cannot read the configuration {given}: No such file or directory, did you "
