@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import kit
 
 KIT = Path(__file__).parents[1] / "kit"
@@ -59,6 +61,56 @@ def test_imports_run_downwards():
             if FLOOR_OF[room_of(module)] > FLOOR_OF[room_of(imported)]:
                 upwards.append(f"{path.relative_to(KIT.parent)}:{line} imports {imported}")
     assert not upwards, "\n".join(upwards)
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and name of what a module takes from another of the kit that is private there.
+
+    Told by `from kit.room.file import _name` and by `file._name` of a module that was imported.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kit":
+            modules |= {alias.asname or alias.name for alias in node.names}
+            yield from ((node.lineno, a.name) for a in node.names if is_private(a.name))
+        elif isinstance(node, ast.Import):
+            names = [alias for alias in node.names if alias.name.split(".")[0] == "kit"]
+            modules |= {alias.asname or alias.name for alias in names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            owner = ast.unparse(node.value)
+            if owner in modules:
+                yield node.lineno, f"{owner}.{node.attr}"
+
+
+def test_no_module_takes_private_names_of_another():
+    found = [
+        f"{path.relative_to(KIT.parent)}:{line} takes {name}"
+        for path in sorted(KIT.rglob("*.py"))
+        for line, name in private_names(path)
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from kit.model.base import Base, _fit", [(1, "_fit")]),
+        ("from kit.model import base\nbase._fit()", [(2, "base._fit")]),
+        ("import kit.model.base as b\nb._fit", [(2, "b._fit")]),
+        ("import kit.model.base\nkit.model.base._fit", [(2, "kit.model.base._fit")]),
+        ("from kit.model import base\nbase.__doc__\nself._fit\nbase.fit", []),
+    ],
+)
+def test_private_names_are_found(tmp_path, text, found):
+    path = tmp_path / "module.py"
+    path.write_text(text)
+    assert list(private_names(path)) == found
 
 
 def sentence(path: Path) -> str:

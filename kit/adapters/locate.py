@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from kit.errors import AdapterError
-from kit.model.adapter_files import ADAPTER_FILES, _is_folder, checked_files, suggesting
+from kit.model.adapter_files import ADAPTER_FILES, checked_files, is_folder, suggesting
 from kit.runs import RunFolder, check_has_adapter
 
 
@@ -22,7 +22,7 @@ def adapter_folder(source: str) -> Path:
         source = str(run.adapter)
     with suggesting(source):
         _, weights = checked_files(source)
-    if _is_folder(source):
+    if is_folder(source):
         return weights.parent
     try:
         return Path(snapshot_download(source, allow_patterns=list(ADAPTER_FILES)))

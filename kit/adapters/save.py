@@ -27,12 +27,12 @@ def save_adapter(policy: Policy, path: Path) -> None:
 
 def write_adapter(policy: Policy, folder: Path) -> None:
     """All that others need: plain PEFT files, tokenizer and chat template, `kit verify`'s probe."""
-    _save_weights(policy, folder)
+    save_weights(policy, folder)
     policy.base.tokenizer.save_pretrained(str(folder))
     write_probe(take_probe(policy), folder)
 
 
-def _save_weights(policy: Policy, folder: Path) -> None:
+def save_weights(policy: Policy, folder: Path) -> None:
     """Write the trained adapter's configuration and weights, as PEFT does."""
     # PEFT writes an adapter of another name than TRAINED into a folder of that name
     target = folder if policy.trained == TRAINED else folder / ".all"

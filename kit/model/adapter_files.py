@@ -219,7 +219,7 @@ def _find(source: str) -> dict[str, Path]:
 
 
 def _adapter_file(source: str, name: str) -> Path:
-    if _is_folder(source):
+    if is_folder(source):
         path = Path(source).expanduser() / name
         if not path.is_file():
             raise FileNotFoundError(path)
@@ -227,7 +227,7 @@ def _adapter_file(source: str, name: str) -> Path:
     return Path(hf_hub_download(source, name))
 
 
-def _is_folder(source: str) -> bool:
+def is_folder(source: str) -> bool:
     """Whether a name is a folder's; hub ids of adapters are owner/name."""
     is_path = source.startswith((".", "/", "~")) or source.count("/") != 1
     return is_path or Path(source).exists()

@@ -6,26 +6,20 @@ import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
-from peft import LoraConfig as PeftLoraConfig
 from peft import import_utils
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from kit.config import ModelConfig
 from kit.errors import (
-    AdapterError,
     ModelError,
     OutOfMemoryError,
     first_line,
     is_out_of_memory,
     room_for,
-)
-from kit.model.adapter_files import (
-    PLAIN,
-    is_expression,
 )
 from kit.model.finite import watched
 from kit.model.hardware import Hardware, choose_hardware, empty_cache, free_memory
@@ -160,34 +154,6 @@ def check_torchao() -> None:
         raise ModelError(
             f"{first_line(error)}; update it (pip install -U torchao) or uninstall it"
         ) from error
-
-
-def _check_plain(source: str, settings: dict[str, Any]) -> None:
-    """AdapterError for what PEFT can do beyond LoRA on modules, all of which needs other care."""
-    defaults = PeftLoraConfig().to_dict()
-    special = [
-        f"{key}={settings[key]!r}"
-        for key, default in defaults.items()
-        if key not in PLAIN and settings.get(key) and settings[key] != default
-    ]
-    if special:
-        raise AdapterError(
-            f"the adapter {source} is more than LoRA ({', '.join(special)[:200]}), which the kit "
-            "does not load; convert it to a plain LoRA adapter"
-        )
-
-
-def _peft_settings(settings: dict[str, Any], modules: set[str]) -> PeftLoraConfig:
-    """PEFT's own record of checked settings, for an adapter that has weights for `modules`.
-
-    A regular expression of a stranger may take for ever, so the modules it chose stand in for it.
-    """
-    found = cast(PeftLoraConfig, PeftLoraConfig.from_peft_type(**settings))
-    found.inference_mode = True
-    if is_expression(found.target_modules) or is_expression(found.exclude_modules):
-        found.target_modules, found.exclude_modules = sorted(modules), None
-        found.layers_to_transform = found.layers_pattern = None
-    return found
 
 
 @contextmanager

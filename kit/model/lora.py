@@ -10,18 +10,18 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, PeftModelForCausalLM, get_peft_model
 
 from kit.config import LoraConfig
-from kit.errors import (
-    AdapterError,
-)
+from kit.errors import AdapterError
 from kit.model.adapter_files import (
+    PLAIN,
     WEIGHTS,
     adapted_modules,
     check_leaves_base,
     check_unchanged,
     checked_files,
+    is_expression,
     read_adapter_config,
 )
-from kit.model.base import Base, _check_plain, _peft_settings
+from kit.model.base import Base
 from kit.model.rollback import rolled_back
 
 TRAINED = "default"  # PEFT saves the adapter of this name at the top of the folder
@@ -131,6 +131,34 @@ def check_adapter(base: Base, source: str) -> tuple[PeftLoraConfig, Path]:
         )
     check_unchanged(source)
     return _peft_settings(settings, modules), weights
+
+
+def _check_plain(source: str, settings: dict[str, Any]) -> None:
+    """AdapterError for what PEFT can do beyond LoRA on modules, all of which needs other care."""
+    defaults = PeftLoraConfig().to_dict()
+    special = [
+        f"{key}={settings[key]!r}"
+        for key, default in defaults.items()
+        if key not in PLAIN and settings.get(key) and settings[key] != default
+    ]
+    if special:
+        raise AdapterError(
+            f"the adapter {source} is more than LoRA ({', '.join(special)[:200]}), which the kit "
+            "does not load; convert it to a plain LoRA adapter"
+        )
+
+
+def _peft_settings(settings: dict[str, Any], modules: set[str]) -> PeftLoraConfig:
+    """PEFT's own record of checked settings, for an adapter that has weights for `modules`.
+
+    A regular expression of a stranger may take for ever, so the modules it chose stand in for it.
+    """
+    found = cast(PeftLoraConfig, PeftLoraConfig.from_peft_type(**settings))
+    found.inference_mode = True
+    if is_expression(found.target_modules) or is_expression(found.exclude_modules):
+        found.target_modules, found.exclude_modules = sorted(modules), None
+        found.layers_to_transform = found.layers_pattern = None
+    return found
 
 
 def _fresh_lora(

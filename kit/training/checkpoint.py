@@ -23,7 +23,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from kit.adapters.save import _save_weights
+from kit.adapters.save import save_weights
 from kit.errors import AdapterError, RunError, first_line
 from kit.files import WRITE_ERRORS, digest, new_folder, remove, write_atomically
 from kit.model.adapter_files import CONFIG, WEIGHTS, read_adapter_config
@@ -66,7 +66,7 @@ def save_checkpoint(
     path = folder / f"step-{step:06d}"
     try:
         with new_folder(path, replace=True) as partial:
-            _save_weights(policy, partial / "adapter")
+            save_weights(policy, partial / "adapter")
             torch.save({**state, "step": step, "random": random_state()}, partial / STATE)
             _write_manifest(partial, step, about or {})
         for old in [p for p in _complete(folder) if p.name <= path.name][:-keep]:
