@@ -1,4 +1,5 @@
-# make demo    the embedded example, end to end: five to ten minutes on two CPU cores
+# make demo    the embedded example, end to end: five to ten minutes on two CPU cores, and what
+#              installing takes the first time
 # make app     the inspect app on http://127.0.0.1:7860
 # make test    the tests, but for the slow ones
 # make docs    the pages in docs/, into build/docs; a broken link is an error
@@ -50,7 +51,7 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Python 3.10 or newer is needed, $(PYTHON) is older; try make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing the tested versions into $(VENV); this takes a few minutes."
+	@echo "Installing the tested versions into $(VENV) first; this alone takes a few minutes."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt --requirement requirements-dev.txt --editable .
 	@touch $@

@@ -13,14 +13,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from kit.config import Config
+from kit.config import Config, DataConfig
 from kit.errors import ConfigError, RunError
 from kit.evaluation.benchmark import benchmark, table
-from kit.evaluation.settings import EvalSettings, read_settings
+from kit.evaluation.results import Result
+from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject, data_config
 from kit.files import only_one, write_atomically
 from kit.model.base import Base, load_base
-from kit.recipe import flatten, load_config
+from kit.recipe import flatten, load_config, read_settings
 from kit.runs import COMPARE_SCHEMA, LOCK, RunFolder, read_comparison, writing
 from kit.tasks.problems import load_problems
 from kit.training.trainer import train_together
@@ -70,33 +71,34 @@ def compare(
     with study.alone():
         study.describe(status="running", data=names, command=command)
         base = load_base(first.model)
-        for seed in seeds:
-            if not study.train(seed, base):
-                study.describe(status="interrupted")
-                print(f"stopped; the same command continues {output}")
-                return output
-        try:
-            results = benchmark(study.targets(), sets, settings, base=base, command=command)
-        except KeyboardInterrupt:
-            study.describe(status="interrupted")
-            raise
-        print(table(results))
-        study.describe(status="finished")
+        if not all(study.train(seed, base) for seed in seeds):
+            return output
+        print(table(study.evaluate(base, sets, settings, command)))
     print(f"Tables, plots and statistics: kit report {output}")
     return output
 
 
 class Study:
-    """The folder of a comparison and what is done in it."""
+    """The folder of a comparison and what is done in it.
 
-    def __init__(self, output: Path, arms: Mapping[str, Config], seeds: Sequence[int]) -> None:
+    `place` is where in it a run is, by arm and seed.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        arms: Mapping[str, Config],
+        seeds: Sequence[int],
+        place: str = "{arm}/seed-{seed}",
+    ) -> None:
         self.output = output
         self.arms = arms
         self.seeds = seeds
+        self.place = place
         self.path = output / "compare.json"
 
     def run(self, arm: str, seed: int) -> RunFolder:
-        return RunFolder(self.output / arm / f"seed-{seed}")
+        return RunFolder(self.output / self.place.format(arm=arm, seed=seed))
 
     def train(self, seed: int, base: Base) -> bool:
         """All unfinished arms of a seed, together; False when the user stopped it.
@@ -116,7 +118,27 @@ class Study:
             seconds = self.read().get("seconds", {})
             seconds[str(seed)] = seconds.get(str(seed), 0.0) + time.perf_counter() - started
             self.describe(seconds=seconds)
-        return all(self.run(arm, seed).has_ended for arm in pending)
+        ended = all(self.run(arm, seed).has_ended for arm in pending)
+        if not ended:
+            self.describe(status="interrupted")
+            print(f"stopped; the same command continues {self.output}")
+        return ended
+
+    def evaluate(
+        self,
+        base: Base,
+        data: Sequence[DataConfig],
+        settings: EvalSettings,
+        command: str | None = None,
+    ) -> list[Result]:
+        """The base and all finished adapters on the same problems; the comparison is done then."""
+        try:
+            results = benchmark(self.targets(), data, settings, base=base, command=command)
+        except KeyboardInterrupt:
+            self.describe(status="interrupted")
+            raise
+        self.describe(status="finished")
+        return results
 
     def targets(self) -> list[Subject]:
         """The base and every finished adapter."""
@@ -127,11 +149,10 @@ class Study:
         for arm in self.arms:
             for seed in self.seeds:
                 run = self.run(arm, seed)
-                if self.run(arm, seed).status == "finished":
-                    name, adapter = f"{arm}/seed-{seed}", str(run.adapter)
-                    results = run.path / "eval"
+                if run.status == "finished":
+                    adapter, results = str(run.adapter), run.path / "eval"
                     targets.append(
-                        Subject(name, first.model, adapter, prompt, results, str(run.path))
+                        Subject(run.label, first.model, adapter, prompt, results, str(run.path))
                     )
         return targets
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
+from kit.comparison import Study
 from kit.config import DEMO_RECIPE, Config
-from kit.evaluation.benchmark import benchmark
 from kit.evaluation.results import Result
 from kit.evaluation.settings import EvalSettings
-from kit.evaluation.subjects import Subject
 from kit.files import read_metrics, write_atomically
-from kit.model.base import Base, load_base
+from kit.model.base import load_base
 from kit.model.hardware import peak_memory_mb, reset_peak_memory
 from kit.recipe import load_config
 from kit.runs import RunFolder, writing
-from kit.training.trainer import train_together
 
 ARMS = ("clip", "noclip", "pspo")
 TEST_PROBLEMS = 300
@@ -27,28 +26,31 @@ def demo(output: Path) -> list[dict[str, Any]]:
 
     Arms that are finished already are not trained again; an unfinished one is continued.
     """
-    configs = {arm: arm_config(arm, output) for arm in ARMS}
-    base = load_base(configs[ARMS[0]].model)
-    unfinished = [arm for arm in ARMS if not _is_finished(output / arm)]
-    for arm in ARMS:
-        if arm not in unfinished:
-            print(f"{arm}: finished already, in {output / arm}")
-    if unfinished:
-        steps = configs[ARMS[0]].train.steps
-        print(f"\n{', '.join(unfinished)}: {steps} steps together", flush=True)
-        train_together([configs[arm] for arm in unfinished], resume=True, base=base)
-    if not all(_is_finished(output / arm) for arm in ARMS):
-        return []  # stopped by the user; the trainer has said how to go on
-    summary = compare(base, configs, output)
+    arms = {arm: arm_config(arm, output) for arm in ARMS}
+    recipe = arms[ARMS[0]]
+    seed = recipe.train.seed
+    study = Study(output, arms, [seed], place="{arm}")
+    with study.alone():
+        ended = [arm for arm in ARMS if study.run(arm, seed).has_ended]
+        for arm in ended:
+            print(f"{arm}: {study.run(arm, seed).status} already, in {output / arm}")
+        if len(ended) < len(ARMS):
+            print(what_comes(recipe), flush=True)
+        study.describe(status="running", data=[recipe.data.name], command=_command(output))
+        base = load_base(recipe.model)
+        if not study.train(seed, base):
+            return []  # stopped by the user, who has been told how to go on
+        settings = EvalSettings(max_new_tokens=recipe.rollout.max_new_tokens, limit=TEST_PROBLEMS)
+        print(f"\nthe base and the three adapters on {TEST_PROBLEMS} held-out problems", flush=True)
+        reset_peak_memory(base.hardware.device)
+        results = study.evaluate(base, [recipe.data], settings, _command(output))
+        peak = peak_memory_mb(base.hardware.device)
+    summary = [_row(result, peak) for result in results]
     with writing(output / "summary.json"):
         write_atomically(output / "summary.json", json.dumps(summary, indent=2) + "\n")
     print(table(summary))
     print(where_to_look(output))
     return summary
-
-
-def _is_finished(folder: Path) -> bool:
-    return RunFolder(folder).status == "finished"
 
 
 def arm_config(arm: str, output: Path) -> Config:
@@ -58,31 +60,27 @@ def arm_config(arm: str, output: Path) -> Config:
     )
 
 
-def compare(base: Base, configs: dict[str, Config], output: Path) -> list[dict[str, Any]]:
-    """Evaluate the base and every arm on the same held-out problems, greedily."""
-    recipe = configs[ARMS[0]]
-    model, prompt = recipe.model, recipe.data.system_prompt
-    targets = [Subject("base", model, None, prompt, output / "base" / "eval")]
-    for arm in configs:
-        run = RunFolder(output / arm)
-        adapter, folder = str(run.adapter), run.path / "eval"
-        targets.append(Subject(arm, model, adapter, prompt, folder, str(run.path)))
-    settings = EvalSettings(max_new_tokens=recipe.rollout.max_new_tokens, limit=TEST_PROBLEMS)
-    reset_peak_memory(base.hardware.device)
-    results = benchmark(targets, [recipe.data], settings, base=base)
-    peak = peak_memory_mb(base.hardware.device)
-    return [_row(result, output / result.name, peak) for result in results]
-
-
-def _row(result: Result, folder: Path, evaluation_peak: float) -> dict[str, Any]:
-    """Figures of one arm; time and memory of training are read from its metrics."""
-    metrics = RunFolder(folder).metrics
-    steps = (
-        [r for r in read_metrics(metrics) if "time/step_seconds" in r] if metrics.exists() else []
+def what_comes(recipe: Config) -> str:
+    """What is about to be done, and about how long it takes."""
+    return (
+        f"{', '.join(ARMS)}: {recipe.train.steps} training steps each, together, then "
+        f"{TEST_PROBLEMS} held-out problems.\nThis takes five to ten minutes on two free CPU "
+        "cores; Ctrl-C stops it, and the same command goes on."
     )
+
+
+def _command(output: Path) -> str:
+    return shlex.join(["kit", "demo", "--output", str(output)])
+
+
+def _row(result: Result, evaluation_peak: float) -> dict[str, Any]:
+    """Figures of one arm; time and memory of training are read from its metrics."""
+    run = result.record["target"]["run"]
+    metrics = read_metrics(RunFolder(run).metrics) if run else []
+    steps = [record for record in metrics if "time/step_seconds" in record]
     figures = result.at(0.0)
     return {
-        "arm": result.name,
+        "arm": result.name if run else "base",
         "accuracy": figures["strict"]["value"],
         "ci95": figures["strict"]["ci95"],
         "lenient_accuracy": figures["lenient"]["value"],
@@ -122,4 +120,14 @@ Look at what came out:
   {output}/pspo/eval/*.jsonl      every held-out problem, completion and verdict
   {output}/pspo/samples.jsonl     completions while training
   {output}/pspo/metrics.jsonl     reward, ratio, entropy, … of every step
-  {output}/pspo/adapter/          the adapter, plain PEFT"""
+  {output}/pspo/adapter/          the adapter, plain PEFT
+
+Next, see the arms answer side by side:
+  {next_command(output)}"""
+
+
+def next_command(output: Path) -> str:
+    """How to open the app on what is in `output`; by default it searches `runs`."""
+    if Path("runs") in output.parents:
+        return "kit app (or make app)"
+    return shlex.join(["kit", "app", "--runs", str(output)])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from kit import demo as module
-from kit.demo import ARMS, arm_config, demo
+from kit.demo import ARMS, arm_config, demo, next_command
 from kit.files import read_metrics
 from kit.recipe import differences
 
@@ -18,6 +19,11 @@ def test_arms_differ_in_the_trust_region_alone(tmp_path):
         changed = differences(configs["clip"], configs[arm])
         changed.pop("output")
         assert changed and all(key.startswith("objective.trust_region.") for key in changed)
+
+
+def test_the_next_command_opens_the_app_where_the_demo_is():
+    assert next_command(Path("runs/demo")) == "kit app (or make app)"
+    assert next_command(Path("my demo")) == "kit app --runs 'my demo'"
 
 
 @pytest.mark.smoke
@@ -44,6 +50,10 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch, capsys):
         assert row["accuracy"] == sum(json.loads(line)["strict"] for line in rows) / 24
     shown = capsys.readouterr().out
     assert "held-out problems" in shown and f"{output}/pspo/adapter/" in shown
+    assert shown.index("takes five to ten minutes") < shown.index("held-out accuracy")
+    assert shown.endswith(f"kit app --runs {output}\n")
+    record = json.loads((output / "compare.json").read_text())
+    assert record["status"] == "finished" and record["runs"]["pspo"] == {"0": "pspo"}
 
     # all arms saw the same problems and, before their first update, said the same
     first = [read_metrics(output / arm / "metrics.jsonl")[1]["reward/mean"] for arm in ARMS]
@@ -56,4 +66,5 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch, capsys):
         [row[k] for k in figures] for row in summary
     ]
     assert (output / "clip" / "metrics.jsonl").read_text() == before
-    assert "clip: finished already" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "clip: finished already" in shown and "takes five to ten minutes" not in shown
