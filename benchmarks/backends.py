@@ -23,12 +23,12 @@ import torch
 from tabulate import tabulate
 
 from kit.config import Config
-from kit.files import read_metrics
 from kit.model.base import load_base
 from kit.model.batching import make_batch, pad_values
 from kit.model.lora import add_lora
 from kit.model.policy import Policy
 from kit.model.rollout import Request, Sampling, sample
+from kit.reading import read_metrics
 from kit.recipe import load_config
 from kit.training.data import load_training_data
 from kit.training.trainer import train

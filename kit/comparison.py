@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from kit.compare_json import COMPARE_SCHEMA, read_comparison
 from kit.config import Config, DataConfig
 from kit.errors import ConfigError, RunError
 from kit.evaluation.benchmark import benchmark, table
@@ -22,7 +23,7 @@ from kit.evaluation.subjects import Subject, data_config
 from kit.files import only_one, write_atomically
 from kit.model.base import Base, load_base
 from kit.recipe import flatten, load_config, read_settings
-from kit.runs import COMPARE_SCHEMA, LOCK, RunFolder, read_comparison, writing
+from kit.runs import LOCK, RunFolder, writing
 from kit.tasks.problems import load_problems
 from kit.training.trainer import train_together
 

@@ -11,9 +11,10 @@ from kit.comparison import Study
 from kit.config import DEMO_RECIPE, Config
 from kit.evaluation.results import Result
 from kit.evaluation.settings import EvalSettings
-from kit.files import read_metrics, write_atomically
+from kit.files import write_atomically
 from kit.model.base import load_base
 from kit.model.hardware import peak_memory_mb, reset_peak_memory
+from kit.reading import read_metrics
 from kit.recipe import load_config
 from kit.runs import RunFolder, writing
 

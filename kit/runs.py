@@ -6,16 +6,11 @@ import hashlib
 import json
 import logging
 import os
-import platform
-import subprocess
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 from filelock import FileLock, Timeout
 
@@ -24,62 +19,25 @@ from kit.errors import (
     AdapterError,
     ConfigError,
     OutOfMemoryError,
-    ResultsError,
     RewardError,
     RunError,
     TrainingError,
     first_line,
 )
-from kit.files import append_json, digest, parse_json, restore_folder, write_atomically
-from kit.recipe import build_config, differences, flatten
+from kit.files import append_json, restore_folder, write_atomically
+from kit.manifest import MANIFEST, begins_as, mark_of, read_manifest
+from kit.reading import parse_json
+from kit.recipe import build_config
+from kit.run_json import NOT_STARTED, parse_description, status_of
+from kit.run_settings import binding_differences, binding_settings
 
 log = logging.getLogger(__name__)
 
-# settings that may change between the parts of one run without making it another experiment
-MAY_CHANGE = {
-    # of these nothing but the memory depends, and the last digits
-    "model.gradient_checkpointing",
-    "rollout.dequantize",
-    "rollout.max_rows",
-    "train.logprob_chunk",
-    "train.micro_batch_tokens",
-    "data.data_dir",  # where a copy of the same problems is: see keep_to
-    "model.path",
-    "output",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.report_to",
-    "train.steps",
-}
 LOCK = ".lock"
 # what ends a run without its own doing: mended, the run goes on, in a comparison too
 INTERRUPTIONS = (OutOfMemoryError, RewardError, RunError)
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
-NOT_STARTED = "not started"
 # what an attempt leaves that was killed before there was a config.yaml
 OWN_REMAINS = {LOCK, "config.yaml.part", "run.json.part"}
-# the types of what run.json may hold
-MANIFEST = "manifest.json"  # of a checkpoint
-MANIFEST_SCHEMA = 1  # both schemas are raised when a field changes its meaning
-COMPARE_SCHEMA = 1  # of compare.json
-COMPARE_FACTS: dict[str, Any] = {
-    **dict.fromkeys(("arms", "runs", "base"), dict),
-    "status": str,
-    "command": str | None,
-}
-FACTS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("status", "started", "hardware", "parent", "problems", "error"), (str,)),
-    **dict.fromkeys(("versions", "git", "base"), (dict,)),
-    **dict.fromkeys(("seed", "steps"), (int,)),
-    "best_validation": (int, float),
-    "resumable": (bool,),
-    **dict.fromkeys(("trained_with", "remarks"), (list,)),
-}
-MAY_BE_NULL = {"git", "parent", "best_validation", "error"}
-PARTS: dict[str, dict[str, Any]] = {
-    "git": {"commit": str, "dirty": bool},
-    "base": {"id": str, "revision": str | None},
-}
 
 
 class RunFolder:
@@ -267,27 +225,15 @@ class RunFolder:
 
     def record_marks(self) -> dict[str, dict[str, Any]]:
         """Size and hash of each record as it is now, for a checkpoint."""
-        return {
-            path.name: {"size": (size := path.stat().st_size), "sha256": digest(path, size)}
-            for path in self.records
-            if path.is_file()
-        }
+        return {path.name: mark_of(path) for path in self.records if path.is_file()}
 
     def changed_records(self, marks: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Names of the records that do not begin with what they held when `marks` were taken."""
-        changed = []
-        for path in self.records:
-            mark = marks.get(path.name)
-            try:
-                there = path.stat().st_size if path.is_file() else -1
-                is_same = mark is None or (
-                    there >= mark["size"] and digest(path, mark["size"]) == mark["sha256"]
-                )
-            except OSError:
-                is_same = False
-            if not is_same:
-                changed.append(path.name)
-        return changed
+        return [
+            path.name
+            for path in self.records
+            if path.name in marks and not begins_as(path, marks[path.name])
+        ]
 
     def altered_records(self) -> list[str]:
         """Names of the records that are not as the newest checkpoint left them."""
@@ -316,9 +262,7 @@ class RunFolder:
                     write_atomically(path, b"".join(line + b"\n" for line in kept))
 
     def _accept(self, config: Config, resume: bool) -> None:
-        changed = differences(self.load_config(), config)
-        changed = {key: values for key, values in changed.items() if key not in MAY_CHANGE}
-        if changed:
+        if changed := binding_differences(self.load_config(), config):
             listed = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
             raise RunError(
                 f"{self.path} holds a run of another configuration ({listed}); "
@@ -331,50 +275,6 @@ class RunFolder:
             )
 
 
-def binding_settings(config: Config) -> dict[str, Any]:
-    """The settings that stay the same as long as a run lasts, by their dotted names."""
-    flat = flatten(config.model_dump(mode="json"))
-    return {key: value for key, value in flat.items() if key not in MAY_CHANGE}
-
-
-def parse_description(text: bytes) -> dict[str, Any]:
-    """The facts in a run.json; ValueError for what is none, or of another type."""
-    record = parse_json(text)
-    if not isinstance(record, dict):
-        raise ValueError("it must hold a JSON object")
-    for name in FACTS.keys() & record.keys():
-        value = record[name]
-        if value is None and name in MAY_BE_NULL:
-            continue
-        if not isinstance(value, FACTS[name]) or (type(value) is bool and name != "resumable"):
-            raise ValueError(
-                f"{name} is {str(value)[:80]!r}, which is no {FACTS[name][0].__name__}"
-            )
-        for part, wanted in PARTS.get(name, {}).items():
-            if not isinstance(record[name].get(part, ...), wanted):
-                raise ValueError(f"{name} has no {part}, or one of another type")
-    return record
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """A checkpoint's manifest: `files` and `records` by name, with size and hash, and `settings`;
-    ValueError or OSError where it is none."""
-    manifest = parse_json(path.read_bytes())
-    try:
-        if manifest["schema"] != MANIFEST_SCHEMA:
-            raise ValueError(
-                f"it has schema {manifest['schema']!r}, this kit reads {MANIFEST_SCHEMA}"
-            )
-        if not isinstance(manifest["settings"], dict):
-            raise ValueError("its settings are none")
-        marks = [*manifest["files"].values(), *manifest["records"].values()]
-        if any(type(m["size"]) is not int or type(m["sha256"]) is not str for m in marks):
-            raise ValueError("its sizes and hashes are of another type")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"it is no manifest of a checkpoint ({error!r})") from None
-    return manifest
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """RunError, in one line, for what the disk refuses."""
@@ -385,85 +285,6 @@ def writing(path: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}; once that is mended (a full disk: "
             "free some space) the same command goes on; kit train with --resume"
         ) from error
-
-
-def read_comparison(path: Path) -> dict[str, Any]:
-    """A compare.json, {} where there is none; ResultsError where it is damaged."""
-    if not os.path.lexists(path):
-        return {}
-    try:
-        record = parse_json(path.read_bytes())
-        _check_comparison(record)
-    except OSError as error:
-        raise ResultsError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ResultsError(
-            f"{path} is damaged: {error}; delete it, and the kit compare that made it writes it "
-            "again (what is finished is not done again)"
-        ) from None
-    return record
-
-
-def _check_comparison(record: Any) -> None:
-    """Raise ValueError for what no kit compare of this schema wrote."""
-    if not isinstance(record, dict):
-        raise ValueError("it must hold a JSON object")
-    if record.get("schema") != COMPARE_SCHEMA:
-        raise ValueError(f"it has schema {record.get('schema')!r}, this kit reads {COMPARE_SCHEMA}")
-    for name, kind in COMPARE_FACTS.items():
-        if not isinstance(record.get(name), kind):
-            raise ValueError(f"{name} is {str(record.get(name))[:80]!r}")
-    seeds = record["runs"].values()
-    paths = [path for runs in seeds if isinstance(runs, dict) for path in runs.values()]
-    paths.append(record["base"].get("results"))
-    if not all(isinstance(runs, dict) for runs in seeds) or not all(map(_is_inside, paths)):
-        raise ValueError("its runs are no folders in it")
-    if not all(isinstance(value, int | float) for value in record.get("seconds", {}).values()):
-        raise ValueError("its seconds are no numbers")
-
-
-def _is_inside(path: object) -> bool:
-    """Whether a relative path stays in its folder."""
-    return isinstance(path, str) and not Path(path).is_absolute() and ".." not in Path(path).parts
-
-
-def this_process() -> dict[str, Any]:
-    """What tells later whether the process that wrote a run.json is still there."""
-    return {"host": platform.node(), "pid": os.getpid()}
-
-
-def status_of(record: dict[str, Any]) -> str:
-    """The status in a run.json; "killed" where it says "running" but the process is gone.
-
-    Only the machine that the process ran on can tell.
-    """
-    status, process = record.get("status"), record.get("process")
-    if not isinstance(process, dict) or process.get("host") != platform.node():
-        process = None
-    if status == "running" and process and process.get("pid") not in psutil.pids():
-        return "killed"
-    return status if isinstance(status, str) else "unknown"
-
-
-def environment() -> dict[str, Any]:
-    """Versions and git state, for run.json."""
-    versions = {"python": platform.python_version()}
-    versions |= {name: metadata.version(name) for name in PACKAGES}
-    return {"versions": versions, "git": _git_state(), "started": time.strftime("%FT%T%z")}
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Commit and dirtiness of the checkout this kit runs from; None outside one."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _step_of(line: bytes) -> int | None:

@@ -15,7 +15,7 @@ from kit.comparison import Study, check_arms, compare, differing_fields, load_ar
 from kit.errors import ConfigError, ResultsError, RunError, TrainingError
 from kit.evaluation.results import read_result
 from kit.evaluation.settings import EvalSettings
-from kit.files import read_metrics
+from kit.reading import read_metrics
 from kit.reports.collect import collect
 from kit.training.grpo import GRPO
 from kit.training.trainer import train, train_together

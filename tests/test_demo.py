@@ -9,8 +9,9 @@ import pytest
 
 from kit import demo as module
 from kit.demo import ARMS, arm_config, demo, next_command
-from kit.files import read_metrics
+from kit.reading import read_metrics
 from kit.recipe import differences
+from kit.reports.collect import collect
 
 
 def test_arms_differ_in_the_trust_region_alone(tmp_path):
@@ -54,6 +55,7 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch, capsys):
     assert shown.endswith(f"kit app --runs {output}\n")
     record = json.loads((output / "compare.json").read_text())
     assert record["status"] == "finished" and record["runs"]["pspo"] == {"0": "pspo"}
+    assert [arm.name for arm in collect([output]).arms] == list(ARMS)  # kit report reads it
 
     # all arms saw the same problems and, before their first update, said the same
     first = [read_metrics(output / arm / "metrics.jsonl")[1]["reward/mean"] for arm in ARMS]

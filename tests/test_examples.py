@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file
 
 from kit.config import DEMO_RECIPE, EMBEDDED_PATH, SYSTEM_PROMPT, ModelConfig
-from kit.files import read_metrics
 from kit.model.base import Base, load_base
 from kit.model.lora import load_adapters
+from kit.reading import read_metrics
 from kit.recipe import load_config
 from kit.tasks.problems import load_problems
 from kit.training.trainer import train

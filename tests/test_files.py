@@ -15,13 +15,12 @@ from kit import files
 from kit.files import (
     append_json,
     append_line,
-    digest,
     new_folder,
     only_one,
-    parse_json,
     restore_folder,
     write_atomically,
 )
+from kit.reading import digest, parse_json
 
 # holds the lock of its first argument until its standard input is closed
 HOLDER = """

@@ -26,13 +26,14 @@ from kit.evaluation.results import (
     read_result,
 )
 from kit.evaluation.results import read_rows as read_completions
-from kit.files import read_metrics
 from kit.preferences.judge_models import Reply
 from kit.preferences.judgements import Question, collect
 from kit.preferences.votes import Message, Side, Vote, VoteSettings, append_vote, read_votes, tally
 from kit.preferences.votes import to_preferences as preferences_of
+from kit.reading import read_metrics
 from kit.recipe import build_config
-from kit.runs import RunFolder, append_json, status_of
+from kit.run_json import status_of
+from kit.runs import RunFolder, append_json
 
 # --- files as the kit writes them ----------------------------------------------------------------
 

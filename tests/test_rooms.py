@@ -28,7 +28,10 @@ FLOORS = (
     ("estimate",),
     ("model",),
     ("tasks",),
-    ("runs", "files", "recipe", "config", "stopping", "terminal", "errors"),
+    (
+        *("runs", "run_json", "run_settings", "manifest", "compare_json"),
+        *("files", "reading", "recipe", "config", "stopping", "terminal", "errors"),
+    ),
     ("assets", "__init__"),
 )
 API = set(kit.__all__) - {"__version__"}  # what `kit` itself offers is at the height of kit.api

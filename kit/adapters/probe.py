@@ -19,10 +19,10 @@ from torch import Tensor
 
 from kit.adapters.fresh_process import last_logits, surroundings
 from kit.errors import AdapterError, NotFiniteError, room_for
-from kit.files import parse_json
 from kit.model.adapter_files import PROBE, adapter_sha256
 from kit.model.policy import BASE, Policy
 from kit.model.tokenizer import prompt_ids
+from kit.reading import parse_json
 
 QUESTIONS = (
     "Tom has 3 boxes with 12 apples each and gives 5 apples away. How many are left?",

@@ -21,7 +21,6 @@ from transformers import BitsAndBytesConfig
 from kit.adapters import fresh_process
 from kit.adapters.locate import adapter_folder
 from kit.adapters.probe import Probe, probe_settings, read_probe
-from kit.files import parse_json
 from kit.model import prompts
 from kit.model.adapter_files import (
     ADAPTER_FILES,
@@ -32,6 +31,7 @@ from kit.model.adapter_files import (
 )
 from kit.model.base import NF4
 from kit.model.base_files import BaseSource, base_of
+from kit.reading import parse_json
 
 # largest difference allowed on other machines and versions, as a share of the largest logit
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}

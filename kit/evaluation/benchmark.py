@@ -24,7 +24,7 @@ from kit.model.adapter_files import adapter_sha256
 from kit.model.base import Base, load_base
 from kit.model.lora import load_adapters
 from kit.model.policy import BASE, Policy
-from kit.runs import environment
+from kit.run_json import environment
 from kit.tasks.problems import ProblemSet, load_problems
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from typing import Any
 
 from kit.config import READERS
 from kit.errors import ConfigError, ResultsError
-from kit.files import digest, lock_of, only_one, parse_json
+from kit.files import lock_of, only_one
+from kit.reading import digest, parse_json
 
 SCHEMA = 2  # raised when a field changes its meaning
 

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from kit.errors import AdapterError
-from kit.files import parse_json
+from kit.reading import parse_json
 from kit.recipe import did_you_mean_path
 
 CONFIG = "adapter_config.json"

@@ -19,9 +19,10 @@ from tqdm.auto import tqdm
 
 from kit.errors import ResultsError
 from kit.evaluation.results import Key, fields_of, writing
-from kit.files import append_line, parse_json
+from kit.files import append_line
 from kit.preferences.judge_models import JudgeModel, Reply
 from kit.preferences.rubric import Messages, Verdict
+from kit.reading import parse_json
 
 log = logging.getLogger(__name__)
 

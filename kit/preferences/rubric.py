@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from kit.files import parse_json
+from kit.reading import parse_json
 
 CRITERIA = {
     "clarity": "each step is stated so that a pupil can follow it",

@@ -11,12 +11,13 @@ from typing import Any
 
 import pandas as pd
 
+from kit.compare_json import read_comparison
 from kit.errors import ResultsError
 from kit.evaluation.results import Result, find_results
-from kit.files import read_metrics
+from kit.reading import read_metrics
 from kit.recipe import did_you_mean_path, differences
 from kit.reports.evidence import BASE, Arm, Evidence, Measured, TrainedRun, check
-from kit.runs import RunFolder, read_comparison
+from kit.runs import RunFolder
 
 NOT_OF_THE_ARM = {"train.seed", "output"}
 

@@ -12,7 +12,7 @@ import pandas as pd
 from kit.config import Config
 from kit.errors import ResultsError
 from kit.evaluation.results import Result
-from kit.runs import status_of
+from kit.run_json import status_of
 
 BASE = "base"  # the name under which the bare base stands in tables
 

@@ -25,10 +25,11 @@ from safetensors.torch import load_file
 
 from kit.adapters.save import save_weights
 from kit.errors import AdapterError, RunError, first_line
-from kit.files import WRITE_ERRORS, digest, new_folder, remove, write_atomically
+from kit.files import WRITE_ERRORS, new_folder, remove, write_atomically
+from kit.manifest import MANIFEST, MANIFEST_SCHEMA, read_manifest
 from kit.model.adapter_files import CONFIG, WEIGHTS, read_adapter_config
 from kit.model.policy import Policy
-from kit.runs import MANIFEST, MANIFEST_SCHEMA, read_manifest
+from kit.reading import digest
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,9 @@ from kit.model.lora import add_lora
 from kit.model.policy import Policy
 from kit.model.rollout import Request, Sampled, Sampling
 from kit.recipe import flatten
-from kit.runs import RunFolder, binding_settings, environment, this_process
+from kit.run_json import environment, this_process
+from kit.run_settings import binding_settings
+from kit.runs import RunFolder
 from kit.tasks.problems import ProblemSet
 from kit.tasks.rewards import build_reward
 from kit.training.checkpoint import load_newest, save_checkpoint

@@ -42,7 +42,7 @@ from kit.app.report.pages import (
 from kit.app.training import view as training_view
 from kit.app.training.curves import COLOURS, NOTES, SHOWN, colours, draw, unit_of
 from kit.errors import ResultsError, RunError
-from kit.files import read_metrics
+from kit.reading import read_metrics
 from kit.recipe import build_config
 
 CURVE = {curve.metric: curve for curve in SHOWN}

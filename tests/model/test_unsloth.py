@@ -38,7 +38,6 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM, Qwen2Rota
 from kit.adapters.save import save_adapter
 from kit.config import EMBEDDED_PATH, LoraConfig, ModelConfig
 from kit.errors import ModelError
-from kit.files import read_metrics
 from kit.model import unsloth
 from kit.model.base import load_base
 from kit.model.batching import make_batch
@@ -47,6 +46,7 @@ from kit.model.lora import add_lora
 from kit.model.policy import BASE, Policy
 from kit.model.rollout import Request, Sampling, sample, stream
 from kit.model.unsloth import DECODE_BUFFERS, FAMILIES, load_unsloth
+from kit.reading import read_metrics
 from kit.runs import RunFolder
 from kit.training.trainer import train
 from tests.noise import add_noise

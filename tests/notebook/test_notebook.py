@@ -29,12 +29,12 @@ from kit.config import DataConfig, ModelConfig
 from kit.errors import AdapterError, ConfigError, DataError, InstallError, ResultsError, RunError
 from kit.estimate.forecast import estimate
 from kit.evaluation.settings import EvalSettings
-from kit.files import read_metrics
 from kit.model.hardware import DTYPES, choose_hardware
 from kit.notebook import cells, install, kaggle_inputs, place, process
 from kit.notebook import show as notebook_show
 from kit.notebook.kaggle_inputs import find_data, find_model, find_wheels, locate
 from kit.notebook.place import Card, Place, keep_folder, read_card, where_am_i
+from kit.reading import read_metrics
 from kit.recipe import load_config
 from kit.tasks.problems import load_problems
 

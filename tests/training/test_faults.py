@@ -37,7 +37,6 @@ from kit.evaluation.benchmark import benchmark
 from kit.evaluation.results import read_rows
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject
-from kit.files import read_metrics
 from kit.model import rollout
 from kit.model.base import _check_supported, dequantized
 from kit.model.finite import first_bad_weight, watched
@@ -45,6 +44,7 @@ from kit.model.lora import TRAINED, add_lora
 from kit.model.mixed_lora import mixed_lora
 from kit.model.policy import BASE, Policy
 from kit.model.rollout import Request, Sampling, choose, sample, stream
+from kit.reading import read_metrics
 from kit.runs import RunFolder
 from kit.training import trainer
 from kit.training.checkpoint import latest_checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.files import read_metrics
+from kit.reading import read_metrics
 from kit.training.trainer import train
 
 pytestmark = pytest.mark.smoke

@@ -26,9 +26,9 @@ from kit.errors import (
     TrainingError,
 )
 from kit.evaluation.stats import Proportion
-from kit.files import read_metrics
 from kit.model.lora import TRAINED
 from kit.model.policy import Policy
+from kit.reading import read_metrics
 from kit.recipe import build_config
 from kit.runs import RunFolder
 from kit.training import checkpoint

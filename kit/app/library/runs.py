@@ -21,9 +21,9 @@ from kit.app.library.roots import read_run_config
 from kit.app.verdicts import badge
 from kit.config import Config
 from kit.errors import RunError
-from kit.files import read_metrics
+from kit.reading import read_metrics
 from kit.recipe import differences
-from kit.runs import NOT_STARTED, parse_description, status_of
+from kit.run_json import NOT_STARTED, parse_description, status_of
 from kit.tasks.verifiers import Verdict
 
 LARGEST_LOG = 64 << 20  # bytes of a .jsonl that is read
