@@ -25,7 +25,7 @@ def nothing(folder, main):
 
 def in_place(folder: Path) -> int:
     """Overwrites a file that a reader needs whole, as the kit never does."""
-    path = folder / "work" / "record.json"
+    path = folder / "made" / "record.json"
     done = json.loads(path.read_text()) if path.exists() else []
     for number in range(len(done), 3):
         with open(path, "w") as file:
@@ -37,7 +37,7 @@ def in_place(folder: Path) -> int:
 def durable(folder: Path) -> int:
     from kit.files import write_atomically
 
-    path = folder / "work" / "record.json"
+    path = folder / "made" / "record.json"
     done = json.loads(path.read_text()) if path.exists() else []
     for number in range(len(done), 3):
         done.append(number)

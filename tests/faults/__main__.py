@@ -67,7 +67,7 @@ def _parse() -> argparse.Namespace:
 def _disturb(scenario: Scenario, number: int, folder: Path) -> tuple[Counter[str], list[str]]:
     """Counts of what was done, and a line for each fault that lost something."""
     start = folder / "start"
-    (start / "work").mkdir(parents=True)
+    (start / "made").mkdir(parents=True)
     # where files are is written into them: each attempt is made in the same place
     here = folder / "here"
     counts: Counter[str] = Counter()
@@ -76,21 +76,21 @@ def _disturb(scenario: Scenario, number: int, folder: Path) -> tuple[Counter[str
     _run(lambda: scenario.prepare(here, _quiet_main), folder / "log", Injector(here, None))
     shutil.rmtree(start)
     shutil.copytree(here, start)
-    injector = Injector(here / "work", None)
+    injector = Injector(here / "made", None)
     began = time.monotonic()
     status, operations = _run(lambda: scenario.command(here), folder / "log", injector)
     seconds = time.monotonic() - began
     if status != 0:
         raise SystemExit(f"{scenario.name} fails undisturbed: {(folder / 'log').read_text()}")
     seen = snapshot if scenario.is_exact else lambda folder: outline(snapshot(folder))
-    wanted = seen(here / "work")
+    wanted = seen(here / "made")
     for index, fault in enumerate(_faults(operations, seconds, number)):
         shutil.rmtree(here)
         shutil.copytree(start, here)
         said = _attempts(scenario, here, folder / "log", fault, again=index % 3 == 2)
         counts["disk full" if fault.full else fault.kind] += 1
-        lost = said or [f"{name} differs" for name in differences(wanted, seen(here / "work"))]
-        rests = [p.name for p in (here / "work").rglob("*") if p.suffix in (".part", ".old")]
+        lost = said or [f"{name} differs" for name in differences(wanted, seen(here / "made"))]
+        rests = [p.name for p in (here / "made").rglob("*") if p.suffix in (".part", ".old")]
         lost += [f"{name} is left" for name in rests]
         if lost:
             failures.append(f"{scenario.name}, {fault}: {'; '.join(lost)}")
@@ -102,7 +102,7 @@ def _attempts(scenario: Scenario, here: Path, log: Path, fault: Fault, again: bo
     """The command with a fault, then again until its end; what went wrong beyond the fault."""
     faults = [fault, Fault(fault.kind, max(1, fault.at // 2), fault.full)] if again else [fault]
     for one in (*faults, None):
-        injector = Injector(here / "work", one)
+        injector = Injector(here / "made", one)
         status, _ = _run(lambda: scenario.command(here), log, injector)
         text = log.read_text(errors="replace")
         if "Traceback (most recent call last)" in text:

@@ -62,7 +62,7 @@ def scenarios(main: Main) -> list[Scenario]:
             "evaluate",
             _trained,
             of(
-                *("evaluate", "{folder}/work/run", "--data", "gsm_symbolic", "limit=3"),
+                *("evaluate", "{folder}/made/run", "--data", "gsm_symbolic", "limit=3"),
                 *("max_new_tokens=8", "temperature=0,1", "samples=2"),
             ),
         ),
@@ -71,7 +71,7 @@ def scenarios(main: Main) -> list[Scenario]:
             _two_recipes,
             of(
                 *("compare", "{folder}/clip.yaml", "{folder}/pspo.yaml"),
-                *("data.options.size=24", "--output", "{folder}/work/compare"),
+                *("data.options.size=24", "--output", "{folder}/made/compare"),
             ),
             is_exact=False,
         ),
@@ -95,7 +95,7 @@ def _two_recipes(folder: Path, _: Main) -> None:
         _write_recipe(folder / f"{name}.yaml", train=train, objective=objective)
 
 
-def _trained(folder: Path, main: Main, where: str = "work/run") -> None:
+def _trained(folder: Path, main: Main, where: str = "made/run") -> None:
     train = RECIPE["train"] | {"steps": 1, "validate_every": 0}
     _write_recipe(folder / "recipe.yaml", train=train)
     assert main(["train", str(folder / "recipe.yaml"), f"output={folder}/{where}"]) == 0
@@ -106,13 +106,13 @@ def _trained_outside(folder: Path, main: Main) -> None:
 
 
 def _train(folder: Path, main: Main) -> int:
-    command = ["train", str(folder / "recipe.yaml"), f"output={folder}/work/run"]
-    resume = ["--resume"] if (folder / "work/run/config.yaml").exists() else []
+    command = ["train", str(folder / "recipe.yaml"), f"output={folder}/made/run"]
+    resume = ["--resume"] if (folder / "made/run/config.yaml").exists() else []
     return main([*command, *resume])
 
 
 def _merge(folder: Path, main: Main) -> int:
-    target = folder / "work/merged"
+    target = folder / "made/merged"
     if target.exists():  # finished but for its exit
         return 0
     return main(["merge", str(folder / "run"), "-o", str(target)])
@@ -123,7 +123,7 @@ def _vote(folder: Path) -> int:
     from kit.errors import ResultsError
     from kit.preferences.votes import Side, Vote, VoteSettings, append_vote, read_votes
 
-    path = folder / "work" / "votes.jsonl"
+    path = folder / "made" / "votes.jsonl"
     there = {vote.question for vote in read_votes(path)[0]} if path.exists() else set()
     left, right = (
         Side(name=name, adapter=name, adapter_sha256=None, completion="2", strict=None)
