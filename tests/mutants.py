@@ -45,8 +45,12 @@ TESTS = {  # what pytest is told, for each module
     "logprobs": ["tests/model/test_logprobs.py", "-k", "not qwens_vocabulary"],
     "batching": ["tests/model/test_batching.py"],
     "rewards": ["tests/tasks/test_rewards.py"],
-    "answers": ["tests/tasks/test_answers.py"],
-    "stats": ["tests/evaluation/test_stats.py"],
+    "answers": [
+        *("tests/tasks/test_answers.py", "tests/tasks/test_answers_properties.py"),
+        # processes of their own, which take seconds to start
+        *("-k", "not (latex or worker or interrupted or asked_for_once or task_verifier or light)"),
+    ],
+    "stats": ["tests/evaluation/test_stats.py", "tests/evaluation/test_crossed.py"],
 }
 SHARE = 0.95  # that must be killed
 PATIENCE = 5  # times what the tests take without a mutant

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from statistics import multimode
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.special import comb
 from scipy.stats import binomtest
-from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from kit.evaluation.crossed import CrossedMean, wild_bootstrap_p
@@ -42,7 +42,7 @@ class Proportion:
     @classmethod
     def of_samples(cls, right_P_K: ArrayLike) -> Proportion:
         """Right answers among K samples of each of P problems; (P, K) of 0 and 1."""
-        right = np.asarray(right_P_K, dtype=float)
+        right = np.asarray(right_P_K)
         if right.ndim != 2:
             raise ValueError(f"right must be (P, K), got shape {right.shape}")
         problems, samples = right.shape
@@ -160,7 +160,7 @@ def bootstrap_mean(values: ArrayLike) -> Estimate:
 def pass_at_k(right_P_K: ArrayLike, k: int) -> Estimate:
     """Probability that at least one of k samples is right, 1 - C(K - c, k) / C(K, k) per problem
     with c right ones (arXiv 2107.03374, equation 1); the interval resamples problems."""
-    right = np.asarray(right_P_K, dtype=int)
+    right = np.asarray(right_P_K)
     samples = right.shape[1]
     if not 1 <= k <= samples:
         raise ValueError(f"k must be 1 to {samples} (the samples there are), got {k}")
@@ -176,18 +176,11 @@ def majority_at_k(
     None does not vote; a problem without any vote counts as wrong. Where answers tie, the problem
     counts with the share of right ones among them, so that order decides nothing.
     """
-    right = np.asarray(right_P_K, dtype=bool)
     values = []
-    for answers, verdicts in zip(answers_P_K, right, strict=True):
-        votes: dict[Hashable, int] = {}
-        is_right: dict[Hashable, bool] = {}
-        for answer, verdict in zip(answers[:k], verdicts[:k], strict=True):
-            if answer is not None:
-                votes[answer] = votes.get(answer, 0) + 1
-                is_right[answer] = bool(verdict)
-        most = max(votes.values(), default=0)
-        first = [is_right[answer] for answer, count in votes.items() if count == most]
-        values.append(float(np.mean(first)) if first else 0.0)
+    for answers, verdicts in zip(answers_P_K, np.asarray(right_P_K), strict=True):
+        is_right = dict(zip(answers[:k], verdicts[:k], strict=True))
+        most = multimode(answer for answer in answers[:k] if answer is not None)
+        values.append(np.mean([is_right[answer] for answer in most]) if most else 0.0)
     return bootstrap_mean(values)
 
 
@@ -219,11 +212,11 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
             "wild bootstrap over seeds": wild_bootstrap_p(difference.mean(axis=1)),
         }
     else:
-        estimate = _few_kinds_mean(difference[0])
+        estimate = _few_kinds_mean(*difference)  # of its one row
         if np.isin([left, right], (0, 1)).all():
-            tests = {"McNemar, exact": mcnemar_exact(left[0], right[0])}
+            tests = {"McNemar, exact": mcnemar_exact(*left, *right)}
         else:
-            tests = {"sign flips over problems": _sign_flip(difference[0])}
+            tests = {"sign flips over problems": _sign_flip(*difference)}
     return Difference(
         value=estimate.value,
         low=estimate.low,
@@ -240,16 +233,12 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
 def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
     """Two-sided p of McNemar's exact test for verdicts (P,) of two arms on the same problems."""
     left, right = np.asarray(a, bool), np.asarray(b, bool)
-    table = [
-        [int((left & right).sum()), int((left & ~right).sum())],
-        [int((~left & right).sum()), int((~left & ~right).sum())],
-    ]
-    return float(mcnemar(table, exact=True).pvalue)
+    return sign_test(int((left & ~right).sum()), int((right & ~left).sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction for testing several times; never below the p it corrects."""
-    p = np.asarray(p_values, dtype=float)
+    p = np.asarray(p_values)
     order = np.argsort(p)
     # the smallest times all of them, the next times one less, and none below the one before it
     rising = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -282,7 +271,6 @@ def _sign_flip(values: NDArray[np.float64]) -> float:
         (values,),
         lambda x, axis: x.mean(axis=axis),
         permutation_type="samples",
-        vectorized=True,
         n_resamples=RESAMPLES,
         batch=1000,
         rng=np.random.default_rng(0),
@@ -292,4 +280,4 @@ def _sign_flip(values: NDArray[np.float64]) -> float:
 
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided p of the exact binomial test that a win is as likely as a loss."""
-    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    return 1.0 if wins == losses else float(binomtest(wins, wins + losses).pvalue)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection
 from fractions import Fraction
 
 from kit.tasks.units import is_money, is_unit
@@ -20,7 +21,7 @@ from kit.tasks.units import is_money, is_unit
 MAX_DIGITS = 64  # longer numbers, and powers of ten beyond this, are not read
 MAX_CHARS = 200  # longer text is not a number with its unit
 MAX_ANSWER_CHARS = 10_000  # longer answers of any kind are not read
-MAX_BESIDE = 40  # characters after the last number that may belong to it
+MAX_BESIDE = 40  # characters from the last digit on that may belong to its number
 MAX_MARKED = 32  # more different `####` lines than this are a list, not an answer
 
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
@@ -169,7 +170,7 @@ def extract_strict(text: str) -> str | None:
         number = parse_number(written)
         if number is not None:
             found.setdefault(number, written)
-    return next(iter(found.values())) if len(found) == 1 else None
+    return _only(found.values())
 
 
 def extract_lenient(text: str) -> str | None:
@@ -204,8 +205,8 @@ def extract_strict_text(text: str, lines: bool = False) -> str | None:
 
     Two different ones are no answer, nor is a placeholder such as `<number>`.
     """
-    found = [piece for piece in _marked(text, lines) if not _PLACEHOLDER.match(piece)]
-    return found[0] if len(found) == 1 and len(found[0]) <= MAX_ANSWER_CHARS else None
+    answer = _only([piece for piece in _marked(text, lines) if not _PLACEHOLDER.match(piece)])
+    return None if answer is None or len(answer) > MAX_ANSWER_CHARS else answer
 
 
 def extract_lenient_text(text: str, lines: bool = False) -> str | None:
@@ -244,7 +245,7 @@ def _is_unit(text: str | None) -> bool:
 def _value(sign: str, number: str, magnitudes: str) -> Fraction | None:
     number = number.replace(",", "")
     _, _, exponent = number.lower().partition("e")
-    if sum(c.isdigit() for c in number) > MAX_DIGITS or abs(int(exponent or 0)) > MAX_DIGITS:
+    if sum(c.isdigit() for c in number) > MAX_DIGITS or abs(int(exponent or "0")) > MAX_DIGITS:
         return None
     whole, _, fraction = number.rpartition(" ")
     try:
@@ -268,13 +269,18 @@ def _marked(text: str, lines: bool = False) -> list[str]:
     return list(found) if len(found) <= MAX_MARKED else []
 
 
+def _only(texts: Collection[str]) -> str | None:
+    """The text of a collection that has one, else None."""
+    return next(iter(texts)) if len(texts) == 1 else None
+
+
 def last_box(text: str) -> str | None:
     r"""Content of the last \boxed{...}, or None where it is empty, unbalanced or too long."""
     return _last_box(text)[0]
 
 
 def _last_box(text: str) -> tuple[str | None, str]:
-    """Its content, and the text after it."""
+    """Its content, and the text from its end on."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None, text
@@ -283,39 +289,35 @@ def _last_box(text: str) -> tuple[str | None, str]:
     for end, character in enumerate(text[start : start + MAX_ANSWER_CHARS], start):
         depth += (character == "{") - (character == "}")
         if depth == 0:
-            return text[start:end].strip() or None, text[end + 1 :]
+            return text[start:end].strip() or None, text[end:]
     return None, text
 
 
 def _lone_number(text: str) -> str | None:
     """The only number among words."""
     text = _clean(text[:MAX_CHARS])
-    numbers = _INSIDE.findall(text)
-    if not numbers or not _PROSE.fullmatch(text.replace(numbers[0], "", 1)):
+    number = _INSIDE.search(text)
+    if number is None or not _PROSE.fullmatch(text[: number.start()] + text[number.end() :]):
         return None
-    return numbers[0]
+    return number[0]
 
 
 def _after_answer_is(text: str) -> str | None:
     """The rest of the line after the last "answer is" or "answer:"."""
-    end = -1
-    for match in _ANSWER_IS.finditer(text):
-        end = match.end()
-    return text[end : end + MAX_CHARS].partition("\n")[0].strip() or None if end >= 0 else None
+    _, *after = _ANSWER_IS.split(text)
+    return after[-1][:MAX_CHARS].partition("\n")[0].strip() or None if after else None
 
 
 def last_number(text: str) -> str | None:
     """The last number in the text, with its magnitude; None where it belongs to something else."""
     last = max(text.rfind(digit) for digit in (*"0123456789", *VULGAR))
-    if last < 0:
-        return None
     text = _clean(text[max(0, last - MAX_CHARS) : last + MAX_BESIDE])
     numbers = list(_INSIDE.finditer(text))
     if not numbers:
         return None
-    number, before = numbers[-1][0], text[: numbers[-1].start()]
-    listed = number[0] not in "+-" and _LISTED_BEFORE.search(before)
-    return None if listed else _readable(number)
+    number = numbers[-1]
+    listed = number[0][0] not in "+-" and _LISTED_BEFORE.search(text[: number.start()])
+    return None if listed else _readable(number[0])
 
 
 def _readable(number: str) -> str | None:

@@ -8,7 +8,9 @@ import math
 import numpy as np
 import pytest
 
+from kit.evaluation.crossed import CrossedMean
 from kit.evaluation.stats import (
+    Difference,
     Estimate,
     Proportion,
     bootstrap_mean,
@@ -17,6 +19,8 @@ from kit.evaluation.stats import (
     mcnemar_exact,
     paired_difference,
     pass_at_k,
+    seeds_and_problems,
+    sign_test,
 )
 
 Z = 1.959963984540054  # the normal distribution's 97.5 % quantile
@@ -58,9 +62,17 @@ def test_nothing_to_count():
     assert Proportion.of_samples(np.zeros((0, 4))) == empty
 
 
+def test_one_to_count_is_recorded():
+    low, high = wilson(1, 1)
+    record = Proportion(1, 1).record()
+    assert record == {"value": 1.0, "ci95": [pytest.approx(low), 1.0], "count": 1, "n": 1}
+    assert high == pytest.approx(1)
+
+
 def test_samples_of_equal_problems_count_fully_and_of_opposite_problems_once():
     # each problem is right in 2 of 4: the share is known as from all 16 samples
-    assert Proportion.of_samples([[1, 1, 0, 0]] * 4) == Proportion(8, 16, 16.0)
+    with np.errstate(all="raise"):
+        assert Proportion.of_samples([[1, 1, 0, 0]] * 4) == Proportion(8, 16, 16.0)
     # each problem is all right or all wrong: 4 samples say what one says.
     # mean 1/2, variance between problems 1/3, of the mean 1/12: (1/4) / (1/12) = 3, at least 4
     assert Proportion.of_samples([[1] * 4, [1] * 4, [0] * 4, [0] * 4]) == Proportion(8, 16, 4.0)
@@ -74,6 +86,8 @@ def test_effective_samples_by_hand():
     assert share.effective_n == pytest.approx(6, abs=1e-9)
     assert share.interval == pytest.approx(wilson(0.5, 6), abs=1e-12)
     assert share.record()["n"] == 8  # what was counted
+    # shares 1/2, 1: mean 3/4, variance 1/8, of the mean 1/16: (3/16) / (1/16) = 3 of 4 samples
+    assert Proportion.of_samples([[1, 0], [1, 1]]) == Proportion(3, 4, 3.0)
 
 
 def test_samples_never_count_more_than_once():
@@ -127,6 +141,7 @@ def test_bootstrap_interval_is_that_of_the_mean():
 def test_values_that_do_not_vary_have_no_width():
     assert bootstrap_mean([0.25, 0.25, 0.25]) == Estimate(0.25, 0.25, 0.25)
     assert bootstrap_mean([1]) == Estimate(1, 1, 1)
+    assert bootstrap_mean([True, True]) == Estimate(1, 1, 1)  # verdicts are values too
 
 
 def test_bootstrap_of_two_values_and_of_a_rare_one():
@@ -134,6 +149,22 @@ def test_bootstrap_of_two_values_and_of_a_rare_one():
     assert bootstrap_mean([0, 1]) == Estimate(0.5, 0.0, 1.0)
     # one of ten: the means are Binomial(10, 0.1) / 10, whose 97.5 % quantile is 0.3
     assert bootstrap_mean([0] * 9 + [1]) == Estimate(0.1, 0.0, pytest.approx(0.3))
+
+
+def test_a_report_made_twice_says_the_same():
+    """Ten thousand resamples, drawn one at a time from the generator with seed 0."""
+    values = np.random.default_rng(2).random(7)
+    rng = np.random.default_rng(0)
+    means = [values[rng.integers(0, 7, 7)].mean() for _ in range(10_000)]
+    estimate = bootstrap_mean(values)
+    bounds = np.quantile(means, [0.025, 0.975])
+    assert (estimate.low, estimate.high) == pytest.approx(bounds, abs=1e-12)
+
+    rng = np.random.default_rng(0)
+    drawn = [rng.multinomial(7, [1 / 7] * 7) @ np.sort(values) / 7 for _ in range(10_000)]
+    difference = paired_difference(values, np.zeros(7))
+    bounds = np.quantile(drawn, [0.025, 0.975])
+    assert (difference.low, difference.high) == pytest.approx(bounds, abs=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 6])
@@ -194,6 +225,13 @@ def test_holm_by_hand():
     assert holm([0.3]) == [0.3] and holm([]) == []
 
 
+def test_the_sign_test_by_hand():
+    # 2 sides of C(4, 0) / 2^4, and of (C(5, 0) + C(5, 1)) / 2^5
+    assert sign_test(4, 0) == pytest.approx(2 / 16, abs=1e-12)
+    assert sign_test(1, 4) == pytest.approx(12 / 32, abs=1e-12)
+    assert sign_test(3, 3) == sign_test(0, 0) == 1
+
+
 def test_one_verdict_each_is_tested_by_mcnemar():
     a = [1] * 9 + [0] * 2 + [1] * 30
     b = [0] * 9 + [1] * 2 + [1] * 30
@@ -214,6 +252,25 @@ def test_shares_are_tested_by_sign_flips():
     a, b = [1, 1, 1, 1, 1, 0.5, 0.5], [0.5] * 7
     assert paired_difference(a, b).p == pytest.approx(2 / 32, abs=1e-12)
     assert paired_difference(a, b).test.startswith("sign flips")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_whole_gains_flip_as_half_ones_do(sign):
+    # +1, +0.5 and +0.5: 2 of 2^3 sign patterns
+    more, less = [1, 1, 0.5], [0, 0.5, 0]
+    arms = (more, less) if sign > 0 else (less, more)
+    assert paired_difference(*arms).p == pytest.approx(2 / 8, abs=1e-12)
+
+
+def test_many_sign_flips_are_drawn():
+    """Fourteen gains have 2^14 sign patterns, of which 10,000 are drawn, and the values count."""
+    gains = np.random.default_rng(0).uniform(-0.1, 0.3, size=14)
+    signs = np.array(list(itertools.product([1, -1], repeat=14)))
+    expected = np.mean(np.abs(signs @ gains) >= gains.sum() * (1 - 1e-9))
+    p = paired_difference(np.maximum(gains, 0), np.maximum(-gains, 0)).p
+    assert p == pytest.approx(expected, abs=4 * math.sqrt(expected / 10_000))
+    assert p * 10_001 == pytest.approx(round(p * 10_001), abs=1e-6)
+    assert paired_difference(np.maximum(gains, 0), np.maximum(-gains, 0)).p == p
 
 
 @pytest.mark.parametrize(("a", "b", "p"), [([0.5, 1, 0], [1, 1, 0], 1), ([0.5], [0.5], 1)])
@@ -280,6 +337,33 @@ def test_a_claim_needs_more_than_a_handful_of_problems(differing, shown):
     assert not difference.is_shown(0.01) or shown
     same = paired_difference(left[:, :differing], np.zeros((5, differing)))
     assert same.low == same.high == 1.0 and same.is_shown(0.01) is shown
+
+
+def test_problems_that_differ_under_any_seed_are_counted_once():
+    a = np.zeros((2, 5))
+    a[0, 0] = a[0, 1] = a[1, 1] = 1
+    difference = paired_difference(a, np.zeros((2, 5)))
+    assert (difference.differing, difference.only_a, difference.only_b) == (2, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        *((0.1, 0.5, True), (-0.5, -0.1, True), (0.01, 1.5, True), (-1.5, -0.01, True)),
+        *((-0.5, 0.5, False), (0.0, 0.5, False), (-0.5, 0.0, False)),
+    ],
+)
+def test_a_difference_is_shown_where_its_interval_leaves_0_out(low, high, shown):
+    difference = Difference((low + high) / 2, low, high, {"a test": 0.01}, 9, 0, 9, 9, 5)
+    assert difference.is_shown(0.01) is shown
+
+
+def test_the_mean_over_seeds_stays_within_its_bounds():
+    # seeds differ by the whole range, so that Student's interval is 0.5 -+ 0.5 x 12.7
+    assert seeds_and_problems([[0, 0, 0], [1, 1, 1]], 0, 1) == Estimate(0.5, 0, 1)
+    mean = CrossedMean.of(values := np.random.default_rng(3).random((4, 50)))
+    estimate = seeds_and_problems(values, 0, 1)
+    assert estimate == Estimate(mean.value, *mean.interval(0.95))
 
 
 @pytest.mark.parametrize(("seeds", "few"), [(1, False), (2, True), (4, True), (5, False)])

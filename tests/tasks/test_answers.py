@@ -17,6 +17,7 @@ from kit.tasks.answers import (
     extract_lenient_text,
     extract_strict,
     extract_strict_text,
+    last_number,
     numbers_equal,
     parse_number,
 )
@@ -74,6 +75,14 @@ ROOT = Path(__file__).resolve().parents[2]
         ("5 million", 5_000_000),
         ("$2.5 million", 2_500_000),
         ("5 hundred thousand dollars", 500_000),
+        ("5 hundred", 500),
+        ("5 thousand", 5_000),
+        ("5 billion", 5_000_000_000),
+        ("5 trillion", 5_000_000_000_000),
+        ("1e64", 10**64),
+        ("1e-64", Fraction(1, 10**64)),
+        ("5" + " " * 199, 5),  # 200 characters
+        ("negative\N{NO-BREAK SPACE}5", -5),
         ("5½", Fraction(11, 2)),
         ("-½", Fraction(-1, 2)),
         ("3\N{FRACTION SLASH}4 cup", Fraction(3, 4)),
@@ -132,7 +141,15 @@ def test_parse_number_reads(text: str, value: Fraction | int) -> None:
             "5.apples",
             "18.25 dollars and 50 cents",
         ),
-        *("5" + " " * 200 + "apples", "5 of", "5 per", "5 cm^2 squared", "5 square", "5 million²"),
+        *(
+            "5" + " " * 200,
+            "5" + " " * 200 + "apples",
+            "5 of",
+            "5 per",
+            "5 cm^2 squared",
+            "5 square",
+            "5 million²",
+        ),
         *(r"5\;6", r"10\,00", r"1\:2", r"5\,\frac{3}{2}"),
         *("$5M", "5 M", "5M", "$5m", "$5 m", r"\$5 m", "$5 km", "€5 kg", "$5 hours"),
         *("$5 cents", "$0.50 cents", "£5 pence"),
@@ -171,6 +188,8 @@ def test_numbers_are_compared_exactly() -> None:
         ("", None),
         (SYSTEM_PROMPT, None),
         ("\n".join(f"#### {i}" for i in range(1000)), None),
+        ("\n".join(f"#### {'a' * i}" for i in range(1, 32)) + "\n#### 7", "7"),
+        ("\n".join(f"#### {'a' * i}" for i in range(1, 33)) + "\n#### 7", None),  # 33 are a list
     ],
 )
 def test_extract_strict(text: str, answer: str | None) -> None:
@@ -195,6 +214,9 @@ def test_extract_strict(text: str, answer: str | None) -> None:
         ("10 - 5", "5"),
         ("10 - (5)", "5"),
         ("The answer is 3x = 6, so x = 2.", "2"),
+        ("The answer is, x = 5", "5"),
+        (r"\boxed{x}7", "7"),
+        ("so it is 7" + " and so on" * 50, "7"),
         ("there are 762 M&M's", "762"),
         ("10 -5", "-5"),
         ("5-3", "3"),
@@ -280,6 +302,12 @@ def test_an_answer_that_is_no_number_is_not_replaced_by_one(text: str) -> None:
     assert extract_lenient(text) is None
 
 
+def test_what_stands_far_behind_a_number_is_not_read_with_it() -> None:
+    """40 characters from its last digit on may belong to a number."""
+    assert last_number(r"5 \text{" + " " * 24 + "million}") == "5 million"
+    assert last_number(r"5 \text{" + " " * 25 + "million}") is None  # cut off
+
+
 def test_words_around_a_boxed_number() -> None:
     assert extract_lenient(r"8 = \boxed{18 \text{ widgets}}") == "18"
     assert extract_lenient(r"\boxed{\text{Ann}} has 5 apples") == "5"
@@ -291,11 +319,18 @@ def test_extract_text() -> None:
     assert extract_strict_text("#### #B A#") == "#B A#"
     assert extract_strict_text("#### a\n#### b") is None
     assert extract_strict_text("#### a\n#### a") == "a"
+    assert extract_strict_text("####\n#### a") == "a"
     assert extract_strict_text("#### " + "a" * 10_000) == "a" * 10_000
     assert extract_strict_text("#### " + "a" * 10_001) is None
     assert extract_strict_text(SYSTEM_PROMPT) is None
     assert extract_lenient_text(r"first \boxed{x^{2}} done") == "x^{2}"
     assert extract_lenient_text("So the answer is: up left\nbye") == "up left"
+    assert extract_lenient_text(r"\boxed{x}") == "x"
+    assert extract_lenient_text(r"\boxed{" + "x" * 9_999 + "}") == "x" * 9_999
+    assert extract_lenient_text(r"\boxed{" + "x" * 10_000 + "}") is None
+    assert extract_lenient_text("#### a\nb") == "a"
+    assert extract_lenient_text("#### a\nb", lines=True) == "a\nb"
+    assert extract_lenient_text("I go up} left") is None
     assert extract_lenient_text("up left") is None
 
 
