@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.errors import DataError
@@ -368,7 +368,6 @@ def test_what_is_not_read(task: str, answer: str) -> None:
     assert rewrite(task, answer, entry) is None
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(sorted(TASKS)),
     st.one_of(
