@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import gc
 import importlib
 import importlib.abc
 import importlib.util
@@ -280,6 +281,7 @@ def _preload() -> None:
     for name in list(sys.modules):
         if name.split(".")[0] in ("kit", "tests"):
             del sys.modules[name]
+    gc.freeze()  # or each child's last collection goes through all of it
 
 
 def _start(module: str, mutant: Mutant | None) -> int:
