@@ -57,7 +57,8 @@ def test_bounds_at_nothing_and_everything_are_exact():
 
 def test_nothing_to_count():
     empty = Proportion(0, 0)
-    assert math.isnan(empty.value) and all(math.isnan(bound) for bound in empty.interval)
+    with np.errstate(all="raise"):
+        assert math.isnan(empty.value) and all(math.isnan(bound) for bound in empty.interval)
     assert empty.record() == {"value": None, "ci95": None, "count": 0, "n": 0}
     assert Proportion.of_samples(np.zeros((0, 4))) == empty
 
