@@ -78,10 +78,15 @@ def train_together(
 ) -> list[RunFolder]:
     """Train an adapter for each configuration, all on one base and the same problems.
 
-    Raises ConfigError when they differ in what has to be shared. An learner that fails while others
-    train is left out of the remaining steps, with status "failed" in its run.json.
+    Raises ConfigError when they differ in what has to be shared. One that fails while others train
+    is left out of the remaining steps, with status "failed" in its run.json.
     """
     _check_shared(configs)
+    if base is not None and base.id != configs[0].model.id:
+        raise ConfigError(
+            f"the base that was passed is {base.id}, but the configuration's model.id is "
+            f"{configs[0].model.id}; pass that base, or none"
+        )
     accelerators = [
         Accelerator(
             log_with=config.train.report_to or None,

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from kit.cli import main
 from kit.errors import (
     AdapterError,
+    ConfigError,
     DataError,
     ModelError,
     OutOfMemoryError,
@@ -509,6 +510,13 @@ def test_bad_input_is_refused_with_its_name(base, make_config, sections, error, 
     with pytest.raises(error, match=message):
         train(config, base=None if config.model.id != "embedded" else base)
     assert not [n for n, _ in base.model.named_parameters() if "lora" in n]
+
+
+def test_a_base_of_another_model_is_refused(base, make_config):
+    config = make_config(model={"id": "Qwen/Qwen2.5-0.5B"})
+    with pytest.raises(ConfigError, match=r"passed is embedded, but .* is Qwen/Qwen2\.5-0\.5B"):
+        train(config, base=base)
+    assert not Path(config.output).exists()
 
 
 def test_learning_rate_schedules():
