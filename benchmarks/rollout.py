@@ -17,6 +17,7 @@ import time
 import torch
 
 from kit.config import ModelConfig
+from kit.model.attention import library_attention
 from kit.model.base import load_base
 from kit.model.policy import BASE, Policy
 from kit.model.rollout import Request, Sampling, sample
@@ -76,7 +77,7 @@ def generate(policy: Policy, requests: list[Request], tokens: int) -> float:
     mask = torch.tensor([[0] * (width - len(r.prompt)) + [1] * len(r.prompt) for r in requests])
     device = policy.base.hardware.device
     started = time.perf_counter()
-    with torch.no_grad():
+    with torch.no_grad(), library_attention(policy.causal, policy.base.hardware.attention):
         output = policy.causal.generate(
             ids.to(device),
             attention_mask=mask.to(device),

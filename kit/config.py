@@ -51,7 +51,9 @@ class ModelConfig(SettingsSection):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Compute type. auto: bfloat16 where the GPU has it, float16 on older GPUs, else float32."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention kernel. auto: PyTorch's scaled_dot_product_attention."""
+    """Attention kernel. sdpa: PyTorch's scaled_dot_product_attention as transformers calls it;
+    auto: the same without repeated keys while decoding where the model has no windows or caps
+    (Llama, Mistral, Qwen2, Qwen3), else sdpa; flash_attention_2: on a CUDA GPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about 30 % more time."""
     revision: str | None = None

@@ -20,6 +20,7 @@ from torch import Tensor
 from kit.adapters.fresh_process import last_logits, surroundings
 from kit.errors import AdapterError, NotFiniteError, room_for
 from kit.model.adapter_files import PROBE, adapter_sha256
+from kit.model.attention import library_attention
 from kit.model.policy import BASE, Policy
 from kit.model.tokenizer import prompt_ids
 from kit.reading import parse_json
@@ -71,7 +72,11 @@ def take_probe(policy: Policy) -> Probe:
     """
     base = policy.base
     ids = question_ids(base.tokenizer)
-    with room_for("computing the probe of the adapter"), policy.sampling():
+    with (
+        room_for("computing the probe of the adapter"),
+        policy.sampling(),
+        library_attention(policy.causal, base.hardware.attention) as attention,
+    ):
         with policy.view(policy.trained):
             full = torch.stack([last_logits(policy.causal, row, POSITIONS) for row in ids])
         with policy.view(BASE):
@@ -81,7 +86,7 @@ def take_probe(policy: Policy) -> Probe:
     values, top = full.topk(min(LIKELIEST, full.shape[-1]), dim=-1)
     settings = probe_settings(
         dtype=str(base.hardware.dtype).removeprefix("torch."),
-        attention=base.hardware.attention,
+        attention=attention,
         quantization=_quantization(base.model),
         stop_ids=sorted(base.stop_ids),
         **surroundings(base.hardware.device),

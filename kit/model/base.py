@@ -21,6 +21,7 @@ from kit.errors import (
     is_out_of_memory,
     room_for,
 )
+from kit.model.attention import suits, use_grouped
 from kit.model.finite import watched
 from kit.model.hardware import Hardware, choose_hardware, empty_cache, free_memory
 from kit.model.tokenizer import end_of_turn, prepare_tokenizer, prompt_ids, stop_ids
@@ -99,6 +100,9 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
                 low_cpu_mem_usage=True,
             )
             check_unpatched(model)
+            if config.attention == "auto" and suits(settings):
+                use_grouped(model)
+                hardware = hardware.grouped()
     except ModelError:
         raise
     except (OSError, HFValidationError, ValueError, RuntimeError, MemoryError) as error:

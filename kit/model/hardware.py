@@ -14,6 +14,7 @@ import torch
 
 from kit.config import ModelConfig
 from kit.errors import ModelError
+from kit.model.attention import GROUPED
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -32,6 +33,11 @@ class Hardware:
         """The same with the transformers backend, for a reason found while loading."""
         reason = f"{self.reason}, but {because}; backend transformers instead"
         return replace(self, backend="transformers", reason=reason)
+
+    def grouped(self) -> Hardware:
+        """The same with the kit's attention, for a model that it suits."""
+        reason = f"{self.reason}; keys are not repeated while decoding"
+        return replace(self, attention=GROUPED, reason=reason)
 
     @property
     def scales_loss(self) -> bool:
