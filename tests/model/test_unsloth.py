@@ -212,7 +212,7 @@ def test_a_package_that_cannot_be_imported(fast, monkeypatch, caplog):
     assert base.unsloth is None and base.hardware.backend == "transformers"
     for text in (caplog.text, base.hardware.reason):
         assert "unsloth cannot run 'embedded'" in text
-    assert base.hardware.reason.endswith("backend transformers instead")
+    assert "backend transformers instead" in base.hardware.reason
 
 
 def test_families_whose_kernels_were_not_read_are_refused(fast):
@@ -395,7 +395,9 @@ def test_two_steps_and_then_on_with_the_other_backend(fast, make_config, tmp_pat
     """The same adapter, metrics and files from both; each goes on where the other stopped."""
 
     def run(name, backend, **model):
-        model = {"quantization": "none", "backend": backend, **model}
+        # the stand-in computes with the library's attention, and sums round alike on both sides
+        attention = "sdpa" if backend == "transformers" else "auto"
+        model |= {"quantization": "none", "backend": backend, "attention": attention}
         schedule = {"validate_every": 0, "checkpoint_every": 2}
         output = str(tmp_path / name)
         return train(make_config(model=model, train=schedule, output=output))
