@@ -11,4 +11,5 @@ def add_noise(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+            noise = 0.05 * torch.randn(parameter.shape, generator=generator)
+            parameter.data = noise.to(parameter.device)

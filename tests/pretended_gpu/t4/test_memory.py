@@ -1,0 +1,119 @@
+"""Memory that runs out on the card: what is tried smaller, what is said, what is left behind."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from kit.config import LoraConfig, ModelConfig, OptimConfig, TrainConfig
+from kit.errors import ModelError, OutOfMemoryError
+from kit.model import base as base_module
+from kit.model.base import dequantized, load_base
+from kit.model.lora import add_lora
+from kit.model.policy import Policy
+from kit.model.rollout import Request, Sampling, sample
+from kit.training.optimizer import Optimizer
+
+QUESTIONS = ("Ann has 3 apples and buys 4 more. How many?", "Ann has 3 apples. How many?")
+
+
+def requests_of(policy: Policy, *adapters: str) -> list[Request]:
+    chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    prompts = [tuple(policy.base.prompt_ids(chat)) for chat in chats]
+    return [Request(prompts[i % 2], (1, i), adapters[i % len(adapters)]) for i in range(4)]
+
+
+def said(policy: Policy, requests: list[Request], mode: str = "auto") -> list[list[int]]:
+    return [answer.tokens for answer in sample(policy, requests, Sampling(8, dequantize=mode))]
+
+
+def is_patched(policy: Policy) -> bool:
+    return any("forward" in vars(module) for module in policy.base.model.modules())
+
+
+def failing(function: Callable[..., Any], gpu) -> Callable[..., Any]:
+    """The function, whose first allocation on the card fails."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        gpu.fail_after(0)
+        return function(*arguments, **named)
+
+    return call
+
+
+def test_while_sampling(gpu, policy):
+    requests = requests_of(policy, "default")
+    wanted = said(policy, requests)
+    gc.collect()
+    before = gpu.allocated
+    for after in (200, 900, 2000):
+        gpu.fail_after(after)
+        assert said(policy, requests) == wanted
+        gc.collect()
+        assert gpu.allocated == before
+
+
+def test_while_adapters_are_put_side_by_side(gpu, policy):
+    add_lora(policy.base, LoraConfig(rank=4, alpha=8), 1, name="arm1", model=policy.peft)
+    requests = requests_of(policy, "default", "arm1")
+    gpu.fail_after(20)
+    with pytest.raises(torch.OutOfMemoryError), policy.decoder(["default", "arm1"]):
+        pass  # never gets here
+    gc.collect()
+    assert not is_patched(policy)
+    assert len(said(policy, requests, "never")) == 4
+
+
+def test_while_weights_are_unpacked(gpu, policy, caplog):
+    requests = requests_of(policy, "default")
+    hardware = policy.base.hardware
+    gpu.fail_after(24)
+    with (
+        pytest.raises(OutOfMemoryError, match=r"unpacking the 4-bit .* rollout.dequantize=never"),
+        dequantized(policy.causal, "always", hardware),
+    ):
+        pass
+    assert not is_patched(policy)
+
+    gpu.fail_after(24)
+    with dequantized(policy.causal, "auto", hardware) as done:
+        assert not done
+        assert not is_patched(policy)
+    assert "decoding from packed weights, which is slower: out of memory" in caplog.text
+    assert said(policy, requests, "auto")
+
+
+def test_there_is_no_copy_where_there_is_no_room_for_one(gpu, policy):
+    with dequantized(policy.causal, "auto", policy.base.hardware) as done:
+        assert done
+    gpu.limit(gpu.allocated + 500_000)
+    with dequantized(policy.causal, "auto", policy.base.hardware) as done:
+        assert not done
+
+
+def test_while_the_base_is_loaded(gpu):
+    gpu.fail_after(10)
+    with pytest.raises(ModelError, match=r"^not enough GPU memory to load 'embedded'; .* nf4"):
+        load_base(ModelConfig(id="embedded"), torch.device("cuda"))
+
+
+def test_while_the_loaded_base_is_tried(gpu, monkeypatch):
+    monkeypatch.setattr(base_module, "_check_supported", failing(base_module._check_supported, gpu))
+    with pytest.raises(ModelError, match=r"^not enough GPU memory to load 'embedded'; .* nf4"):
+        load_base(ModelConfig(id="embedded"), torch.device("cuda"))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+def test_while_the_first_update_makes_its_moments(gpu, name):
+    weight = torch.nn.Parameter(torch.ones(5000, device="cuda"))
+    optimizer = Optimizer(
+        [weight], OptimConfig(name=name), TrainConfig(), Accelerator(), scales_loss=False
+    )
+    optimizer.scaler.step = failing(optimizer.scaler.step, gpu)
+    with pytest.raises(OutOfMemoryError, match=r"applying an update; set optim.name=adamw_8bit"):
+        optimizer.step([1], lambda rows: (weight.sum(), None))

@@ -1,0 +1,92 @@
+"""Whole commands on a card without bfloat16, and a run whose checkpoints change machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kit.app.compare.engine import Engine
+from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Job
+from kit.cli import main
+from kit.files import read_metrics, remove
+from kit.model.base import Base
+from kit.runs import RunFolder
+from kit.training.trainer import train
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunFolder:
+    """The run of `kit train configs/smoke.yaml`."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "smoke")
+    assert main(["train", str(ROOT / "configs" / "smoke.yaml"), f"output={folder.path}"]) == 0
+    return folder
+
+
+def test_training(run):
+    assert run.read_description()["hardware"].startswith("Tesla T4: this GPU has no bfloat16; ")
+    steps = [record for record in read_metrics(run.metrics) if "update/not_finite" in record]
+    assert steps and all(record["update/not_finite"] == 0 for record in steps)
+    assert all(record["rollout/engine_gap_mean"] < 5e-2 for record in steps)
+    (path,) = run.checkpoints.glob("step-000002")
+    assert json.loads((path / "manifest.json").read_text())["hardware"] == "Tesla T4 in float16"
+
+
+def test_verify_and_merge(run, tmp_path, capsys):
+    """`kit verify` computes in another process, which has no card."""
+    assert main(["verify", str(run.path)]) == 0, capsys.readouterr().out
+    assert main(["merge", str(run.path), "-o", str(tmp_path / "merged")]) == 0
+    assert (tmp_path / "merged" / "config.json").is_file()
+
+
+def test_the_app_compares(base: Base, adapters: Path):
+    job = Job(
+        messages=[{"role": "user", "content": "Ann has 3 apples. How many?"}],
+        adapters={LEFT: str(adapters / "first"), RIGHT: str(adapters / "second"), BASE_SIDE: None},
+        temperature=1.0,
+        max_new_tokens=8,
+        seed=0,
+    )
+    *_, last = Engine(base).run(job)
+    assert last.completions.keys() == last.scores.keys() == job.adapters.keys()
+    assert all(answer.tokens for (answer,) in last.completions.values())
+
+
+def test_a_run_goes_on_without_the_card_and_with_it_again(make_config, caplog):
+    """float16 with a loss scale, float32 without one, float16 again."""
+    config = make_config(train={"steps": 4, "keep_checkpoints": 4, "validate_every": 0})
+    run = train(config)
+    for step in ("step-000002", "step-000003", "step-000004"):
+        remove(run.checkpoints / step)
+    run.describe(status="interrupted")
+
+    went_on = subprocess.run(
+        [sys.executable, "-m", "kit", "train", str(run.path), "--resume"],
+        env={key: value for key, value in os.environ.items() if key != "PRETENDED_GPU"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert went_on.returncode == 0, went_on.stderr
+    said = "this run was trained on Tesla T4 in float16 up to step 1; it goes on on CPU in float32"
+    assert said in went_on.stderr
+    for step in ("step-000003", "step-000004"):
+        remove(run.checkpoints / step)
+    run.describe(status="interrupted")
+
+    train(config, resume=True)
+    record = run.read_description()
+    assert record["status"] == "finished"
+    first, second = record["remarks"]
+    assert first.startswith(said)
+    assert second.startswith("this run was trained on CPU in float32 up to step 2; it goes on on T")
+    assert second in caplog.text
+    state = torch.load(run.checkpoints / "step-000004" / "state.pt", weights_only=True)
+    assert state["optimizer"]["scaler"]["scale"] > 0
