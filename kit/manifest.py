@@ -23,6 +23,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
             )
         if not isinstance(manifest["settings"], dict):
             raise ValueError("its settings are none")
+        if type(manifest.get("hardware", "")) is not str:
+            raise ValueError("its hardware is none")
         marks = [*manifest["files"].values(), *manifest["records"].values()]
         if any(type(m["size"]) is not int or type(m["sha256"]) is not str for m in marks):
             raise ValueError("its sizes and hashes are of another type")

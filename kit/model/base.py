@@ -23,7 +23,7 @@ from kit.errors import (
 )
 from kit.model.attention import suits, use_grouped
 from kit.model.finite import watched
-from kit.model.hardware import Hardware, choose_hardware, empty_cache, free_memory
+from kit.model.hardware import Hardware, choose_hardware, empty_cache, free_memory, no_room
 from kit.model.tokenizer import end_of_turn, prepare_tokenizer, prompt_ids, stop_ids
 from kit.model.unsloth import Unsloth, check_unpatched, load_unsloth
 
@@ -107,7 +107,7 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
         raise
     except (OSError, HFValidationError, ValueError, RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise _no_room(config.id, error) from error
+            raise no_room(config.id, error) from error
         if isinstance(error, RuntimeError):
             raise
         reason = first_line(error)
@@ -123,7 +123,7 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise _no_room(config.id, error) from error
+        raise no_room(config.id, error) from error
     prepare_tokenizer(tokenizer, config.id)
     _switch_off_dropout(model)
     return Base(
@@ -136,14 +136,6 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
         end_id=end_of_turn(tokenizer),
         hardware=hardware,
         unsloth=unsloth,
-    )
-
-
-def _no_room(name: str, error: Exception) -> ModelError:
-    where = "GPU" if isinstance(error, torch.OutOfMemoryError) else "machine"
-    return ModelError(
-        f"not enough {where} memory to load {name!r}; end what else uses the {where}, take a "
-        "smaller model, or model.quantization=nf4 (`kit estimate` says what fits)"
     )
 
 

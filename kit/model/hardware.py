@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ import torch
 from kit.config import ModelConfig
 from kit.errors import ModelError
 from kit.model.attention import GROUPED
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,6 +43,11 @@ class Hardware:
         return replace(self, attention=GROUPED, reason=reason)
 
     @property
+    def in_words(self) -> str:
+        """Device and type: "Tesla T4 in float16"."""
+        return f"{_device_name(self.device)} in {str(self.dtype).removeprefix('torch.')}"
+
+    @property
     def scales_loss(self) -> bool:
         """float16 gradients overflow and underflow without loss scaling."""
         return self.dtype == torch.float16
@@ -53,9 +61,10 @@ def choose_hardware(config: ModelConfig, device: torch.device | None = None) -> 
     """
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
     if config.dtype != "auto":
         dtype, why = DTYPES[config.dtype], f"{config.dtype} was asked for"
-    elif device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8:
+    elif has_bfloat16:
         dtype, why = torch.bfloat16, "this GPU computes in bfloat16"
     elif device.type == "cuda":
         dtype, why = torch.float16, "this GPU has no bfloat16; losses are scaled against overflow"
@@ -63,13 +72,23 @@ def choose_hardware(config: ModelConfig, device: torch.device | None = None) -> 
         dtype, why = torch.float32, "float32 is the fastest type of the CPU kernels"
     if device.type == "cpu" and dtype == torch.float16:
         raise ModelError("model.dtype=float16 needs a GPU; on the CPU use float32 or bfloat16")
+    name = _device_name(device)
+    if device.type == "cuda" and dtype == torch.bfloat16 and not has_bfloat16:
+        log.warning(
+            "model.dtype=bfloat16: %s has no bfloat16 and imitates it, many times slower than "
+            "float16; set model.dtype=auto",
+            name,
+        )
     attention = "sdpa" if config.attention == "auto" else config.attention
     if attention == "flash_attention_2" and device.type != "cuda":
         raise ModelError("model.attention=flash_attention_2 needs a CUDA GPU; use sdpa")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     backend, because = _choose_backend(config, device)
     reason = f"{name}: {why}; attention {attention}; backend {backend}: {because}"
     return Hardware(device, dtype, attention, reason, backend)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def _choose_backend(
@@ -98,6 +117,15 @@ def _obstacle_to_unsloth(config: ModelConfig, device: torch.device) -> str | Non
     if config.attention != "auto":
         return f"model.attention must be auto (it has kernels of its own), not {config.attention}"
     return None
+
+
+def no_room(name: str, error: Exception) -> ModelError:
+    """What to raise for a model that does not fit; `error` says of which memory."""
+    where = "GPU" if isinstance(error, torch.OutOfMemoryError) else "machine"
+    return ModelError(
+        f"not enough {where} memory to load {name!r}; end what else uses the {where}, take a "
+        "smaller model, or model.quantization=nf4 (`kit estimate` says what fits)"
+    )
 
 
 def free_memory(device: torch.device) -> int:

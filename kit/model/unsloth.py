@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kit.config import LoraConfig, ModelConfig
-from kit.errors import ModelError, first_line
+from kit.errors import ModelError, first_line, is_out_of_memory
 from kit.model.batching import pad_right
-from kit.model.hardware import Hardware
+from kit.model.hardware import Hardware, no_room
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -121,6 +121,8 @@ def load_unsloth(
             keep_cache(model)
             deviation = _deviation(model)
         except LOAD_ERRORS as error:
+            if is_out_of_memory(error):
+                raise no_room(config.id, error) from error
             reason = first_line(error)
             raise ModelError(
                 f"unsloth cannot run {config.id!r}: {reason}; set model.backend=transformers"

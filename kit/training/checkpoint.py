@@ -60,9 +60,9 @@ def save_checkpoint(
 ) -> Path:
     """Save everything needed to go on with `step`, then delete all but the `keep` newest.
 
-    `about` goes into the manifest: `records`, size and hash of metrics and samples up to here, and
-    `settings`, the configuration's by their dotted names. Raises RunError when the disk is
-    full or not writable; earlier checkpoints survive that.
+    `about` goes into the manifest: `records`, size and hash of metrics and samples up to here,
+    `settings`, the configuration's by their dotted names, and `hardware`, in words. Raises RunError
+    when the disk is full or not writable; earlier checkpoints survive that.
     """
     path = folder / f"step-{step:06d}"
     try:
@@ -92,8 +92,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
 def load_newest(folder: Path, policy: Policy, optimizer: Restorable) -> dict[str, Any] | None:
     """Put the newest sound checkpoint's adapter, optimizer and random states back.
 
-    Returns its `best` score and `step`, and of its manifest `records` and `settings`; None where
-    there is no checkpoint at all.
+    Returns its `best` score and `step`, and of its manifest `records`, `settings` and `hardware`
+    (None where it does not say); None where there is no checkpoint at all.
 
     Newer ones that are damaged are named in a warning. Raises RunError when all are damaged.
     """
@@ -147,6 +147,7 @@ def load_checkpoint(path: Path, policy: Policy, optimizer: Restorable) -> dict[s
         "best": state["best"],
         "owes_validation": state.get("owes_validation", False),
         "step": step,
+        "hardware": (manifest or {}).get("hardware"),
         **about,
     }
 

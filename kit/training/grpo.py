@@ -35,6 +35,7 @@ from kit.model.rollout import Request, Sampled
 from kit.runs import RunFolder
 from kit.tasks.rewards import Reward, Scores
 from kit.training.data import problem_index
+from kit.training.engine_gap import EngineGap
 from kit.training.groups import Problem, Rollout
 from kit.training.objectives import (
     Denominator,
@@ -84,6 +85,7 @@ class GRPO:
         self.reward = reward
         self.accelerator = accelerator
         self.run = run
+        self.said_gap = False
 
     def requests(self, step: int) -> list[Request]:
         """What this process is to sample in a step: the G of a group side by side."""
@@ -158,18 +160,19 @@ class GRPO:
             rollout = rollout.select(rollout.advantages.nonzero().flatten().tolist())
         rollout = replace(rollout, reference=self._reference_logprobs(rollout))
         loss_of = partial(self._loss, rollout, denominator)
-        results, stats = [], []
+        results, stats, gaps = [], [], []
         for _ in range(self.train_config.updates_per_rollout):
             result, parts = self.optimizer.step(rollout.lengths, loss_of)
             results.append(result)
-            stats.append(TokenStats.concatenate(_flat(self._everyone(parts))))
+            of_all = _flat(self._everyone(parts))
+            stats.append(TokenStats.concatenate([own for own, _ in of_all]))
+            gaps.append(EngineGap.concatenate([own for _, own in of_all]))
             self._check(step, rollout, result)
         seconds = time.perf_counter() - started
-        gap = stats[0].log_weight.abs()  # nothing has changed yet since sampling
+        self._check_sampler(step, gaps[0])  # of before anything has changed since sampling
         return {
             **diagnostics(stats[-1]),
-            "rollout/engine_gap_mean": gap.mean().item(),
-            "rollout/engine_gap_max": gap.max().item(),
+            **gaps[0].metrics(),
             **update_metrics(results),
             "update/loss": sum(self._everyone(results[-1].loss)),
             "time/update_tokens_per_second": sum(rollout.lengths) * len(results) / seconds,
@@ -177,11 +180,11 @@ class GRPO:
 
     def _loss(
         self, rollout: Rollout, denominator: Denominator, rows: list[int]
-    ) -> tuple[Tensor, TokenStats]:
+    ) -> tuple[Tensor, tuple[TokenStats, EngineGap]]:
         """What a micro-batch adds to the loss of the step."""
         inputs = self._loss_inputs(rollout.select(rows))
         output = policy_loss(inputs, denominator, self.objective_config)
-        return output.loss, output.stats
+        return output.loss, (output.stats, EngineGap.of(inputs))
 
     def _loss_inputs(self, rollout: Rollout) -> LossInputs:
         device = self.policy.base.hardware.device
@@ -230,6 +233,11 @@ class GRPO:
             completions=sum(completions for _, completions in counts),
             max_tokens=self.rollout_config.max_new_tokens,
         )
+
+    def _check_sampler(self, step: int, gap: EngineGap) -> None:
+        dtype = self.policy.base.hardware.dtype
+        gap.check_sampled(f"step {step + 1}", dtype)
+        self.said_gap = self.said_gap or gap.warn(dtype)
 
     # --- what is not finite ----------------------------------------------------------------------
 

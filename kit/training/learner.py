@@ -77,6 +77,7 @@ class Learner:
         self.data = data
         self.best: float | None = None
         self.warned: set[str] = set()
+        self.seen_to_learn = False
         warn_about(config)
         self.reward = build_reward(config.reward, data.train_set.verifier)
         seed = config.train.seed
@@ -166,6 +167,25 @@ class Learner:
             f"{first_bad_weight(weights)}, so they are not kept; lower optim.learning_rate"
         )
 
+    def check_trained(self, step: int, metrics: dict[str, float], before: Undo) -> None:
+        """Raise TrainingError when the first updates with a gradient left all weights as they were.
+
+        Only of updates that cannot round away: the weights are float32, and Adam changes them by
+        about the learning rate whatever the gradient's size.
+        """
+        if self.seen_to_learn or metrics.get("update/not_finite", 1) > 0:
+            return
+        if metrics["update/grad_norm"] < 1e-4 or metrics["update/learning_rate"] < 1e-7:
+            return
+        if not before.weights_changed:
+            raise TrainingError(
+                f"step {step + 1}: an update with a gradient of norm "
+                f"{metrics['update/grad_norm']:.2g} changed no weight of the adapter: what is "
+                "updated is not what the model computes with. Set model.backend=transformers, or "
+                "install the versions in constraints.txt"
+            )
+        self.seen_to_learn = True
+
     def undo(self) -> Undo:
         """To be called for going back to what is now."""
         return Undo(self.policy, self.optimizer)
@@ -182,6 +202,7 @@ class Learner:
             about = {
                 "records": self.run.record_marks(),
                 "settings": binding_settings(self.config),
+                "hardware": self.base.hardware.in_words,
             }
             save_checkpoint(self.run.checkpoints, step, self.policy, state, keep, about)
         self.saved = step
@@ -232,6 +253,7 @@ class Learner:
             return 0
         self.run.check_settings(self.config, state["step"], state["settings"])
         self._check_records(state["step"], state["records"])
+        self._check_hardware(state["step"], state["hardware"])
         self.owes_validation = state["owes_validation"]
         self._forget_after(state["step"])
         self.best = state["best"]
@@ -249,10 +271,22 @@ class Learner:
         changed = self.run.changed_records(marks)
         if not changed or not self.accelerator.is_main_process:
             return
-        remark = (
+        self._remark(
             f"{', '.join(changed)}: changed or lost after it was written; found when training went "
             f"on from step {step}"
         )
+
+    def _check_hardware(self, step: int, before: str | None) -> None:
+        """Say so where the steps to come are computed on something else than those before."""
+        now = self.base.hardware.in_words
+        if before in (None, now) or not self.accelerator.is_main_process:
+            return
+        self._remark(
+            f"this run was trained on {before} up to step {step}; it goes on on {now}, which "
+            "rounds otherwise: it will not end where it would have ended on either"
+        )
+
+    def _remark(self, remark: str) -> None:
         log.warning("%s: %s", self.run.path, remark)
         known = self.run.read_description().get("remarks") or []
         self.run.describe(remarks=[*known, remark])

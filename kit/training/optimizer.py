@@ -63,6 +63,8 @@ class Optimizer:
         self.scaler = torch.amp.GradScaler(
             accelerator.device.type, init_scale=INITIAL_LOSS_SCALE, enabled=scales_loss
         )
+        # makes its scale, which a process without rows in the first update undoes too
+        self.scaler.scale(torch.zeros((), device=accelerator.device))
         self._adam = _adamw(self.parameters, optim_config)
 
     def step(
@@ -144,7 +146,8 @@ class Optimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._adam.load_state_dict(state["adam"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run did not scale its losses up to here
+            self.scaler.load_state_dict(state["scaler"])
         self.updates = state["updates"]
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
         # the halvings are kept, and so is what the user has lowered since

@@ -268,6 +268,7 @@ class Trainer:
         try:
             metrics = learner.method.learn(step, sampled)
             learner.check_weights(step)
+            learner.check_trained(step, metrics, undo)
         except Exception:
             empty_cache(self.base.hardware.device)
             undo()

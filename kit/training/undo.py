@@ -21,6 +21,12 @@ class Undo:
         self._state = _copied(optimizer.state_dict())
         self._random = random_state()
 
+    @property
+    def weights_changed(self) -> bool:
+        """Whether any weight of the trained adapter is another than it was."""
+        pairs = zip(self.policy.trainable, self._weights, strict=True)
+        return any(not torch.equal(_copied(parameter), before) for parameter, before in pairs)
+
     def __call__(self) -> None:
         """Go back to what was."""
         with torch.no_grad():

@@ -235,6 +235,15 @@ def test_a_run_from_before_the_field_goes_on(make_config):
     assert run.load_config() == config
 
 
+def test_memory_that_runs_out_while_it_loads_is_said(fast, monkeypatch):
+    def full(**settings):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(fast, "from_pretrained", full)
+    with pytest.raises(ModelError, match=r"^not enough GPU memory to load 'embedded'; .*nf4"):
+        load("unsloth")
+
+
 # --- what Unsloth is asked for -------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from kit.cli import main
-from kit.files import read_metrics
+from kit.reading import read_metrics
 from kit.runs import RunFolder
 
 ROOT = Path(__file__).parents[3]

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Job
 
 from kit.app.compare.engine import Engine
-from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Job
 from kit.cli import main
-from kit.files import read_metrics, remove
+from kit.files import remove
 from kit.model.base import Base
+from kit.reading import read_metrics
 from kit.runs import RunFolder
 from kit.training.trainer import train
 
