@@ -23,7 +23,14 @@ from kit.errors import (
 )
 from kit.model.attention import suits, use_grouped
 from kit.model.finite import watched
-from kit.model.hardware import Hardware, choose_hardware, empty_cache, free_memory, no_room
+from kit.model.hardware import (
+    MAKE_ROOM,
+    Hardware,
+    choose_hardware,
+    empty_cache,
+    free_memory,
+    no_room,
+)
 from kit.model.tokenizer import end_of_turn, prepare_tokenizer, prompt_ids, stop_ids
 from kit.model.unsloth import Unsloth, check_unpatched, load_unsloth
 
@@ -108,6 +115,11 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
     except (OSError, HFValidationError, ValueError, RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise no_room(config.id, error) from error
+        if "automatic conversion of the weights" in str(error):  # no more than that is in it
+            raise ModelError(
+                f"cannot load the base model {config.id!r}: its weights could not be put in place "
+                f"(the report above says why); if memory ran out, {MAKE_ROOM}"
+            ) from error
         if isinstance(error, RuntimeError):
             raise
         reason = first_line(error)

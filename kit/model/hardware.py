@@ -19,6 +19,10 @@ from kit.model.attention import GROUPED
 
 log = logging.getLogger(__name__)
 
+MAKE_ROOM = (
+    "end what else uses it, take a smaller model, or model.quantization=nf4 (`kit estimate` says "
+    "what fits)"
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -122,10 +126,7 @@ def _obstacle_to_unsloth(config: ModelConfig, device: torch.device) -> str | Non
 def no_room(name: str, error: Exception) -> ModelError:
     """What to raise for a model that does not fit; `error` says of which memory."""
     where = "GPU" if isinstance(error, torch.OutOfMemoryError) else "machine"
-    return ModelError(
-        f"not enough {where} memory to load {name!r}; end what else uses the {where}, take a "
-        "smaller model, or model.quantization=nf4 (`kit estimate` says what fits)"
-    )
+    return ModelError(f"not enough {where} memory to load {name!r}; {MAKE_ROOM}")
 
 
 def free_memory(device: torch.device) -> int:

@@ -51,7 +51,7 @@ def test_while_sampling(gpu, policy):
     wanted = said(policy, requests)
     gc.collect()
     before = gpu.allocated
-    for after in (200, 900, 2000):
+    for after in (200, 2000):
         gpu.fail_after(after)
         assert said(policy, requests) == wanted
         gc.collect()
@@ -97,14 +97,18 @@ def test_there_is_no_copy_where_there_is_no_room_for_one(gpu, policy):
 
 
 def test_while_the_base_is_loaded(gpu):
+    """The first allocation is room for all weights; of a later one transformers says no reason."""
+    gpu.fail_after(0)
+    with pytest.raises(ModelError, match=r"^not enough GPU memory to load 'embedded'; .*=nf4"):
+        load_base(ModelConfig(id="embedded"), torch.device("cuda"))
     gpu.fail_after(10)
-    with pytest.raises(ModelError, match=r"^not enough GPU memory to load 'embedded'; .* nf4"):
+    with pytest.raises(ModelError, match=r"^cannot load .* if memory ran out, .*=nf4"):
         load_base(ModelConfig(id="embedded"), torch.device("cuda"))
 
 
 def test_while_the_loaded_base_is_tried(gpu, monkeypatch):
     monkeypatch.setattr(base_module, "_check_supported", failing(base_module._check_supported, gpu))
-    with pytest.raises(ModelError, match=r"^not enough GPU memory to load 'embedded'; .* nf4"):
+    with pytest.raises(ModelError, match=r"^not enough GPU memory to load 'embedded'; .*=nf4"):
         load_base(ModelConfig(id="embedded"), torch.device("cuda"))
 
 
