@@ -61,8 +61,9 @@ def test_the_app_compares(base: Base, adapters: Path):
 
 def test_a_run_goes_on_without_the_card_and_with_it_again(make_config, caplog):
     """float16 with a loss scale, float32 without one, float16 again."""
+    rollout = {"prompts_per_step": 1, "group_size": 2, "max_new_tokens": 8}
     settings = {"validate_every": 0, "updates_per_rollout": 1}
-    run = train(make_config(train={**settings, "steps": 1}))
+    run = train(make_config(rollout=rollout, train={**settings, "steps": 1}))
 
     went_on = subprocess.run(
         [sys.executable, "-m", "kit", "train", str(run.path), "--resume", "train.steps=2"],
@@ -75,7 +76,7 @@ def test_a_run_goes_on_without_the_card_and_with_it_again(make_config, caplog):
     said = "this run was trained on Tesla T4 in float16 up to step 1; it goes on on CPU in float32"
     assert said in went_on.stderr
 
-    train(make_config(train={**settings, "steps": 3}), resume=True)
+    train(make_config(rollout=rollout, train={**settings, "steps": 3}), resume=True)
     first, second = run.read_description()["remarks"]
     assert first.startswith(said)
     assert second.startswith("this run was trained on CPU in float32 up to step 2; it goes on on T")
