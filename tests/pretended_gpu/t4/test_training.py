@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from kit.app.compare.job import BASE_SIDE, LEFT, RIGHT, Job
 
 from kit.app.compare.engine import Engine
+from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT, Setup
+from kit.app.library.adapters import Choice
 from kit.cli import main
 from kit.model.base import Base
 from kit.reading import read_metrics
@@ -47,16 +48,16 @@ def test_verify_and_merge(run, tmp_path, capsys):
 
 
 def test_the_app_compares(base: Base, adapters: Path):
-    job = Job(
-        messages=[{"role": "user", "content": "Ann has 3 apples. How many?"}],
-        adapters={LEFT: str(adapters / "first"), RIGHT: str(adapters / "second"), BASE_SIDE: None},
-        temperature=1.0,
-        max_new_tokens=8,
-        seed=0,
-    )
-    *_, last = Engine(base).run(job)
-    assert last.completions.keys() == last.scores.keys() == job.adapters.keys()
-    assert all(answer.tokens for (answer,) in last.completions.values())
+    sides = {LEFT: str(adapters / "first"), RIGHT: str(adapters / "second"), BASE_SIDE: None}
+    choices = {
+        side: Choice(side, source, "embedded", "", None, None, None)
+        for side, source in sides.items()
+    }
+    question = "Ann has 3 apples. How many?"
+    setup = Setup(question, "", None, choices, temperature=1.0, max_new_tokens=8)
+    *_, last = Engine(base).run(setup)
+    assert last.answers.keys() == sides.keys()
+    assert all(answer.completion.tokens for (answer,) in last.answers.values())
 
 
 def test_a_run_goes_on_without_the_card_and_with_it_again(make_config, caplog):
