@@ -18,6 +18,7 @@ from kit.adapters.save import save_adapter
 from kit.adapters.verify import Computed, verify
 from kit.errors import AdapterError, ModelError
 from kit.model.base_files import BaseSource, base_of
+from tests.adapters import in_place
 
 SETTINGS = {
     "dtype": "bfloat16",
@@ -41,11 +42,19 @@ def saved(policy, tmp_path) -> Path:
     return tmp_path / "adapter"
 
 
-# --- in a fresh process --------------------------------------------------------------------------
+@pytest.fixture
+def here(monkeypatch):
+    """What is verified is computed in this process."""
+    monkeypatch.setattr(module, "subprocess", in_place)
+
+
+# --- what is computed ----------------------------------------------------------------------------
 
 
 @pytest.mark.smoke
-def test_a_saved_adapter_passes_exactly_without_the_kit(saved, tmp_path, monkeypatch):
+def test_a_saved_adapter_passes_exactly_in_a_fresh_process_without_the_kit(
+    saved, tmp_path, monkeypatch
+):
     decoy = tmp_path / "decoy" / "kit"
     decoy.mkdir(parents=True)
     (decoy / "__init__.py").write_text("raise SystemExit('the kit was imported')")
@@ -70,7 +79,7 @@ def test_a_saved_adapter_passes_exactly_without_the_kit(saved, tmp_path, monkeyp
 
 
 @pytest.mark.smoke
-def test_without_its_gpu_an_adapter_is_computed_in_float32_throughout(saved):
+def test_without_its_gpu_an_adapter_is_computed_in_float32_throughout(here, saved):
     """The 4-bit layers too: what was stored here, in float32, comes out to the last bit."""
     stored = read_probe(saved)
     quantization = stored.settings["quantization"] | {"bnb_4bit_compute_dtype": "float16"}
@@ -82,7 +91,7 @@ def test_without_its_gpu_an_adapter_is_computed_in_float32_throughout(saved):
 
 
 @pytest.mark.smoke
-def test_weights_that_were_changed_after_saving(saved):
+def test_weights_that_were_changed_after_saving(here, saved):
     path = saved / "adapter_model.safetensors"
     weights = load_file(path)
     name = next(name for name in weights if "lora_B" in name)
@@ -101,7 +110,7 @@ def test_weights_that_were_changed_after_saving(saved):
 
 
 @pytest.mark.smoke
-def test_an_adapter_of_elsewhere_that_changes_nothing(saved):
+def test_an_adapter_of_elsewhere_that_changes_nothing(here, saved):
     """No probe, no tokenizer of its own changes: it loads, but nothing can be compared."""
     (saved / PROBE).unlink()
     path = saved / "adapter_model.safetensors"
@@ -113,13 +122,22 @@ def test_an_adapter_of_elsewhere_that_changes_nothing(saved):
 
 
 @pytest.mark.smoke
-def test_a_base_that_is_gone(saved, tmp_path):
+def test_a_base_that_is_gone(here, saved, tmp_path):
     path = saved / "adapter_config.json"
     settings = json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / "gone")}
     path.write_text(json.dumps(settings))
     last = verify(str(saved))[-1]
     assert last.name == "loads with transformers and peft alone" and not last.passed
     assert "gone" in last.detail and "Error" in last.detail
+
+
+@pytest.mark.smoke
+def test_a_program_that_imports_the_kit_is_found_out(here, saved, tmp_path, monkeypatch):
+    program = Path(module.fresh_process.__file__).read_text(encoding="utf-8")
+    (tmp_path / "program.py").write_text(program.replace("import torch", "import kit, torch"))
+    monkeypatch.setattr(module.fresh_process, "__file__", str(tmp_path / "program.py"))
+    failed = [check for check in verify(str(saved)) if not check.passed]
+    assert [check.detail for check in failed] == ["but imported kit"]
 
 
 # --- what each line says -------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from kit.model.lora import TRAINED, add_lora
 from kit.model.policy import Policy
 from kit.model.prompts import Prompts
 from kit.model.rollout import Request, Sampling, sample
+from tests.adapters import in_place
 from tests.model.families import FAMILIES
 from tests.noise import add_noise
 
@@ -98,14 +99,24 @@ def test_a_family_from_load_to_reload(base, tmp_path):
         assert logits.gather(-1, probe.top[i]).equal(probe.adapter[i])
 
 
+def test_kit_verify_of_a_family(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("kit.adapters.verify.subprocess", in_place)
+    is_verified(base, tmp_path / "adapter")
+
+
 @pytest.mark.slow
-def test_kit_verify_of_a_family(base, tmp_path):
+@pytest.mark.parametrize("base", ["qwen3", "llama2-legacy"], indirect=True)
+def test_kit_verify_of_a_family_in_a_fresh_process(base, tmp_path):
+    is_verified(base, tmp_path / "adapter")
+
+
+def is_verified(base: Base, folder: Path) -> None:
     policy = lora(base)
     add_noise(policy.peft, 0)
-    save_adapter(policy, tmp_path / "adapter")
-    (tmp_path / "adapter" / "README.md").write_text("")
-    checks = verify(str(tmp_path / "adapter"))
-    assert [check.name for check in checks if not check.passed] == []
+    save_adapter(policy, folder)
+    (folder / "README.md").write_text("")
+    checks = verify(str(folder))
+    assert len(checks) == 8 and [check.name for check in checks if not check.passed] == []
 
 
 def test_a_base_that_caps_its_logits_is_refused_in_words(tmp_path):
