@@ -35,7 +35,6 @@ pytestmark = [
     ),
 ]
 QUESTION = "Tom has 3 apples and buys 5 more. How many apples does he have?"
-TABS = ("Compare", "Browse", "Training", "Report")
 LONG = 60_000  # ms; a busy machine is no failure
 TRIES = 5  # a browser that gets less of the processor than the model may come too late
 
@@ -108,19 +107,26 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(browser, app):
-    """A page of the app; errors in it and requests to anywhere else fail the test."""
+@pytest.fixture(scope="module")
+def window(browser):
+    """One window for all pages: what they load is in its cache after the first."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(LONG)
-    page = context.new_page()
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(window, app):
+    """A page of the app; errors in it and requests to anywhere else fail the test."""
+    page = window.new_page()
     wrong = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("request", lambda r: r.url.startswith((app, "data:", "blob:")) or wrong.append(r.url))
     page.goto(app)
     page.wait_for_selector("#kit-run")
     yield page
-    context.close()
+    page.close()
     assert not wrong
 
 
@@ -376,7 +382,10 @@ def test_hostile_text_does_nothing(page):
     fill(page, question=hostile, gold="<b>8</b>")
     run(page)
     page.get_by_role("button", name="The prompt exactly").click()
-    page.wait_for_timeout(500)
+    page.wait_for_function(
+        "[...document.querySelectorAll('textarea')].some("
+        "a => a.value.includes('window.hacked = 2') && a.value.includes('assistant'))"
+    )
     assert page.evaluate("window.hacked") is None
     assert (
         page.locator("#kit-first h1, #kit-second h1, #kit-first img, #kit-heat-left img").count()
@@ -407,6 +416,15 @@ def test_paths_out_of_the_folders_are_refused(page, path):
 # --- the other tabs -------------------------------------------------------------------------------
 
 
+PLOTS = "document.querySelectorAll('.vega-embed canvas, .vega-embed svg').length"
+FILLED = {  # what is on a tab when all of it is there
+    "Compare": "!!document.querySelector('#kit-heat-left .kit-heat')",
+    "Browse": "document.body.innerText.includes('Run this one live')",
+    "Training": f"{PLOTS} > 5",
+    "Report": "document.body.innerText.includes('kit report')",
+}
+
+
 def open_tab(page, name):
     page.get_by_role("tab", name=name).click()
 
@@ -430,20 +448,17 @@ def test_browse_filters_and_hands_a_problem_to_compare(page, runs):
 
 def test_training_draws_curves_and_names_the_difference(page):
     open_tab(page, "Training")
-    page.wait_for_function(
-        "document.querySelectorAll('.vega-embed canvas, .vega-embed svg').length > 5"
-    )
+    page.wait_for_function(FILLED["Training"])
     page.get_by_role("button", name="Settings of two runs").click()
     page.wait_for_selector("text=objective.trust_region >> visible=true")
 
 
 def test_the_curves_stay_while_a_run_is_written(page, runs):
     open_tab(page, "Training")
-    plots = "document.querySelectorAll('.vega-embed canvas, .vega-embed svg').length"
-    page.wait_for_function(f"{plots} > 5")
+    page.wait_for_function(FILLED["Training"])
     page.evaluate(
-        f"window.least = {plots};"
-        f"setInterval(() => {{ window.least = Math.min(window.least, {plots}) }}, 50)"
+        f"window.least = {PLOTS};"
+        f"setInterval(() => {{ window.least = Math.min(window.least, {PLOTS}) }}, 50)"
     )
     for hour in (1, 2):  # to the page, a file with a new time is one with a new line
         os.utime(runs / "clip" / "metrics.jsonl", (2e9 + 3600 * hour, 2e9 + 3600 * hour))
@@ -457,7 +472,7 @@ def test_the_curves_stay_while_a_run_is_written(page, runs):
 
 def test_report_says_what_to_run(page):
     open_tab(page, "Report")
-    page.wait_for_function("document.body.innerText.includes('kit report')")
+    page.wait_for_function(FILLED["Report"])
 
 
 def test_a_phone_needs_no_sideways_scrolling(page):
@@ -465,12 +480,12 @@ def test_a_phone_needs_no_sideways_scrolling(page):
     fill(page)
     run(page)
     page.wait_for_selector("#kit-heat-left .kit-heat")
-    for tab in TABS:
+    for tab in FILLED:
         if page.get_by_role("tab", name=tab).is_visible():
             open_tab(page, tab)
         else:
             _overflowing(page, tab)
-        page.wait_for_timeout(1000)
+        page.wait_for_function(FILLED[tab])
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 390, tab
 
 
@@ -480,7 +495,7 @@ def _overflowing(page, tab):
     page.get_by_role("button", name=tab, exact=True).last.click()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_no_serious_violation_of_accessibility(browser, app, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
@@ -494,9 +509,9 @@ def test_no_serious_violation_of_accessibility(browser, app, scheme):
     # colours are all that the dark page has of its own
     options = {"runOnly": ["color-contrast"]} if scheme == "dark" else {}
     found = {}
-    for tab in TABS:
+    for tab in FILLED:
         open_tab(page, tab)
-        page.wait_for_timeout(2000)
+        page.wait_for_function(FILLED[tab])
         for violation in axe.run(page, options=options).response["violations"]:
             if violation["impact"] in ("serious", "critical"):
                 nodes = [node["html"][:200] for node in violation["nodes"][:3]]
