@@ -11,6 +11,7 @@ the same files. A second fault meets every third of these attempts to go on.
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 import logging
@@ -34,21 +35,27 @@ from tests.faults.scenarios import Scenario, differences, outline, scenarios, sn
 
 SHARE_OF_SECONDS = 0.25  # of the faults: kills at random seconds
 SHARE_OF_FULL = 0.2  # of the faults: a full disk
+# what commands import as they go, some of it late: imported once, before the first fork
+IMPORTED = (
+    *("datasets", "reasoning_gym", "tests.reward_functions", "peft.tuners.lora.bnb"),
+    *("transformers.models.qwen2.modeling_qwen2", "transformers.quantizers.quantizer_bnb_4bit"),
+    *("kit.adapters.merge", "kit.comparison", "kit.reports"),
+)
 
 
 def main() -> int:
     options = _parse()
-    # everything is imported once; each command then runs in a fork, a real process of its own
+    for name in IMPORTED:  # each command then runs in a fork, a real process of its own
+        importlib.import_module(name)
     from kit import cli
 
     random.seed(options.seed)
     chosen = [s for s in scenarios(cli.main) if not options.only or s.name in options.only]
-    shares = {s.name: (1.0 if s.name != "votes" else 0.5) for s in chosen}
+    number = max(1, round(options.faults / len(chosen)))
     failures: list[str] = []
     table: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for scenario in chosen:
-            number = max(1, round(options.faults * shares[scenario.name] / sum(shares.values())))
             table[scenario.name], lost = _disturb(scenario, number, Path(folder) / scenario.name)
             failures += lost
     print(json.dumps({name: dict(counts) for name, counts in table.items()}))

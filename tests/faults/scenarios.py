@@ -71,7 +71,7 @@ def scenarios(main: Main) -> list[Scenario]:
             _two_recipes,
             of(
                 *("compare", "{folder}/clip.yaml", "{folder}/pspo.yaml"),
-                *("data.options.size=24", "--output", "{folder}/made/compare"),
+                *("data.options.size=24", "evaluate.limit=4", "--output", "{folder}/made/compare"),
             ),
             is_exact=False,
         ),
