@@ -236,7 +236,9 @@ def test_samples_are_counted_as_the_rows_say(base, targets, data):
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, pytest.param(RuntimeError, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_evaluation_ends_as_an_uninterrupted_one(
     base, targets, data, monkeypatch, caplog, error
 ):

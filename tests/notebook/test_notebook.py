@@ -335,6 +335,7 @@ def test_an_old_torchao_is_replaced_and_none_is_installed(packages):
     assert packages.ran[0][-2:] == (str(install.REQUIREMENTS), "torchao>=0.16")
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_what_peft_refuses_is_not_called_ready(tmp_path, monkeypatch):
     """The trial meets the torchao that Colab has shipped."""
@@ -1013,6 +1014,7 @@ def wait_until(happened, unless=lambda: False, seconds: float = 90) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_all_cells_run_and_go_on_where_a_killed_session_ended(tmp_path, monkeypatch):
     monkeypatch.setenv("KIT_SMOKE", "1")
