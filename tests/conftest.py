@@ -110,7 +110,7 @@ def make_config(tmp_path) -> Callable[..., Config]:
                 "options": {"size": 60},
                 "validation_size": 4,
             },
-            "rollout": {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 24},
+            "rollout": {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 12},
             # rewards differ within nearly every group, so that every step learns
             "reward": {"functions": [{"path": "tests.reward_functions:share_of_vowels"}]},
             "optim": {"learning_rate": 1e-3, "warmup_fraction": 0.0},

@@ -17,6 +17,7 @@ from kit.evaluation.results import read_result
 from kit.evaluation.settings import EvalSettings
 from kit.reading import read_metrics
 from kit.reports.collect import collect
+from kit.runs import RunFolder
 from kit.training.grpo import GRPO
 from kit.training.trainer import train, train_together
 
@@ -39,6 +40,19 @@ def arms(make_config, tmp_path):
         ]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    """Arms that were trained together, undisturbed, as whoever asks first would have them."""
+    found: list[RunFolder] = []
+
+    def together(arms) -> list[RunFolder]:
+        if not found:
+            found.extend(train_together(arms(tmp_path_factory.mktemp("whole")), base=base))
+        return found
+
+    return together
 
 
 @pytest.fixture
@@ -78,8 +92,8 @@ def assert_same_run(a, b, tolerance=2e-4):
 
 
 @pytest.mark.smoke
-def test_each_arm_ends_as_it_does_alone(base, arms):
-    together = train_together(arms("together"), base=base)
+def test_each_arm_ends_as_it_does_alone(base, arms, whole):
+    together = whole(arms)
     weights = []
     for config, run in zip(arms("alone"), together, strict=True):
         alone = train(config, base=base)
@@ -91,19 +105,19 @@ def test_each_arm_ends_as_it_does_alone(base, arms):
     assert not any("lora" in name for name, _ in base.model.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
-def test_arms_that_continue_one_adapter_share_its_snapshot(base, make_config, arms, tmp_path):
-    start = train(make_config(output=str(tmp_path / "start"), train={"steps": 1}), base=base)
-    model = {"adapter": str(start.adapter)}
-    together = train_together(arms("together", model=model, train={"steps": 1}), base=base)
-    for config, run in zip(arms("alone", model=model, train={"steps": 1}), together, strict=True):
+def test_arms_that_continue_one_adapter_share_its_snapshot(base, arms, whole):
+    start = str(whole(arms)[0].adapter)
+    short = {"model": {"adapter": start}, "train": {"steps": 1}}
+    together = train_together(arms("together", **short)[:2], base=base)
+    for config, run in zip(arms("alone", **short)[:2], together, strict=True):
         assert_same_run(run, train(config, base=base))
-        assert run.read_description()["parent"] == str(start.adapter)
+        assert run.read_description()["parent"] == start
 
 
 @pytest.mark.smoke
-def test_an_interrupted_group_goes_on_where_each_arm_stopped(base, arms, monkeypatch):
-    whole = train_together(arms("whole"), base=base)
+def test_an_interrupted_group_goes_on_where_each_arm_stopped(base, arms, whole, monkeypatch):
     learn = GRPO.learn
 
     def broken(self, step, *args):
@@ -119,13 +133,12 @@ def test_an_interrupted_group_goes_on_where_each_arm_stopped(base, arms, monkeyp
     # one arm goes on alone first: the group then has arms at different steps
     train(configs[0], resume=True, base=base)
     resumed = train_together(configs, resume=True, base=base)
-    for a, b in zip(whole, resumed, strict=True):
+    for a, b in zip(whole(arms), resumed, strict=True):
         assert_same_run(a, b)
 
 
 @pytest.mark.smoke
-def test_an_arm_that_fails_is_left_out_and_the_others_end_as_before(base, arms, monkeypatch):
-    whole = train_together(arms("whole"), base=base)
+def test_an_arm_that_fails_is_left_out_and_the_others_end_as_before(base, arms, whole, monkeypatch):
     learn = GRPO.learn
 
     def failing(self, step, *args):
@@ -133,12 +146,13 @@ def test_an_arm_that_fails_is_left_out_and_the_others_end_as_before(base, arms, 
             raise TrainingError("the gradient is not finite")
         return learn(self, step, *args)
 
-    monkeypatch.setattr(GRPO, "learn", failing)
-    runs = train_together(arms("failing"), base=base)
+    with monkeypatch.context() as patch:
+        patch.setattr(GRPO, "learn", failing)
+        runs = train_together(arms("failing"), base=base)
     assert runs[1].read_description()["status"] == "failed"
     assert runs[1].read_description()["error"] == "the gradient is not finite"
     for i in (0, 2):
-        assert_same_run(runs[i], whole[i])
+        assert_same_run(runs[i], whole(arms)[i])
 
 
 def test_arms_must_share_what_they_sample(make_config, tmp_path):
