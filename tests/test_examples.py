@@ -1,4 +1,7 @@
-"""Every example, run as a user runs it: in its own process, without the kit where it says so."""
+"""Every example, run as a user runs it: in its own process, without the kit where it says so.
+
+Those that train with TRL are forked from a process that has imported it.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ from kit.reading import read_metrics
 from kit.recipe import load_config
 from kit.tasks.problems import load_problems
 from kit.training.trainer import train
+from tests.forks import Forks
 
 pytestmark = pytest.mark.smoke
 
@@ -36,6 +40,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 DOCUMENT = (ROOT / "docs" / "elsewhere.md").read_text(encoding="utf-8")
 CLIENT = re.search(r"```python\n(from openai.*?)```", DOCUMENT, re.DOTALL)[1]
+IMPORTED = ("torch", "datasets", "peft", "trl.trainer.grpo_trainer", "trl.trainer.sft_trainer")
 needs_trl = pytest.mark.skipif(
     importlib.util.find_spec("trl") is None, reason='needs TRL: pip install "trl>=1.14,<1.17"'
 )
@@ -78,9 +83,17 @@ def folder(float_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def forks(folder: Path) -> Iterator[Forks]:
+    """Processes without the kit, as far as they do not ask for it."""
+    forks = Forks(IMPORTED, surroundings(folder, kit=False)["env"])
+    yield forks
+    forks.close()
+
+
 def command(script: str, *arguments: str) -> list[str]:
     paths = ("--base", str(EMBEDDED_PATH), "--adapter", "run/adapter")
-    return [sys.executable, script, *paths, *arguments]
+    return [script, *paths, *arguments]
 
 
 def surroundings(folder: Path, kit: bool) -> dict[str, object]:
@@ -91,7 +104,11 @@ def surroundings(folder: Path, kit: bool) -> dict[str, object]:
 def run(folder: Path, *line: str, kit: bool = False) -> str:
     """What a process prints; it must end well."""
     done = subprocess.run(
-        line, **surroundings(folder, kit), capture_output=True, text=True, timeout=300
+        (sys.executable, *line),
+        **surroundings(folder, kit),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -108,8 +125,10 @@ def reply(folder: Path) -> str:
 
 
 def test_the_kit_cannot_be_imported_where_it_must_not_be_needed(folder):
-    probe = (sys.executable, "-c", "import kit")
-    without = subprocess.run(probe, **surroundings(folder, kit=False), capture_output=True)
+    probe = ("-c", "import kit")
+    without = subprocess.run(
+        (sys.executable, *probe), **surroundings(folder, kit=False), capture_output=True
+    )
     assert without.returncode == 1 and b"import of kit halted" in without.stderr
     assert run(folder, *probe, kit=True) == ""
 
@@ -150,7 +169,7 @@ def serving(folder: Path, port: str) -> Iterator[None]:
     log = folder / "serve.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            command("serve.py", "--out", "merged", "--port", port),
+            [sys.executable, *command("serve.py", "--out", "merged", "--port", port)],
             **surroundings(folder, kit=False),
             stdout=output,
             stderr=output,
@@ -174,11 +193,11 @@ def healthy(port: str) -> bool:
         return False
 
 
-def continued(folder: Path, script: str, *arguments: str, kit: bool = False) -> str:
+def continued(forks: Forks, folder: Path, script: str, *arguments: str, kit: bool = False) -> str:
     """Run two steps of an example that trains, and look at the adapter it leaves."""
     out = script.removesuffix(".py")
     options = ("--data", "mine.jsonl", "--out", out, "--steps", "2", *arguments)
-    printed = run(folder, *command(script, *options), kit=kit)
+    printed = forks.run(command(script, *options), folder, path=str(ROOT) if kit else "")
     before = load_file(folder / "run" / "adapter" / "adapter_model.safetensors")
     after = load_file(folder / out / "adapter_model.safetensors")
     assert before.keys() == after.keys()
@@ -194,17 +213,25 @@ def is_taken_back(folder: Path, base: Base) -> None:
 
 
 @needs_trl
-def test_sft_continues(folder, float_base):
-    continued(folder, "continue_sft.py")
+def test_the_fork_cannot_import_the_kit_either(folder, forks):
+    (folder / "probe.py").write_text("import kit")
+    with pytest.raises(AssertionError, match="import of kit halted"):
+        forks.run(["probe.py"], folder)
+    assert forks.run(["probe.py"], folder, path=str(ROOT)) == ""
+
+
+@needs_trl
+def test_sft_continues(forks, folder, float_base):
+    continued(forks, folder, "continue_sft.py")
     is_taken_back(folder / "continue_sft", float_base)
 
 
 @needs_trl
-def test_grpo_continues_and_pspo_differs_by_the_smoothing(folder, float_base):
+def test_grpo_continues_and_pspo_differs_by_the_smoothing(forks, folder, float_base):
     """Same seed, same samples: at ratio 1 PSPO's gradient is 1 - alpha = 0.9 times that of clip."""
     sizes = ("--batch", "16", "--max-tokens", "64")
-    clip = continued(folder, "continue_grpo.py", *sizes)
-    pspo = continued(folder, "pspo_in_trl.py", *sizes, kit=True)
+    clip = continued(forks, folder, "continue_grpo.py", *sizes)
+    pspo = continued(forks, folder, "pspo_in_trl.py", *sizes, kit=True)
     is_taken_back(folder / "continue_grpo", float_base)
     is_taken_back(folder / "pspo_in_trl", float_base)
     assert figure(clip, "rewards/correct/mean") == figure(pspo, "rewards/correct/mean")
