@@ -22,7 +22,7 @@ demo: $(READY)
 app: $(READY)
 	$(BIN)/kit app
 
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test: $(READY)
 	$(PYTEST) -m "not slow"
@@ -35,7 +35,8 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/mkdocs build --quiet
 
-check: lint docs
+check: $(READY)
+	$(MAKE) --jobs 2 lint docs
 	$(PYTEST)
 
 fuzz: $(READY)
