@@ -30,6 +30,8 @@ from kit.training.optimizer import Optimizer
 
 # --- load: a frozen 4-bit base, a fresh adapter on it, problems, and what scores an answer --------
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 config = load_config(sys.argv[1], sys.argv[2:])
 train, objective, group = config.train, config.objective, config.rollout.group_size
 accelerator = Accelerator(cpu=not torch.cuda.is_available())
@@ -109,10 +111,11 @@ for step in range(train.steps):
     if objective.beta == 0:  # groups whose rewards are all equal teach nothing
         rollout = rollout.select(advantages.nonzero().flatten().tolist())
     rollout = replace(rollout, reference=reference_of(rollout))
-    for _ in range(train.updates_per_rollout):
+    for number in range(train.updates_per_rollout):
         if len(rollout):
             update, _ = optimizer.step(rollout.lengths, partial(loss_of, rollout, denominator))
-            print(f"step {step + 1}: reward {rewards.mean():.3f}, loss {update.loss:+.5f}")
+            loss = f"loss {update.loss:+.5f} in update {number + 1}"
+            print(f"step {step + 1}: reward {rewards.mean():.3f}, {loss}")
         else:
             optimizer.skip()
 

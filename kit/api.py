@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kit.config import SYSTEM_PROMPT, ModelConfig
 from kit.errors import ConfigError
 from kit.evaluation.settings import EvalSettings
-from kit.recipe import read_settings
+from kit.recipe import listed, read_settings
 
 if TYPE_CHECKING:
     from kit.evaluation.results import Result
@@ -47,8 +47,8 @@ def evaluate(
     from kit.evaluation.subjects import resolve_data, resolve_targets
 
     chosen = read_settings(EvalSettings, settings)
-    subjects = resolve_targets([str(t) for t in _listed(targets)], base, system_prompt)
-    sets = resolve_data(_listed(data), subjects, str(data_dir) if data_dir else None)
+    subjects = resolve_targets([str(t) for t in listed(targets)], base, system_prompt)
+    sets = resolve_data(listed(data), subjects, str(data_dir) if data_dir else None)
     from kit.evaluation.benchmark import benchmark
 
     return benchmark(subjects, sets, chosen, tag=tag, overwrite=overwrite, command=command)
@@ -102,7 +102,7 @@ def sample(
     Raises ConfigError for a value that is not allowed, OutOfMemoryError, and NotFiniteError for a
     model whose logits are not finite.
     """
-    if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts):
+    if not isinstance(prompts, list | tuple) or not all(isinstance(t, str) for t in prompts):
         raise ConfigError(f"prompts must be a list of texts, got {prompts!r:.100}")
     read_settings(
         EvalSettings,
@@ -125,8 +125,3 @@ def sample(
         for number, chat in enumerate(chats)
     ]
     return rollout.sample(policy, requests, rollout.Sampling(max_new_tokens, temperature, top_p))
-
-
-def _listed(given: Any) -> list[Any]:
-    """One is a list of one: a text is a sequence, too, of letters."""
-    return [given] if isinstance(given, str | Path) else list(given)

@@ -34,11 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     # the kit's own warnings say what matters; the libraries' are about their internals
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels of a hub it does not need
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     _log.setLevel(logging.INFO)
     try:
         _run(sys.argv[1:] if arguments is None else arguments)
-    except typer.Exit as end:  # of --help and --version
+    except typer.Exit as end:  # of --help and --version, and of what was stopped
         return end.exit_code
     except typer.TyperException as error:
         context: typer.Context | None = getattr(error, "ctx", None)
@@ -76,10 +77,15 @@ def _run(arguments: Sequence[str]) -> None:
 def _one_by_one(arguments: Iterable[str]) -> Iterator[str]:
     """`--weights 1 2` as `--weights 1 --weights 2`."""
     name = None
-    for argument in arguments:
-        if re.match("--?[a-z]", argument):
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--":
+            yield from (argument, *remaining)
+        elif re.match("--?[a-z]", argument):
             name = argument if argument in _SEVERAL else None
-        if argument != name:
+            if name is None:
+                yield argument
+        else:
             yield from (name, argument) if name else (argument,)
 
 

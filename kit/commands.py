@@ -50,6 +50,7 @@ def train(
     from kit.training.trainer import train
 
     run = train(config, resume=resume)
+    _check_ended(run.status)
     if run.status == "finished":
         print(f"The adapter is in {run.adapter}; measure it with: kit evaluate {run.path} --data …")
 
@@ -71,17 +72,22 @@ def compare(
     """
     recipes, pairs = _split(targets)
     evaluation = [pair for pair in pairs if pair.startswith("evaluate.")]
-    if not all(seed.isdigit() for seed in _listed(seeds)):
+    if not all(re.fullmatch(r"[0-9]{1,18}", seed) for seed in _listed(seeds)):
         raise ConfigError(f"--seeds must be numbers with commas between, got {seeds!r}")
     from kit.evaluation.settings import EvalSettings
     from kit.recipe import read_pairs
 
     settings = read_pairs(EvalSettings, evaluation, "evaluate.") if evaluation else None
-    from kit.comparison import compare
+    overrides = [pair for pair in pairs if pair not in evaluation]
+    from kit.arms import check_arms, load_arms
+
+    check_arms(load_arms(recipes, overrides), _listed(vary))
+    from kit.compare_json import read_comparison
+    from kit.comparison import compare  # torch; refusals came before
 
     compare(
         recipes,
-        [pair for pair in pairs if pair not in evaluation],
+        overrides,
         seeds=[int(seed) for seed in _listed(seeds)],
         vary=_listed(vary),
         output=output,
@@ -90,6 +96,7 @@ def compare(
         settings=settings,
         command=context.obj,
     )
+    _check_ended(read_comparison(output / "compare.json").get("status"))
 
 
 @_train(short_help="GPU memory and time a configuration needs, before anything is downloaded")
@@ -117,7 +124,7 @@ def demo(output: Annotated[Path, _Folder(help="of its runs")] = Path("runs/demo"
     """train and compare clip, noclip and pspo on the embedded model"""
     from kit.demo import demo
 
-    demo(output)
+    _check_ended("finished" if demo(output) else "interrupted")
 
 
 @_measure(short_help="accuracy of adapters and base on data sets")
@@ -148,17 +155,17 @@ def evaluate(
     """
     names, pairs = _split(targets or [])
     for key in ("limit", "temperature", "samples", "max_new_tokens", "seed"):
-        if context.params[key]:
+        if context.params[key] is not None:
             pairs.append(f"{key}={context.params[key]}")
     from kit.evaluation.settings import EvalSettings
+    from kit.evaluation.subjects import resolve_data, resolve_targets
     from kit.recipe import read_pairs
 
     settings = read_pairs(EvalSettings, pairs)
-    from kit.evaluation.benchmark import benchmark, table
-    from kit.evaluation.subjects import resolve_data, resolve_targets
-
     subjects = resolve_targets(names, base, system_prompt)
     problems = resolve_data(_listed(data), subjects, data_dir)
+    from kit.evaluation.benchmark import benchmark, table  # torch; refusals came before
+
     kept = {"tag": tag, "overwrite": overwrite, "command": context.obj}
     print(table(benchmark(subjects, problems, settings, **kept)))
 
@@ -230,6 +237,7 @@ def votes(
 @_adapters()
 def verify(adapter: Adapter) -> None:
     """check that an adapter loads elsewhere and computes what it did"""
+    _check_there(adapter)
     from kit.adapters.verify import table, verify
 
     checks = verify(adapter)
@@ -245,6 +253,7 @@ def merge(
     dtype: Annotated[Literal["bfloat16", "float16"], Option(help="of the weights")] = "bfloat16",
 ) -> None:
     """merge an adapter into 16-bit weights of its base"""
+    _check_there(adapter)
     from kit.adapters.merge import commands, merge
 
     merged = merge(adapter, output, dtype)
@@ -263,6 +272,7 @@ def blend(
     seed: Annotated[int, Option(help="of dare")] = 0,
 ) -> None:
     """mix adapters of one base into a new one"""
+    _check_there(*adapters)
     from kit.adapters.blend import blend
 
     print(blend(adapters, weights, output, method, density=density, seed=seed))
@@ -276,6 +286,7 @@ def push(
     public: Annotated[bool, _Flag("--public", help="a new repository is private without")] = False,
 ) -> None:
     """show what would go to the hub, or put it there"""
+    _check_there(adapter)
     from kit.adapters.push import plan_push, push
 
     plan = plan_push(adapter, repo)
@@ -310,10 +321,24 @@ def read_config(command: str, arguments: Sequence[str]) -> tuple[str, Config]:
     from kit.recipe import load_config
 
     path = Path(names[0])
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False also for names that no system allows
         return names[0], load_config(path, overrides)
     config = load_config(path / "config.yaml", overrides)
     return names[0], config.model_copy(update={"output": str(path)})
+
+
+def _check_ended(status: str | None) -> None:
+    """Exit with 130, as after Ctrl-C, where a command was stopped before its end."""
+    if status == "interrupted":
+        raise typer.Exit(130)
+
+
+def _check_there(*adapters: str) -> None:
+    """AdapterError for one that is missing, before torch is imported."""
+    from kit.adapters.locate import adapter_folder
+
+    for adapter in adapters:
+        adapter_folder(adapter)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

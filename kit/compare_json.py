@@ -38,7 +38,7 @@ def _check_comparison(record: Any) -> None:
     """Raise ValueError for what no kit compare of this schema wrote."""
     if not isinstance(record, dict):
         raise ValueError("it must hold a JSON object")
-    if record.get("schema") != COMPARE_SCHEMA:
+    if record.get("schema") is not COMPARE_SCHEMA:
         raise ValueError(f"it has schema {record.get('schema')!r}, this kit reads {COMPARE_SCHEMA}")
     for name, kind in COMPARE_FACTS.items():
         if not isinstance(record.get(name), kind):
@@ -48,7 +48,10 @@ def _check_comparison(record: Any) -> None:
     paths.append(record["base"].get("results"))
     if not all(isinstance(runs, dict) for runs in seeds) or not all(map(_is_inside, paths)):
         raise ValueError("its runs are no folders in it")
-    if not all(isinstance(value, int | float) for value in record.get("seconds", {}).values()):
+    seconds = record.get("seconds", {})
+    if not isinstance(seconds, dict) or not all(
+        isinstance(value, int | float) for value in seconds.values()
+    ):
         raise ValueError("its seconds are no numbers")
 
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from kit.arms import check_arms, differing_fields, load_arms
 from kit.compare_json import COMPARE_SCHEMA, read_comparison
 from kit.config import Config, DataConfig
 from kit.errors import ConfigError, RunError
@@ -22,24 +23,20 @@ from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject, data_config
 from kit.files import only_one, write_atomically
 from kit.model.base import Base, load_base
-from kit.recipe import flatten, load_config, read_settings
+from kit.recipe import listed, read_settings
 from kit.runs import LOCK, RunFolder, writing
 from kit.tasks.problems import load_problems
 from kit.training.trainer import train_together
 
-OWN = {"output", "train.seed"}  # every run has its own
-DECLARED = ("objective",)
-MAY_VARY = ("objective", "optim", "lora", "reward", "train.updates_per_rollout")
-
 
 def compare(
     recipes: Sequence[str | Path],
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     *,
-    seeds: Sequence[int] = (0,),
-    vary: Sequence[str] = (),
+    seeds: int | Sequence[int] = (0,),
+    vary: str | Sequence[str] = (),
     output: str | Path = "runs/compare",
-    data: Sequence[str] = (),
+    data: str | Sequence[str] = (),
     data_dir: str | None = None,
     settings: EvalSettings | Mapping[str, Any] | None = None,
     command: str | None = None,
@@ -55,12 +52,13 @@ def compare(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("kit compare runs in one process; start it without a launcher")
+    seeds = listed(seeds)
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ConfigError(f"seeds must be different numbers from 0 up, got {list(seeds)}")
-    arms = load_arms(recipes, overrides)
-    check_arms(arms, vary)
+    arms = load_arms(recipes, listed(overrides))
+    check_arms(arms, listed(vary))
     first = next(iter(arms.values()))
-    names = data or [first.data.name]
+    names = listed(data) or [first.data.name]
     if not settings:
         settings = EvalSettings(max_new_tokens=first.rollout.max_new_tokens)
     elif not isinstance(settings, EvalSettings):
@@ -199,66 +197,3 @@ class Study:
                 "train": config.train.model_copy(update={"seed": seed}),
             }
         )
-
-
-def load_arms(recipes: Sequence[str | Path], overrides: Sequence[str]) -> dict[str, Config]:
-    """{name of the file: configuration}; ConfigError for fewer than two or equal names."""
-    names = [Path(recipe).stem for recipe in recipes]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if len(names) < 2 or repeated:
-        raise ConfigError(
-            f"arms are called like their files, which must differ; got {', '.join(repeated)} twice"
-            if repeated
-            else f"a comparison needs at least two configurations, got {len(names)}"
-        )
-    return {
-        name: load_config(recipe, list(overrides))
-        for name, recipe in zip(names, recipes, strict=True)
-    }
-
-
-def differing_fields(arms: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
-    """{arm: {dotted field: value}} of the fields that are not the same in all arms."""
-    flat = {arm: flatten(config.model_dump(mode="json")) for arm, config in arms.items()}
-    keys = {key for values in flat.values() for key in values} - OWN
-    differing = [
-        key
-        for key in sorted(keys)
-        if len({json.dumps(values.get(key)) for values in flat.values()}) > 1
-    ]
-    return {
-        arm: {key: values[key] for key in differing if key in values}
-        for arm, values in flat.items()
-    }
-
-
-def check_arms(arms: Mapping[str, Config], vary: Sequence[str] = ()) -> None:
-    """Raise ConfigError when arms differ in a field that is not declared, or not at all."""
-    unknown = [field for field in vary if not _is_under(field, MAY_VARY)]
-    if unknown:
-        raise ConfigError(
-            f"arms can not vary in {', '.join(unknown)}: they share base, problems and rollouts; "
-            f"allowed are fields of {', '.join(MAY_VARY)}"
-        )
-    differing = differing_fields(arms)
-    declared = (*DECLARED, *vary)
-    keys = sorted({key for values in differing.values() for key in values})
-    undeclared = [key for key in keys if not _is_under(key, declared)]
-    if undeclared:
-        listed = "; ".join(
-            f"{key}: " + ", ".join(f"{arm} {differing[arm].get(key)!r}" for arm in arms)
-            for key in undeclared
-        )
-        raise ConfigError(
-            f"the arms differ in more than {', '.join(declared)}: {listed}. Make these equal (an "
-            "override key=value holds for all arms), or declare what is compared with --vary"
-        )
-    seen: dict[str, str] = {}
-    for arm, values in differing.items():
-        same = seen.setdefault(json.dumps(values, sort_keys=True), arm)
-        if same != arm:
-            raise ConfigError(f"{same} and {arm} are the same configuration; name each arm once")
-
-
-def _is_under(field: str, prefixes: Sequence[str]) -> bool:
-    return any(field == prefix or field.startswith(f"{prefix}.") for prefix in prefixes)

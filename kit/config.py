@@ -24,9 +24,14 @@ EMBEDDED_PATH = Path(__file__).parent / "assets" / "tiny-qwen2.5"
 DEMO_RECIPE = Path(__file__).parent / "assets" / "demo.yaml"
 MOST_VALUES = 100_000  # in a configuration file, aliases unfolded; the kit's own have about 60
 
+MOST_BYTES = 1 << 20  # of a configuration file
+
 # ValueError: bad UTF-8, a date such as 2001-99-99, a number of 5,000 digits; RecursionError: deep
-# nesting
-YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+# nesting; the others: tags on what does not suit them, such as `!!bool zz`
+YAML_ERRORS = (
+    *(yaml.YAMLError, ValueError, RecursionError),
+    *(KeyError, IndexError, AttributeError, TypeError),
+)
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -260,7 +265,8 @@ class TrainConfig(SettingsSection):
     steps: PositiveInt = 250
     """Rollouts (grpo) or batches (sft) in the whole run."""
     updates_per_rollout: PositiveInt = 1
-    """Optimizer steps on each rollout. With 1, every ratio is 1 and no trust region acts."""
+    """Optimizer steps on each rollout. With 1 and old_policy sampler, every ratio is 1 and no trust
+    region acts."""
     micro_batch_tokens: Annotated[int, Field(ge=16)] = 8192
     """Tokens (padding counted) in one forward and backward; more is faster, less saves memory."""
     seed: NonNegativeInt = 0
@@ -308,18 +314,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
     A key that is there twice, of which YAML would take the last, is an error too.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        _unfolded(yaml.compose(text, yaml.SafeLoader), {})
-        values = yaml.safe_load(text)
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"cannot read the configuration {path}: it is no file")
+        if path.stat().st_size > MOST_BYTES:
+            raise ConfigError(f"{path} has more than {MOST_BYTES} bytes: it is no configuration")
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     except RecursionError:
         raise ConfigError(f"{path} is not valid YAML: it is nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, no such date, …
+    except YAML_ERRORS as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
     return values
+
+
+def parse_yaml(text: str) -> Any:
+    """What a text of any origin says in YAML; one of YAML_ERRORS for what it must not."""
+    _unfolded(yaml.compose(text, yaml.SafeLoader), {})
+    return yaml.safe_load(text)
 
 
 def _unfolded(node: yaml.Node | None, known: dict[int, int]) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -21,9 +20,12 @@ from kit.config import (
     NoClip,
     RewardFunction,
     SettingsSection,
+    parse_yaml,
     read_yaml,
 )
 from kit.errors import ConfigError
+
+LONGEST_SHOWN = 200  # characters of a value that was refused
 
 S = TypeVar("S", bound=SettingsSection)
 
@@ -63,6 +65,11 @@ def read_pairs(section: type[S], pairs: Sequence[str], prefix: str = "") -> S:
             raise ConfigError(_unknown(pair.partition("=")[0], "", known))
         _apply_override(values, pair.removeprefix(prefix))
     return read_settings(section, values, prefix)
+
+
+def listed(given: Any) -> list[Any]:
+    """One is a list of one: a text is a sequence, too, of letters."""
+    return [given] if isinstance(given, str | Path | int) else list(given)
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -142,7 +149,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
     try:
-        section[last] = yaml.safe_load(text)
+        section[last] = parse_yaml(text)
     except YAML_ERRORS:
         section[last] = text
 
@@ -175,7 +182,10 @@ def _explain(error: ErrorDetails, section: type[SettingsSection], prefix: str) -
     message = error["msg"].removeprefix("Value error, ")
     if not location:
         return message
-    return f"{name} = {error['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+    given = repr(error["input"])
+    if len(given) > LONGEST_SHOWN:
+        given = f"{given[:LONGEST_SHOWN]}…"
+    return f"{name} = {given} is not allowed: {message[0].lower()}{message[1:]}"
 
 
 def _unknown(key: str, parents: str, known: Sequence[str]) -> str:

@@ -77,7 +77,8 @@ def environment() -> dict[str, Any]:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit and dirtiness of the checkout this kit runs from; None outside one."""
+    """Commit and dirtiness of the checkout this kit runs from; None outside one, installed into the
+    environment of somebody's own checkout for example."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -85,6 +86,8 @@ def _git_state() -> dict[str, Any] | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")) != here.parent.resolve():
+            return None
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None

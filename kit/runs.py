@@ -303,7 +303,9 @@ def check_has_adapter(run: RunFolder) -> None:
             status = run.status
         except RunError:  # run.json is damaged
             status = "unknown"
-        raise AdapterError(
-            f"{run.path} has no adapter yet (status: {status}); go on with: "
-            f"kit train {run.path} --resume"
+        advice = (
+            "wait for its first validation, or its end"
+            if status == "running"
+            else f"go on with: kit train {run.path} --resume"
         )
+        raise AdapterError(f"{run.path} has no adapter yet (status: {status}); {advice}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import resource
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -201,16 +203,18 @@ def test_settings_may_stand_anywhere(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "kit.comparison.compare", lambda *given, **more: asked.append((given, more))
     )
-    arguments = ["evaluate.limit=3", "a.yaml", "--seeds", "1,2", "lora.rank=3", "--vary", "lora"]
-    assert main(["compare", *arguments, "b.yaml", "-v"]) == 0
+    clip, pspo = (f"configs/embedded-{arm}.yaml" for arm in ("clip", "pspo"))
+    arguments = ["evaluate.limit=3", clip, "--seeds", "1,2", "lora.rank=3", "--vary", "lora"]
+    assert main(["compare", *arguments, pspo, "-v"]) == 0
     given, more = asked[1]
-    assert given == (["a.yaml", "b.yaml"], ["lora.rank=3"])
+    assert given == ([clip, pspo], ["lora.rank=3"])
     assert (more["seeds"], more["vary"], more["settings"].limit) == ([1, 2], ["lora"], 3)
-    assert more["command"] == "kit " + " ".join(["compare", *arguments, "b.yaml", "-v"])
+    assert more["command"] == "kit " + " ".join(["compare", *arguments, pspo, "-v"])
 
 
 def test_weights_may_follow_one_name_or_several(monkeypatch):
     asked = []
+    monkeypatch.setattr("kit.adapters.locate.adapter_folder", str)
     monkeypatch.setattr("kit.adapters.blend.blend", lambda *given, **more: asked.append(given[:3]))
     for arguments in (
         ["a", "b", "--weights", "1", "-.5", "-o", "c"],
@@ -296,3 +300,63 @@ def test_evaluating_an_adapter_outside_a_run(base, make_config, tmp_path, monkey
     assert len(result.rows()) == 3
     assert result.record["target"]["base"] == "embedded"
     assert result.settings["system_prompt"] == "Answer."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["train", "configs/smoke.yaml", "train.steps=!!bool zz"],
+            "train.steps = '!!bool zz' is not a",
+        ),
+        (["train", "a" * 5000], "cannot read the configuration"),
+        (["train", "/dev/zero"], "it is no file"),
+        (["compare", "configs/smoke.yaml", "--seeds", "²"], "--seeds must be numbers"),
+        (["compare", "configs/smoke.yaml"], "at least two configurations, got 1"),
+        (["verify", "nowhere"], "no adapter at nowhere"),
+        (["merge", "nowhere", "-o", "x"], "no adapter at nowhere"),
+        (["evaluate", "nowhere", "--data", "gsm8k"], "no adapter at nowhere"),
+    ],
+)
+def test_refused_in_one_line_before_torch(arguments, said):
+    code = (
+        "import sys; from kit.cli import main; status = main(sys.argv[1:]);"
+        "print(status, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and said in line
+    assert done.stdout == "1 False\n"
+
+
+def test_what_is_refused_is_shown_in_short(capsys):
+    bomb = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
+        f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+        for before, name in itertools.pairwise("abcdefgh")
+    )
+    for value in (bomb, "9" * 5000, "[" + "1," * 5000 + "1]"):
+        assert main(["train", "configs/smoke.yaml", f"train.steps={value}"]) == 1
+        assert len(capsys.readouterr().err) < 1000
+
+
+def test_two_dashes_end_a_list_of_values(monkeypatch):
+    asked = []
+    monkeypatch.setattr("kit.adapters.locate.adapter_folder", asked.append)
+    monkeypatch.setattr("kit.adapters.blend.blend", lambda *given, **more: asked.append(given[:2]))
+    assert main(["blend", "-o", "c", "--weights", "1", "2", "--", "a", "b"]) == 0
+    assert asked == ["a", "b", (["a", "b"], [1.0, 2.0])]
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "demo"])
+def test_what_was_stopped_exits_as_after_ctrl_c(command, monkeypatch, tmp_path):
+    """So that `kit train … && kit evaluate …` does not go on with half a run."""
+    stopped = types.SimpleNamespace(status="interrupted")
+    monkeypatch.setattr("kit.training.trainer.train", lambda config, resume: stopped)
+    monkeypatch.setattr("kit.comparison.compare", lambda *given, **more: None)
+    monkeypatch.setattr("kit.compare_json.read_comparison", lambda path: {"status": "interrupted"})
+    monkeypatch.setattr("kit.demo.demo", lambda output: [])
+    recipes = [str(ROOT / "configs" / f"embedded-{arm}.yaml") for arm in ("clip", "pspo")]
+    given = {"train": recipes[:1], "compare": recipes, "demo": []}[command]
+    assert main([command, *given]) == 130

@@ -259,7 +259,7 @@ def test_the_loop_on_one_page_equals_kit_train(base, tmp_path, monkeypatch, caps
     steps = [record for record in read_metrics(trained.metrics) if "update/loss" in record]
     assert len(steps) == 3
     assert said[1::2] == [  # metrics are of a step's last update
-        f"step {r['step']}: reward {r['reward/mean']:.3f}, loss {r['update/loss']:+.5f}"
+        f"step {r['step']}: reward {r['reward/mean']:.3f}, loss {r['update/loss']:+.5f} in update 2"
         for r in steps
     ]
     ours = load_file(loop / "adapter" / "adapter_model.safetensors")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from kit import files
-from kit.config import Config
-from kit.errors import RunError, TrainingError
+from kit.compare_json import read_comparison
+from kit.config import Config, read_yaml
+from kit.errors import AdapterError, ConfigError, ResultsError, RunError, TrainingError
 from kit.recipe import build_config
-from kit.runs import RunFolder
+from kit.run_json import environment, this_process
+from kit.runs import RunFolder, check_has_adapter
 
 PROBLEMS = {"question": ["3 + 4?", "5 - 2?"], "answer": ["7", "3"]}
 
@@ -176,3 +181,44 @@ def test_lines_of_later_steps_and_damaged_ones_are_dropped(begun, caplog):
     begun.truncate(1)
     assert begun.metrics.read_text() == '{"step": 1}\n'
     assert "2 lines that cannot be read are dropped" in caplog.text
+
+
+def test_the_commit_of_somebody_elses_checkout_is_not_the_kits(tmp_path, monkeypatch):
+    """The kit installed into an environment inside a user's own repository."""
+    place = tmp_path / ".venv" / "site" / "kit"
+    place.mkdir(parents=True)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "mine"], check=True)
+    monkeypatch.setattr("kit.run_json.__file__", str(place / "run_json.py"))
+    assert environment()["git"] is None
+    monkeypatch.setattr("kit.run_json.__file__", str(tmp_path / "kit" / "run_json.py"))
+    (tmp_path / "kit").mkdir()
+    assert re.fullmatch("[0-9a-f]{40}", environment()["git"]["commit"])
+
+
+def test_who_trains_is_waited_for(tmp_path):
+    run = RunFolder(tmp_path)
+    run.path.mkdir(exist_ok=True)
+    with pytest.raises(AdapterError, match=r"not started\); go on with: kit train"):
+        check_has_adapter(run)
+    run.describe(status="running", process=this_process())
+    with pytest.raises(AdapterError, match=r"running\); wait for its first validation, or its end"):
+        check_has_adapter(run)
+
+
+@pytest.mark.parametrize("seconds", [[], None, {"0": "x"}])
+def test_a_comparison_with_damaged_seconds(tmp_path, seconds):
+    record = {"schema": 1, "arms": {}, "runs": {}, "base": {"results": "a"}, "status": "finished"}
+    path = tmp_path / "compare.json"
+    path.write_text(json.dumps(record | {"command": None, "seconds": seconds}))
+    with pytest.raises(ResultsError, match="is damaged: its seconds are no numbers"):
+        read_comparison(path)
+
+
+@pytest.mark.parametrize("text", ["output: !!bool zz", "output: !!timestamp zz", 'a: !!float ""'])
+def test_tags_on_what_does_not_suit_them_are_no_yaml(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        read_yaml(path)

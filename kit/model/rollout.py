@@ -38,7 +38,7 @@ class Request:
     """One completion to sample."""
 
     prompt: tuple[int, ...]  # token ids
-    seed: tuple[int, ...]  # e.g. (run seed, step, problem, sample)
+    seed: tuple[int, ...]  # e.g. (run seed, place of the problem in the run, sample)
     adapter: str
 
 

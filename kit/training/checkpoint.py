@@ -70,8 +70,7 @@ def save_checkpoint(
             save_weights(policy, partial / "adapter")
             torch.save({**state, "step": step, "random": random_state()}, partial / STATE)
             _write_manifest(partial, step, about or {})
-        for old in [p for p in _complete(folder) if p.name <= path.name][:-keep]:
-            remove(old)
+        remove_old(folder, step, keep)
     except WRITE_ERRORS as error:
         before = latest_checkpoint(folder)
         rescue = f"the last good one is {before}" if before else "there is none before it"
@@ -80,6 +79,13 @@ def save_checkpoint(
             "Free some disk space and continue with --resume"
         ) from error
     return path
+
+
+def remove_old(folder: Path, step: int, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints of the steps up to `step`."""
+    known = [path for path in _complete(folder) if path.name <= f"step-{step:06d}"]
+    for path in known[:-keep]:
+        remove(path)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

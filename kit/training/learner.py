@@ -28,7 +28,7 @@ from kit.run_settings import binding_settings
 from kit.runs import RunFolder
 from kit.tasks.problems import ProblemSet
 from kit.tasks.rewards import build_reward
-from kit.training.checkpoint import load_newest, save_checkpoint
+from kit.training.checkpoint import load_newest, remove_old, save_checkpoint
 from kit.training.data import TrainingData
 from kit.training.grpo import GRPO
 from kit.training.optimizer import Optimizer
@@ -211,6 +211,8 @@ class Learner:
         if self.best is None:  # there was no validation
             self._save_adapter()
         steps = self.config.train.steps
+        if self.accelerator.is_main_process:  # a kill may have come between saving and removing
+            remove_old(self.run.checkpoints, steps, self.config.train.keep_checkpoints)
         self.describe(status="finished", steps=steps, best_validation=self.best)
         if self.accelerator.is_main_process:
             write_card(self.run)

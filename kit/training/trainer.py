@@ -81,6 +81,11 @@ def train_together(
     Raises ConfigError when they differ in what has to be shared. One that fails while others train
     is left out of the remaining steps, with status "failed" in its run.json.
     """
+    for config in configs:
+        if not isinstance(config, Config):
+            raise ConfigError(
+                f"a configuration is what kit.load_config returns, got {config!r:.80}"
+            )
     _check_shared(configs)
     if base is not None and base.id != configs[0].model.id:
         raise ConfigError(

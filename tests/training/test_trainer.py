@@ -398,7 +398,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(make_config, tmp_path, monkeypatch, 
     action = tmp_path / "action"
     action.write_text(f"{int(signal.SIGINT)} 1")
     monkeypatch.setenv("KIT_TEST_ACTION", str(action))
-    assert main(["train", str(recipe_of(config))]) == 0
+    assert main(["train", str(recipe_of(config))]) == 130
     run = RunFolder(config.output)
     assert f"kit train {run.path} --resume" in caplog.text
     assert run.read_description()["status"] == "interrupted"
@@ -458,6 +458,20 @@ def test_a_full_disk_leaves_the_previous_checkpoint(base, make_config, monkeypat
 def test_only_the_newest_checkpoints_are_kept(base, make_config):
     run = train(make_config(train={"steps": 4, "keep_checkpoints": 2}), base=base)
     assert [p.name for p in sorted(run.checkpoints.iterdir())] == ["step-000003", "step-000004"]
+
+
+def test_an_old_checkpoint_that_a_kill_left_behind_is_removed(base, make_config, monkeypatch):
+    def killed(path):
+        raise KeyboardInterrupt
+
+    config = make_config(train={"steps": 3, "keep_checkpoints": 2, "checkpoint_every": 1})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("kit.training.checkpoint.remove", killed)
+        train(config, base=base)
+    run = RunFolder(config.output)
+    assert len(list(run.checkpoints.iterdir())) == 3
+    train(config, resume=True, base=base)
+    assert [p.name for p in sorted(run.checkpoints.iterdir())] == ["step-000002", "step-000003"]
 
 
 # --- supervised ----------------------------------------------------------------------------------
