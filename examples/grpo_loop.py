@@ -108,7 +108,7 @@ for step in range(train.steps):
     rollout = Rollout(asked, prompts, completions, advantages)
     longest = config.rollout.max_new_tokens
     denominator = Denominator(rollout.tokens, len(rollout), longest)
-    if objective.beta == 0:  # groups whose rewards are all equal teach nothing
+    if not objective.needs_all_rows:  # groups whose rewards are all equal teach nothing
         rollout = rollout.select(advantages.nonzero().flatten().tolist())
     rollout = replace(rollout, reference=reference_of(rollout))
     for number in range(train.updates_per_rollout):

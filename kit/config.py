@@ -9,10 +9,11 @@ first.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from kit.errors import ConfigError
 
@@ -143,33 +144,53 @@ class RolloutConfig(SettingsSection):
     decoding. auto: when it fits into memory."""
 
 
-class PSPO(SettingsSection):
-    """Probability smoothing, (1 - alpha) r + alpha (arXiv 2509.21282)."""
+class TrustRegionSettings(SettingsSection):
+    """What all trust regions have; docs/trust-regions.md sets them side by side."""
 
+    source: ClassVar[str] = ""
+    """Where it is published; an arXiv number is a link in the docs."""
+    base_refused: ClassVar[str] = ""
+    """Why it cannot be measured from the base; empty where it can."""
+    sequence_refused: ClassVar[str] = ""
+    """Why it has no length-normalised form; empty where it has."""
+    pulls_on_all: ClassVar[bool] = False
+    """Whether completions without advantage get a gradient too, from a penalty."""
+
+
+class PSPO(TrustRegionSettings):
+    """Probability smoothing: the ratio of a mixture with the old policy, (1 - alpha) r + alpha."""
+
+    source: ClassVar[str] = "arXiv 2509.21282"
     name: Literal["pspo"] = "pspo"
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Weight of the old policy in the smoothed one; 0 is noclip, 1 has no gradient."""
 
 
-class Clip(SettingsSection):
-    """PPO's clipped ratio (arXiv 1707.06347), as in GRPO."""
+class Clip(TrustRegionSettings):
+    """PPO's clipped ratio: no gradient beyond the range on the side the advantage pushes to."""
 
+    source: ClassVar[str] = "arXiv 1707.06347, 2503.14476; dual clip 1912.09729"
     name: Literal["clip"]
     epsilon_low: Annotated[float, Field(ge=0, le=1)] = 0.2
     """The ratio is clipped below 1 - epsilon_low."""
     epsilon_high: NonNegativeFloat = 0.28
     """The ratio is clipped above 1 + epsilon_high."""
+    dual: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
+    """Dual clip: with a negative advantage no gradient beyond this ratio either; 3 is usual,
+    None: no bound."""
 
 
-class NoClip(SettingsSection):
+class NoClip(TrustRegionSettings):
     """The plain importance ratio: the control arm."""
 
+    source: ClassVar[str] = "importance sampling"
     name: Literal["noclip"]
 
 
-class SAPO(SettingsSection):
-    """Sigmoid gate (arXiv 2511.20347)."""
+class SAPO(TrustRegionSettings):
+    """A sigmoid gate: the gradient fades out on both sides of r = 1."""
 
+    source: ClassVar[str] = "arXiv 2511.20347"
     name: Literal["sapo"]
     tau_positive: Annotated[float, Field(gt=0)] = 1.0
     """Steepness of the gate where the advantage is positive."""
@@ -177,14 +198,187 @@ class SAPO(SettingsSection):
     """Steepness of the gate where the advantage is negative."""
 
 
-TrustRegion = Annotated[PSPO | Clip | NoClip | SAPO, Field(discriminator="name")]
+class CISPO(TrustRegionSettings):
+    """The ratio, capped, is a weight on the log-probability: every token keeps its gradient.
+
+    As in TRL the cap is on top alone; 5 is what TRL's help quotes from ScaleRL (arXiv 2510.13786).
+    """
+
+    source: ClassVar[str] = "arXiv 2506.13585"
+    name: Literal["cispo"]
+    epsilon_max: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
+    """Largest weight."""
+
+
+class GMPO(TrustRegionSettings):
+    """The geometric mean of a completion's token ratios, each clipped in log space first.
+
+    0.4 is the paper's number as TRL's help quotes it.
+    """
+
+    source: ClassVar[str] = "arXiv 2507.20673"
+    base_refused: ClassVar[str] = "its range is for tokens that a few updates have moved"
+    sequence_refused: ClassVar[str] = "it makes one ratio of a completion as it is"
+    name: Literal["gmpo"]
+    epsilon_low: NonNegativeFloat = 0.4
+    """The log ratio is clipped below -epsilon_low, in nats."""
+    epsilon_high: NonNegativeFloat = 0.4
+    """The log ratio is clipped above epsilon_high, in nats."""
+
+
+_FROM_THE_SAMPLER = "it bounds how far a token's probability moves from the one it was sampled with"
+_OF_ONE_TOKEN = "it looks at the probability of a token, and a completion's has no use for it"
+
+
+class DPPOTV(TrustRegionSettings):
+    """CISPO's weight, but none where a probability has moved too far the way A pushes it.
+
+    0.2 is what prime-rl takes; the authors' script in verl has 0.15 for Qwen3-30B-A3B, and the
+    paper's own table could not be read. The cap of 20 is that of their loss.
+    """
+
+    source: ClassVar[str] = "arXiv 2602.04879"
+    base_refused: ClassVar[str] = _FROM_THE_SAMPLER
+    sequence_refused: ClassVar[str] = _OF_ONE_TOKEN
+    name: Literal["dppo_tv"]
+    delta_low: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """With a negative advantage, the largest fall of the probability that still learns."""
+    delta_high: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """With a positive advantage, the largest rise of the probability that still learns."""
+    max_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 20.0
+    """Largest weight."""
+
+
+class DPPOKL(TrustRegionSettings):
+    """As dppo_tv, with the KL divergence of "this token or another" in place of the difference.
+
+    0.05 is the authors' script in verl for Qwen3-30B-A3B; the paper's own table could not be read.
+    """
+
+    source: ClassVar[str] = "arXiv 2602.04879"
+    base_refused: ClassVar[str] = _FROM_THE_SAMPLER
+    sequence_refused: ClassVar[str] = _OF_ONE_TOKEN
+    name: Literal["dppo_kl"]
+    delta_low: NonNegativeFloat = 0.05
+    """With a negative advantage, the largest divergence that still learns, in nats."""
+    delta_high: NonNegativeFloat = 0.05
+    """With a positive advantage, the largest divergence that still learns, in nats."""
+    max_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 20.0
+    """Largest weight."""
+
+
+class IPO(TrustRegionSettings):
+    """The plain ratio where the probability moved little either way, and a pull on every token.
+
+    Both defaults are those of prime-rl in August 2026.
+    """
+
+    source: ClassVar[str] = "prime-rl, ipo_loss_fn"
+    base_refused: ClassVar[str] = _FROM_THE_SAMPLER
+    sequence_refused: ClassVar[str] = _OF_ONE_TOKEN
+    pulls_on_all: ClassVar[bool] = True
+    name: Literal["ipo"]
+    delta: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The largest change of the probability that still learns."""
+    tau: NonNegativeFloat = 1e-3
+    """Weight of the squared log ratio that pulls every token back."""
+
+
+class VESPO(TrustRegionSettings):
+    """A weight on the whole completion by the product of its ratios, greatest near 1.
+
+    The defaults are TRL's.
+    """
+
+    source: ClassVar[str] = "arXiv 2602.10693"
+    base_refused: ClassVar[str] = "its weight is that of the completion under the sampler"
+    sequence_refused: ClassVar[str] = "it weighs whole completions as it is, by their product"
+    name: Literal["vespo"]
+    k_positive: NonNegativeFloat = 2.0
+    """With a positive advantage or none, how fast the weight falls towards r = 0."""
+    lambda_positive: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
+    """With a positive advantage or none, how fast the weight falls towards large r."""
+    k_negative: NonNegativeFloat = 3.0
+    """With a negative advantage, how fast the weight falls towards r = 0."""
+    lambda_negative: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    """With a negative advantage, how fast the weight falls towards large r."""
+
+
+class CFPO(TrustRegionSettings):
+    """The plain ratio minus a parabola around r = 1: beyond the range the gradient turns round.
+
+    The paper has no setting besides the clip range. Its text could not be read: the factor is that
+    of two public reimplementations, which name its equation 7, and of SPO (arXiv 2401.16025).
+    """
+
+    source: ClassVar[str] = "arXiv 2601.22801"
+    name: Literal["cfpo"]
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2
+    """Where the gradient is 0: at 1 + epsilon with a positive advantage, else at 1 - epsilon."""
+
+
+class DGPO(TrustRegionSettings):
+    """Beyond the clip range the gradient decays instead of ending, as a power of the ratio.
+
+    n and m are what the authors recommend; their script for a 7B model leaves the range as in PPO.
+    """
+
+    source: ClassVar[str] = "arXiv 2603.14389"
+    name: Literal["dgpo"]
+    epsilon_low: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """With a negative advantage it decays below 1 - epsilon_low."""
+    epsilon_high: NonNegativeFloat = 0.2
+    """With a positive advantage it decays above 1 + epsilon_high."""
+    n: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Below the range the weight falls with the n-th power of the ratio."""
+    m: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    """Above the range the weight falls with the m-th root of the ratio."""
+
+
+class DRO(TrustRegionSettings):
+    """No ratio at all: the log-probability, and a pull back by the squared log ratio.
+
+    verl asks for beta and has no default for it; 0.1 is ModelScope Twinkle's.
+    """
+
+    source: ClassVar[str] = "arXiv 2405.19107; verl, dro"
+    base_refused: ClassVar[str] = "it has no importance ratio that a weight could correct"
+    sequence_refused: ClassVar[str] = "it has no ratio to take the mean of"
+    pulls_on_all: ClassVar[bool] = True
+    name: Literal["dro"]
+    beta: NonNegativeFloat = 0.1
+    """Weight of half the squared log ratio, which pulls every token back."""
+
+
+TrustRegion = Annotated[
+    PSPO
+    | Clip
+    | NoClip
+    | SAPO
+    | CISPO
+    | GMPO
+    | DPPOTV
+    | DPPOKL
+    | IPO
+    | VESPO
+    | CFPO
+    | DGPO
+    | DRO,
+    Field(discriminator="name"),
+]
+
+# by name
+TRUST_REGION_SETTINGS: dict[str, type[TrustRegionSettings]] = {
+    get_args(region.model_fields["name"].annotation)[0]: region
+    for region in get_args(get_args(TrustRegion)[0])
+}
 
 
 class ObjectiveConfig(SettingsSection):
     """What is maximised; docs/objective.md has the mathematics."""
 
     trust_region: TrustRegion = PSPO()
-    """pspo | clip | noclip | sapo, each with its own settings."""
+    """Its name, and its own settings; `kit regions` lists them."""
     level: Literal["token", "sequence"] = "token"
     """Whether the ratio is per token or the length-normalised one of the completion."""
     old_policy: Literal["auto", "base", "sampler"] = "auto"
@@ -204,6 +398,28 @@ class ObjectiveConfig(SettingsSection):
         if self.old_policy != "auto":
             return self.old_policy
         return "base" if self.trust_region.name == "pspo" else "sampler"
+
+    @property
+    def needs_all_rows(self) -> bool:
+        """Whether completions without advantage teach something too: a penalty pulls on all."""
+        return self.beta > 0 or self.trust_region.pulls_on_all
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> ObjectiveConfig:
+        region = self.trust_region
+        if self.old_policy == "base" and region.base_refused:
+            raise _refused(region.name, "old_policy", "base", region.base_refused, "auto")
+        if self.level == "sequence" and region.sequence_refused:
+            raise _refused(region.name, "level", "sequence", region.sequence_refused, "token")
+        return self
+
+
+def _refused(region: str, key: str, value: str, reason: str, instead: str) -> PydanticCustomError:
+    return PydanticCustomError(
+        "refused",
+        "objective.{key}={value} does not go with {region}: {reason}; take {key}={instead}",
+        {"region": region, "key": key, "value": value, "reason": reason, "instead": instead},
+    )
 
 
 class RewardFunction(SettingsSection):

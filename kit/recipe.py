@@ -12,12 +12,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from kit.config import (
-    PSPO,
-    SAPO,
+    TRUST_REGION_SETTINGS,
     YAML_ERRORS,
-    Clip,
     Config,
-    NoClip,
     RewardFunction,
     SettingsSection,
     parse_yaml,
@@ -178,7 +175,10 @@ def _explain(error: ErrorDetails, section: type[SettingsSection], prefix: str) -
     if error["type"] == "missing":
         return f"{name} is required"
     if error["type"] == "union_tag_not_found":
-        return f"{name}.name is required: pspo, clip, noclip or sapo"
+        *others, last = TRUST_REGION_SETTINGS
+        return f"{name}.name is required: {', '.join(others)} or {last}"
+    if error["type"] == "refused":
+        return error["msg"]
     message = error["msg"].removeprefix("Value error, ")
     if not location:
         return message
@@ -196,10 +196,9 @@ def _unknown(key: str, parents: str, known: Sequence[str]) -> str:
 
 def _known_keys(section: Any, location: tuple[str | int, ...]) -> list[str]:
     """Field names of the part of a section that a pydantic error location points to."""
-    regions = {"pspo": PSPO, "clip": Clip, "noclip": NoClip, "sapo": SAPO}
     for part in location:
-        if part in regions:
-            section = regions[str(part)]
+        if part in TRUST_REGION_SETTINGS:
+            section = TRUST_REGION_SETTINGS[str(part)]
         elif isinstance(part, str) and part in section.model_fields:
             annotation = section.model_fields[part].annotation
             # a list of sections is not one: reward.functions is the only list there is

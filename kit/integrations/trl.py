@@ -29,6 +29,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -36,7 +37,7 @@ from kit.config import PSPO
 from kit.errors import ConfigError, TrainingError
 from kit.integrations import MissingPackageError
 from kit.model.prompts import guard
-from kit.training.objectives import MAX_LOG_RATIO, pspo
+from kit.training.trust_regions import Tokens, pspo
 
 INSTALL = 'pip install "trl>=1.14,<1.17"'
 
@@ -145,6 +146,5 @@ def smooth(logprobs: Tensor, old: Tensor | None, alpha: float) -> Tensor:
     """
     logprobs = logprobs.float()
     old = logprobs.detach() if old is None else old.float()
-    ratio = (logprobs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    one = ratio.new_ones(())
-    return old + pspo(ratio, one, PSPO(alpha=alpha), lambda smoothed: smoothed).log()
+    tokens = Tokens(logprobs, old, torch.ones_like(old, dtype=torch.bool))
+    return old + pspo(tokens, old.new_ones(()), PSPO(alpha=alpha)).log()

@@ -109,7 +109,7 @@ class GRPO:
         prompts = [request.prompt for request in sampled.requests]
         rollout = Rollout(problems, prompts, sampled.completions, advantages)
         metrics = self._rollout_metrics(rollout, scores, rewards, sampled.tokens_per_second)
-        if has_signal(rewards).any() or self._needs_all:
+        if has_signal(rewards).any() or self.objective_config.needs_all_rows:
             metrics |= self._update(step, rollout)
         else:
             metrics |= self._skip()
@@ -142,11 +142,6 @@ class GRPO:
 
     # --- updates ---------------------------------------------------------------------------------
 
-    @property
-    def _needs_all(self) -> bool:
-        """Whether groups without signal teach something too: the KL term pulls on all."""
-        return self.objective_config.beta > 0
-
     def _skip(self) -> dict[str, float]:
         for _ in range(self.train_config.updates_per_rollout):
             self.optimizer.skip()
@@ -156,7 +151,7 @@ class GRPO:
         """`updates_per_rollout` optimizer steps on the rows that carry a signal."""
         started = time.perf_counter()
         denominator = self._denominator(rollout)  # of all rows, also those without signal
-        if not self._needs_all:
+        if not self.objective_config.needs_all_rows:
             rollout = rollout.select(rollout.advantages.nonzero().flatten().tolist())
         rollout = replace(rollout, reference=self._reference_logprobs(rollout))
         loss_of = partial(self._loss, rollout, denominator)

@@ -1,4 +1,4 @@
-"""Advantages, trust regions, aggregation: pure tensors in, LossOutput out.
+"""Advantages, aggregation, the loss and what it says: pure tensors in, LossOutput out.
 
 P prompts, G group, B = rows, T tokens of the longest completion. `logprobs` is the current policy
 with gradient, `old` the old-policy reference the ratio is measured from, `sampler` the policy that
@@ -10,24 +10,21 @@ Where this differs from the papers:
    arXiv 2110.00641. With old_policy sampler it is PSPO and GRPO as published.
 2. The token denominator counts every sampled completion of the step, also those of groups without
    signal, so that leaving those out of the computation does not change the gradient.
-3. log ratios are clamped to +-20 before exp.
+The trust regions, and where they differ, are in kit.training.trust_regions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kit.config import PSPO, SAPO, Clip, NoClip, ObjectiveConfig
+from kit.config import NoClip, ObjectiveConfig
+from kit.training.trust_regions import TRUST_REGIONS, Tokens, difference
 
-MAX_LOG_RATIO = 20.0
 ADVANTAGE_EPS = 1e-4
-
-Pool = Callable[[Tensor], Tensor]
 
 
 def group_advantages(rewards: Tensor, scale: str = "group") -> Tensor:
@@ -57,47 +54,6 @@ def group_advantages(rewards: Tensor, scale: str = "group") -> Tensor:
 def has_signal(rewards: Tensor) -> Tensor:
     """(P,) bool: False where all rewards of a group (P, G) are equal."""
     return rewards.amax(dim=1) > rewards.amin(dim=1)
-
-
-# --- trust regions -------------------------------------------------------------------------------
-# Each takes token ratios r (B, T), advantages (B, 1), its settings, and `pool`, which turns token
-# ratios into the ratio the region acts on: the identity, or the length-normalised product of a
-# completion (GSPO, arXiv 2507.18071). Each returns the surrogate (B, T), to be maximised.
-
-
-def pspo(ratio: Tensor, advantages: Tensor, settings: PSPO, pool: Pool) -> Tensor:
-    """Probability smoothing: ((1 - alpha) r + alpha) A (arXiv 2509.21282).
-
-    Tokens are smoothed before they are pooled: it is their probabilities that are mixed.
-    """
-    return pool((1 - settings.alpha) * ratio + settings.alpha) * advantages
-
-
-def clip(ratio: Tensor, advantages: Tensor, settings: Clip, pool: Pool) -> Tensor:
-    """PPO's clipped ratio: min(r A, clip(r, 1 - low, 1 + high) A) (arXiv 1707.06347, eq. 7)."""
-    ratio = pool(ratio)
-    clipped = ratio.clamp(1 - settings.epsilon_low, 1 + settings.epsilon_high)
-    return torch.minimum(ratio * advantages, clipped * advantages)
-
-
-def noclip(ratio: Tensor, advantages: Tensor, settings: NoClip, pool: Pool) -> Tensor:
-    """The plain importance ratio: r A."""
-    return pool(ratio) * advantages
-
-
-def sapo(ratio: Tensor, advantages: Tensor, settings: SAPO, pool: Pool) -> Tensor:
-    """Sigmoid gate: 4 / tau * sigmoid(tau (r - 1)) A, tau by the sign of A (arXiv 2511.20347)."""
-    tau = torch.full_like(advantages, settings.tau_negative)
-    tau = tau.masked_fill(advantages > 0, settings.tau_positive)
-    return 4 / tau * torch.sigmoid(tau * (pool(ratio) - 1)) * advantages
-
-
-TRUST_REGIONS: dict[str, Callable[[Tensor, Tensor, Any, Pool], Tensor]] = {
-    "pspo": pspo,
-    "clip": clip,
-    "noclip": noclip,
-    "sapo": sapo,
-}
 
 
 # --- the loss ------------------------------------------------------------------------------------
@@ -140,13 +96,15 @@ class Denominator:
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """What a micro-batch says about its N completion tokens; every tensor is (N,), on the CPU."""
+    """What a micro-batch says about its N tokens and C completions; all on the CPU."""
 
-    log_ratio: Tensor  # current - old
-    log_weight: Tensor  # current - sampler
-    silenced: Tensor  # bool: the trust region left this token no gradient
-    k3_base: Tensor
-    entropy: Tensor
+    log_ratio: Tensor  # (N,) current - old
+    log_weight: Tensor  # (N,) current - sampler
+    silenced: Tensor  # (N,) bool: the trust region left this token nothing of its advantage
+    pull: Tensor  # (N,) what the loss's gradient by this log-probability would be under noclip
+    k3_base: Tensor  # (N,)
+    entropy: Tensor  # (N,)
+    completion_log_weight: Tensor  # (C,) sum of log_weight over the completion
 
     @staticmethod
     def concatenate(parts: list[TokenStats]) -> TokenStats:
@@ -169,13 +127,12 @@ def policy_loss(
 
     The losses of all micro-batches of a step add up to the step's loss whatever their sizes.
     """
-    log_ratio = _difference(inputs.logprobs, inputs.old, inputs.mask)
-    values = -_surrogate(log_ratio, inputs, config)
+    values = -_surrogate(inputs.logprobs, inputs.advantages, inputs, config)
     k3 = k3_divergence(inputs.logprobs, inputs.base, inputs.mask)
     if config.beta > 0:
         values = values + config.beta * k3
     loss = aggregate(values, inputs.mask, denominator, config.aggregation)
-    return LossOutput(loss=loss, stats=_token_stats(log_ratio, k3, inputs, config))
+    return LossOutput(loss=loss, stats=_token_stats(k3, inputs, denominator, config))
 
 
 def aggregate(values: Tensor, mask: Tensor, denominator: Denominator, how: str) -> Tensor:
@@ -199,52 +156,58 @@ def k3_divergence(logprobs: Tensor, base: Tensor, mask: Tensor) -> Tensor:
 
     Unbiased under samples of the current policy and never negative. (B, T); 0 outside the mask.
     """
-    difference = _difference(base, logprobs, mask)
-    return difference.expm1() - difference  # exp(d) - 1 loses the digits of a small d
+    gap = difference(base, logprobs, mask)
+    return gap.expm1() - gap  # exp(d) - 1 loses the digits of a small d
 
 
-def _difference(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """a - b, 0 outside the mask and bounded, so that its exp is finite everywhere."""
-    difference = torch.where(mask, a - b, torch.zeros_like(a))
-    return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-
-
-def _surrogate(log_ratio: Tensor, inputs: LossInputs, config: ObjectiveConfig) -> Tensor:
+def _surrogate(
+    logprobs: Tensor, advantages: Tensor, inputs: LossInputs, config: ObjectiveConfig
+) -> Tensor:
     """(B, T) surrogate of the chosen trust region, weighted when old is not the sampler."""
-
-    def pool(ratio: Tensor) -> Tensor:
-        if config.level == "token":
-            return ratio
-        mean = torch.where(inputs.mask, ratio.log(), torch.zeros_like(ratio)).sum(1, keepdim=True)
-        return (mean / inputs.mask.sum(1, keepdim=True).clamp(min=1)).exp().expand_as(ratio)
-
+    tokens = Tokens(logprobs, inputs.old, inputs.mask, config.level)
     region = TRUST_REGIONS[config.trust_region.name]
-    surrogate = region(log_ratio.exp(), inputs.advantages[:, None], config.trust_region, pool)
+    surrogate = region(tokens, advantages[:, None], config.trust_region)
     if config.resolved_old_policy == "sampler":
         return surrogate
-    weight = pool(_difference(inputs.old, inputs.sampler, inputs.mask).exp())
+    weight = tokens.pool(difference(inputs.old, inputs.sampler, inputs.mask).exp())
     return surrogate * weight.clamp(max=config.max_weight).detach()
 
 
+def _pull(inputs: LossInputs, denominator: Denominator, config: ObjectiveConfig) -> Tensor:
+    """(B, T) gradient of the step's surrogate by the current log-probabilities, as far as it comes
+    from the advantages: what a penalty pulls is left out."""
+    leaf = inputs.logprobs.detach().requires_grad_()
+    with torch.enable_grad():
+        zero = torch.zeros_like(inputs.advantages)
+        with_it, without = (
+            _surrogate(leaf, advantages, inputs, config) for advantages in (inputs.advantages, zero)
+        )
+        total = aggregate(with_it - without, inputs.mask, denominator, config.aggregation)
+    (gradient,) = torch.autograd.grad(total, leaf)
+    return gradient
+
+
 def _token_stats(
-    log_ratio: Tensor, k3: Tensor, inputs: LossInputs, config: ObjectiveConfig
+    k3: Tensor, inputs: LossInputs, denominator: Denominator, config: ObjectiveConfig
 ) -> TokenStats:
     """Statistics of the masked tokens; which are silenced is read off the surrogate's gradient."""
-    leaf = log_ratio.detach().requires_grad_()
-    with torch.enable_grad():
-        surrogate = _surrogate(leaf, inputs, config)
-    (gradient,) = torch.autograd.grad(surrogate.sum(), leaf)
-    silenced = (gradient == 0) & (inputs.advantages != 0)[:, None]
+    plain = config.model_copy(
+        update={"trust_region": NoClip(name="noclip"), "old_policy": config.resolved_old_policy}
+    )
+    silenced = _pull(inputs, denominator, config) == 0
+    log_weight = difference(inputs.logprobs, inputs.sampler, inputs.mask).detach()
 
     def pick(values: Tensor) -> Tensor:
         return values.detach()[inputs.mask].cpu()
 
     return TokenStats(
-        log_ratio=pick(log_ratio),
-        log_weight=pick(_difference(inputs.logprobs, inputs.sampler, inputs.mask)),
-        silenced=pick(silenced),
+        log_ratio=pick(difference(inputs.logprobs, inputs.old, inputs.mask)),
+        log_weight=pick(log_weight),
+        silenced=pick(silenced & (inputs.advantages != 0)[:, None]),
+        pull=pick(_pull(inputs, denominator, plain)),
         k3_base=pick(k3),
         entropy=pick(inputs.entropy),
+        completion_log_weight=log_weight.sum(1)[inputs.mask.any(1)].cpu(),
     )
 
 
@@ -253,14 +216,26 @@ def diagnostics(stats: TokenStats) -> dict[str, float]:
     if stats.log_ratio.numel() == 0:
         return {}
     ratio, weight = stats.log_ratio.double().exp(), stats.log_weight.double().exp()
+    lowest, highest = np.quantile(ratio.numpy(), (0.01, 0.99))
     return {
         "ratio/mean": ratio.mean().item(),
         "ratio/min": ratio.min().item(),
         "ratio/max": ratio.max().item(),
+        "ratio/p01": float(lowest),
+        "ratio/p99": float(highest),
         "ratio/zero_gradient_share": stats.silenced.double().mean().item(),
+        "ratio/silenced_norm_share": _norm_share(stats.pull.double(), stats.silenced),
         "ratio/effective_sample_share": (
             weight.sum().square() / (weight.numel() * weight.square().sum())
         ).item(),
+        "ratio/mismatch_token": stats.log_weight.double().abs().mean().item(),
+        "ratio/mismatch_completion": stats.completion_log_weight.double().abs().mean().item(),
         "policy/entropy": stats.entropy.double().mean().item(),
         "policy/k3_to_base": stats.k3_base.double().mean().item(),
     }
+
+
+def _norm_share(values: Tensor, chosen: Tensor) -> float:
+    """Norm of the chosen values as a share of that of all; 0 where all are 0."""
+    whole = values.norm().item()
+    return values[chosen].norm().item() / whole if whole else 0.0

@@ -326,6 +326,80 @@ def test_trls_clip_is_the_kits_clip(moved, tmp_path, level):
     assert other.gradient_gap(theirs) > 0.01
 
 
+REGIONS_OF_TRL = {  # settings of the kit's, of its objective, and of TRL's trainer
+    "cispo": (
+        {"name": "cispo", "epsilon_max": 1.1},
+        {},
+        {"loss_type": "cispo", "epsilon_high": 1.1},
+    ),
+    "cispo, sequence": (
+        {"name": "cispo", "epsilon_max": 1.02},
+        {"level": "sequence"},
+        {"loss_type": "cispo", "epsilon_high": 1.02, "importance_sampling_level": "sequence"},
+    ),
+    "gspo": (
+        {"name": "clip", "epsilon_low": 3e-4, "epsilon_high": 4e-4},
+        {"level": "sequence", "aggregation": "sequence"},
+        {
+            "loss_type": "grpo",
+            "importance_sampling_level": "sequence",
+            "epsilon": 3e-4,
+            "epsilon_high": 4e-4,
+        },
+    ),
+    "sapo": (
+        {"name": "sapo", "tau_positive": 1.5, "tau_negative": 2.0},
+        {"aggregation": "sequence"},
+        {"loss_type": "sapo", "sapo_temperature_pos": 1.5, "sapo_temperature_neg": 2.0},
+    ),
+    "vespo": ({"name": "vespo"}, {}, {"loss_type": "vespo"}),
+    "dual clip": (
+        {"name": "clip", "epsilon_low": 0.1, "epsilon_high": 0.1, "dual": 1.2},
+        {},
+        {"loss_type": "dapo", "epsilon": 0.1, "epsilon_high": 0.1, "delta": 1.2},
+    ),
+}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("region, objective, settings", REGIONS_OF_TRL.values(), ids=REGIONS_OF_TRL)
+def test_trls_regions_are_the_kits(moved, tmp_path, region, objective, settings):
+    policy, rollout = moved
+    trainer = build_trainer(
+        trl.GRPOTrainer, trl.GRPOConfig, policy, tmp_path, beta=0.0, **settings
+    )
+    theirs = trl_step(policy, trainer, trl_batch(rollout))
+    ours = kit_step(policy, rollout, {"trust_region": region, **objective})
+    assert ours.loss_gap(theirs) < LOSS_NOISE * loss_scale(region["name"])
+    assert ours.gradient_gap(theirs) < GRADIENT_NOISE
+    plain = kit_step(policy, rollout, {"trust_region": {"name": "noclip"}, **objective})
+    assert plain.gradient_gap(theirs) > 0.01
+
+
+def loss_scale(name: str) -> float:
+    """By what the rounding of a ratio is multiplied: by log-probabilities, of at most 16 nats."""
+    return 16 if name in ("cispo", "vespo") else 1
+
+
+@pytest.mark.smoke
+def test_trls_gmpo_is_the_kits_gmpo(moved, tmp_path):
+    from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
+
+    policy, rollout = moved
+    settings = {"epsilon": 0.1, "epsilon_high": 0.2, "beta": 0.0}
+    trainer = build_trainer(GMPOTrainer, GMPOConfig, policy, tmp_path, **settings)
+    theirs = trl_step(policy, trainer, trl_batch(rollout))
+    region = {"name": "gmpo", "epsilon_low": 0.1, "epsilon_high": 0.2}
+    ours = kit_step(policy, rollout, {"trust_region": region, "aggregation": "sequence"})
+    assert 0.05 < ours.silenced < 0.95
+    assert ours.loss_gap(theirs) < LOSS_NOISE
+    assert ours.gradient_gap(theirs) < GRADIENT_NOISE
+    wider = kit_step(
+        policy, rollout, {"trust_region": {"name": "gmpo"}, "aggregation": "sequence"}
+    )
+    assert wider.gradient_gap(theirs) > 0.01
+
+
 @pytest.mark.smoke
 def test_a_wrong_sign_mask_or_old_policy_breaks_the_parity(moved, tmp_path):
     policy, rollout = moved

@@ -10,9 +10,24 @@ import numpy as np
 import pytest
 import torch
 
-from kit.config import PSPO, SAPO, Clip, NoClip, ObjectiveConfig
+from kit.config import (
+    CFPO,
+    CISPO,
+    DGPO,
+    DPPOKL,
+    DPPOTV,
+    DRO,
+    GMPO,
+    IPO,
+    PSPO,
+    SAPO,
+    TRUST_REGION_SETTINGS,
+    VESPO,
+    Clip,
+    NoClip,
+    ObjectiveConfig,
+)
 from kit.training.objectives import (
-    MAX_LOG_RATIO,
     Denominator,
     LossInputs,
     TokenStats,
@@ -22,16 +37,38 @@ from kit.training.objectives import (
     has_signal,
     k3_divergence,
     policy_loss,
-    pspo,
 )
+from kit.training.trust_regions import MAX_LOG_RATIO, Tokens, pspo
 
 REGIONS = {
     "pspo": PSPO(alpha=0.3),
     "clip": Clip(name="clip", epsilon_low=0.2, epsilon_high=0.28),
     "noclip": NoClip(name="noclip"),
     "sapo": SAPO(name="sapo", tau_positive=1.0, tau_negative=1.5),
+    "dual": Clip(name="clip", dual=1.5),
+    "cispo": CISPO(name="cispo", epsilon_max=1.4),
+    "gmpo": GMPO(name="gmpo", epsilon_low=0.4, epsilon_high=0.3),
+    "dppo_tv": DPPOTV(name="dppo_tv", delta_low=0.1, delta_high=0.05, max_ratio=1.8),
+    "dppo_kl": DPPOKL(name="dppo_kl", delta_low=0.02, delta_high=0.03, max_ratio=1.8),
+    "ipo": IPO(name="ipo", delta=0.1, tau=0.2),
+    "vespo": VESPO(name="vespo"),
+    "cfpo": CFPO(name="cfpo", epsilon=0.3),
+    "dgpo": DGPO(name="dgpo", epsilon_low=0.2, epsilon_high=0.28, n=1.5, m=2.0),
+    "dro": DRO(name="dro", beta=0.3),
 }
 LEVELS = ("token", "sequence")
+LEVEL_CASES = [
+    (name, level)
+    for name, region in REGIONS.items()
+    for level in LEVELS
+    if level == "token" or not region.sequence_refused
+]
+OLD_POLICY_CASES = [
+    (name, level, old_policy)
+    for name, level in LEVEL_CASES
+    for old_policy in ("base", "sampler")
+    if old_policy == "sampler" or not REGIONS[name].base_refused
+]
 AGGREGATIONS = ("token", "sequence", "constant")
 
 
@@ -281,7 +318,8 @@ def test_smoothing_contracts_total_variation_and_kl(alpha):
 
     # with A = 1 the surrogate is the smoothed policy over the old one, token by token
     ratio, ones = torch.from_numpy(current / old), torch.ones(64, 1, dtype=torch.float64)
-    surrogate = pspo(ratio, ones, PSPO(alpha=alpha), lambda r: r)
+    tokens = Tokens(ratio.log(), torch.zeros_like(ratio), torch.ones_like(ratio).bool())
+    surrogate = pspo(tokens, ones, PSPO(alpha=alpha))
     close(surrogate * torch.from_numpy(old), mixed)
 
 
@@ -290,12 +328,14 @@ def test_smoothing_contracts_total_variation_and_kl(alpha):
 
 @pytest.mark.parametrize(
     ("region", "expected"),
-    [("pspo", "base"), ("clip", "sampler"), ("noclip", "sampler"), ("sapo", "sampler")],
+    [(name, "base" if name == "pspo" else "sampler") for name in REGIONS],
 )
 def test_old_policy_auto(region, expected):
     assert objective(REGIONS[region]).resolved_old_policy == expected
-    for explicit in ("base", "sampler"):
-        assert objective(REGIONS[region], old_policy=explicit).resolved_old_policy == explicit
+    for name, _, explicit in OLD_POLICY_CASES:
+        if name == region:
+            resolved = objective(REGIONS[region], old_policy=explicit).resolved_old_policy
+            assert resolved == explicit
 
 
 def test_old_policy_auto_decides_whether_the_weight_applies():
@@ -424,11 +464,10 @@ def test_an_empty_completion_adds_nothing(how):
     close(aggregate(values, mask, Denominator(2, 2, 4), how), expected)
 
 
-@pytest.mark.parametrize("region", REGIONS)
-@pytest.mark.parametrize("old_policy", ["base", "sampler"])
-def test_a_completion_without_tokens_leaves_the_others_gradient_alone(region, old_policy):
+@pytest.mark.parametrize(("region", "level", "old_policy"), OLD_POLICY_CASES)
+def test_a_completion_without_tokens_leaves_the_others_gradient_alone(region, level, old_policy):
     inputs = random_inputs(3, [3, 0, 2], [1.0, 1.0, -1.0])
-    config = objective(REGIONS[region], level="sequence", old_policy=old_policy)
+    config = objective(REGIONS[region], level=level, old_policy=old_policy)
     _, gradient, _ = loss_and_gradient(inputs, config)
     assert torch.equal(gradient[1], torch.zeros(3, dtype=torch.float64))
     others = loss_and_gradient(rows_of(inputs, [0, 2]), config, Denominator(5, 3, 3))[1]
@@ -495,8 +534,7 @@ LENGTHS = [5, 2, 1, 7, 3, 4, 6, 2]
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize(("region", "level"), LEVEL_CASES)
 def test_gradient_is_the_same_for_every_micro_batch_size(region, level, aggregation):
     inputs = random_inputs(2, LENGTHS)
     config = objective(REGIONS[region], level=level, aggregation=aggregation, beta=0.1)
@@ -515,13 +553,15 @@ def test_gradient_is_the_same_for_every_micro_batch_size(region, level, aggregat
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize(("region", "level"), LEVEL_CASES)
 def test_rows_without_signal_can_be_left_out(region, level, aggregation):
+    config = objective(REGIONS[region], level=level, aggregation=aggregation)
+    assert config.needs_all_rows == (region in ("ipo", "dro"))
+    if config.needs_all_rows:
+        return  # the next test
     keep = [0, 3, 4, 6]
     advantages = [0.7 if i in keep else 0.0 for i in range(8)]
     inputs = random_inputs(3, LENGTHS, advantages)
-    config = objective(REGIONS[region], level=level, aggregation=aggregation)
     denominator = Denominator(sum(LENGTHS), len(LENGTHS), 9)  # of all rows, in both cases
     _, everything, _ = loss_and_gradient(inputs, config, denominator)
     _, kept, _ = loss_and_gradient(rows_of(inputs, keep), config, denominator)
@@ -530,18 +570,27 @@ def test_rows_without_signal_can_be_left_out(region, level, aggregation):
     assert torch.equal(everything[others], torch.zeros_like(everything[others]))
 
 
+@pytest.mark.parametrize("region", ["ipo", "dro"])
+def test_a_penalty_pulls_on_rows_without_signal_too(region):
+    inputs = make_inputs([[2.0]], [0.0])
+    _, gradient, stats = loss_and_gradient(inputs, objective(REGIONS[region]))
+    # the loss has tau log^2 r or beta / 2 log^2 r: 2 * 0.2 * log 2, and 0.3 * log 2
+    close(gradient, [[{"ipo": 0.4, "dro": 0.3}[region] * math.log(2)]])
+    assert not stats.silenced.any()
+    assert objective(REGIONS["clip"], beta=0.1).needs_all_rows
+
+
 # --- hostile numbers -----------------------------------------------------------------------------
 
 COMBINATIONS = [
     pytest.param(region, level, old, aggregation, beta, id="-".join(map(str, names)))
-    for names in itertools.product(REGIONS, LEVELS, ("base", "sampler"), AGGREGATIONS, (0.0, 0.2))
-    for region, level, old, aggregation, beta in [names]
+    for case, aggregation, beta in itertools.product(OLD_POLICY_CASES, AGGREGATIONS, (0.0, 0.2))
+    for region, level, old in [case]
+    for names in [(*case, aggregation, beta)]
 ]
 
 
-@pytest.mark.parametrize("old_policy", ["base", "sampler"])
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize(("region", "level", "old_policy"), OLD_POLICY_CASES)
 def test_what_lies_outside_the_mask_does_no_harm(region, level, old_policy):
     inputs = random_inputs(4, [2, 4, 3])
     config = objective(REGIONS[region], level=level, old_policy=old_policy, beta=0.3)
@@ -561,9 +610,7 @@ def test_what_lies_outside_the_mask_does_no_harm(region, level, old_policy):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("old_policy", ["base", "sampler"])
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize(("region", "level", "old_policy"), OLD_POLICY_CASES)
 def test_extreme_log_ratios_stay_finite(region, level, old_policy, dtype):
     far = torch.tensor([[0.0, -1e4, -1e4, -0.0], [-3.0, -2.0, -1e30, -1.0]], dtype=dtype)
     near = torch.tensor([[-1e4, 0.0, -1.0, -1e30], [-1e4, -90.0, -1.0, -700.0]], dtype=dtype)
@@ -594,13 +641,12 @@ def test_log_ratio_is_clamped_at_twenty_and_no_earlier():
     close(gradient, [[0.0]])
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize(("region", "level"), LEVEL_CASES)
 def test_inputs_are_not_modified(region, level):
     inputs = random_inputs(5, [2, 4, 3])
     names = [field.name for field in dataclasses.fields(LossInputs)]
     before = {name: getattr(inputs, name).detach().clone() for name in names}
-    config = objective(REGIONS[region], level=level, old_policy="base", beta=0.3)
+    config = objective(REGIONS[region], level=level, beta=0.3)
     policy_loss(inputs, Denominator(9, 3, 4), config).loss.backward()
     for name in names:
         assert torch.equal(getattr(inputs, name).detach(), before[name]), name
@@ -635,15 +681,23 @@ def test_diagnostics_by_hand():
         log_ratio=f64([0.5, 2.0, 4.0, 1.5]).log(),
         log_weight=f64([1.0, 1.0, 2.0, 4.0]).log(),
         silenced=torch.tensor([False, True, False, False]),
+        pull=f64([2.0, -6.0, 3.0, 0.0]),
         k3_base=f64([0.1, 0.2, 0.3, 0.6]),
         entropy=f64([1.0, 2.0, 3.0, 0.0]),
+        completion_log_weight=f64([-3.0, 1.0]),
     )
     expected = {
         "ratio/mean": 8 / 4,
         "ratio/min": 0.5,
         "ratio/max": 4.0,
+        # of 0.5, 1.5, 2, 4: 1 % and 99 % of three gaps are 0.03 of the first and 0.97 of the last
+        "ratio/p01": 0.5 + 0.03 * 1.0,
+        "ratio/p99": 2.0 + 0.97 * 2.0,
         "ratio/zero_gradient_share": 1 / 4,
+        "ratio/silenced_norm_share": 6 / 7,  # 6 of sqrt(4 + 36 + 9)
         "ratio/effective_sample_share": 8**2 / (4 * (1 + 1 + 4 + 16)),  # (sum w)^2 / (n sum w^2)
+        "ratio/mismatch_token": (math.log(2) + math.log(4)) / 4,
+        "ratio/mismatch_completion": 4 / 2,
         "policy/entropy": 6 / 4,
         "policy/k3_to_base": 1.2 / 4,
     }
@@ -660,6 +714,11 @@ def test_statistics_of_a_batch():
     )
     close(stats.log_ratio, current - old)
     close(stats.log_weight, current - sampler)
+    gaps = current - sampler  # the first three tokens are the first completion
+    close(stats.completion_log_weight, [gaps[:3].sum(), gaps[3:].sum()])
+    # pspo's old policy is the base: the weight is old / sampler, noclip's gradient r A / 8 tokens
+    weight = np.minimum(np.exp(old - sampler), 10) * np.exp(current - old)
+    close(stats.pull, weight * np.repeat(inputs.advantages.numpy(), [3, 5]) / 8)
     close(stats.k3_base, np.exp(base - current) - (base - current) - 1)
     close(stats.entropy, entropy)
     assert not any(
@@ -668,13 +727,38 @@ def test_statistics_of_a_batch():
 
 
 def test_diagnostics_of_nothing():
-    empty = torch.zeros(0)
-    assert diagnostics(TokenStats(empty, empty, empty.bool(), empty, empty)) == {}
+    assert diagnostics(stats_of(0)) == {}
 
 
 def test_equal_weights_are_a_full_sample():
-    stats = TokenStats(*[torch.zeros(5)] * 2, torch.zeros(5).bool(), *[torch.zeros(5)] * 2)
-    assert diagnostics(stats)["ratio/effective_sample_share"] == 1.0
+    assert diagnostics(stats_of(5))["ratio/effective_sample_share"] == 1.0
+
+
+def test_nothing_is_silenced_where_nothing_would_have_been_carried():
+    assert diagnostics(stats_of(5))["ratio/silenced_norm_share"] == 0.0
+
+
+def stats_of(tokens: int) -> TokenStats:
+    """Tokens of which there is nothing to say."""
+    names = [field.name for field in dataclasses.fields(TokenStats)]
+    zeros = {name: torch.zeros(tokens) for name in names}
+    return TokenStats(**zeros | {"silenced": torch.zeros(tokens).bool()})
+
+
+def test_silenced_norm_share_by_hand():
+    # ratios 2, 0.5, 1.1 and A = 1: clip silences the first; noclip would give 2, 0.5 and 1.1
+    _, _, stats = loss_and_gradient(
+        make_inputs([[2.0, 0.5, 1.1]], [1.0]), objective(REGIONS["clip"])
+    )
+    expected = 2 / math.sqrt(4 + 0.25 + 1.21)
+    assert diagnostics(stats)["ratio/silenced_norm_share"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_pull_is_weighted_as_the_loss_is():
+    # means per completion, over two completions: r A / length / 2
+    inputs = make_inputs([[2.0, 4.0], [3.0, 9.0]], [1.0, -1.0], mask=[[True, True], [True, False]])
+    _, _, stats = loss_and_gradient(inputs, objective(REGIONS["clip"], aggregation="sequence"))
+    close(stats.pull, [2 / 4, 4 / 4, -3 / 2])
 
 
 # --- shapes --------------------------------------------------------------------------------------
@@ -700,8 +784,10 @@ def test_advantages_and_mask_shape_errors():
 # --- everything together, against a slow reference -----------------------------------------------
 
 
-def reference_loss(current, inputs, config, denominator) -> float:
-    """The loss in plain floats, one token at a time; `current` is a (B, T) numpy array."""
+def reference_loss(current, inputs, config, denominator, detached=None) -> float:
+    """The loss in plain floats, one token at a time; `current` is a (B, T) numpy array, and so is
+    `detached`, the log-probabilities that what carries no gradient is computed from."""
+    detached = current if detached is None else detached
     old, sampler, base = inputs.old.numpy(), inputs.sampler.numpy(), inputs.base.numpy()
     region = config.trust_region
     total = 0.0
@@ -710,22 +796,30 @@ def reference_loss(current, inputs, config, denominator) -> float:
         r = [math.exp(current[i, t] - old[i, t]) for t in range(length)]
         if region.name == "pspo":
             r = [(1 - region.alpha) * x + region.alpha for x in r]
+        if region.name == "gmpo":  # a ratio may not pass the bound the advantage pushes it to
+            bound = math.exp(region.epsilon_high if advantage > 0 else -region.epsilon_low)
+            r = [min(x, bound) if advantage > 0 else max(x, bound) for x in r]
+        fixed = [math.exp(detached[i, t] - old[i, t]) for t in range(length)]
+        product = math.prod(fixed)
         w = [math.exp(old[i, t] - sampler[i, t]) for t in range(length)]
-        if config.level == "sequence":
+        if config.level == "sequence" or region.name == "gmpo":
             r = [math.prod(r) ** (1 / length)] * length
+            fixed = [math.prod(fixed) ** (1 / length)] * length
             w = [math.prod(w) ** (1 / length)] * length
-        if config.old_policy == "sampler":
+        if config.resolved_old_policy == "sampler":
             w = [1.0] * length
         row = 0.0
         for t in range(length):
-            if region.name == "clip":
-                clipped = min(max(r[t], 1 - region.epsilon_low), 1 + region.epsilon_high)
-                value = min(r[t] * advantage, clipped * advantage)
-            elif region.name == "sapo":
-                tau = region.tau_positive if advantage > 0 else region.tau_negative
-                value = 4 / tau / (1 + math.exp(-tau * (r[t] - 1))) * advantage
-            else:
-                value = r[t] * advantage
+            value = reference_value(
+                region,
+                advantage,
+                r[t],
+                fixed[t],
+                product,
+                logprob=current[i, t],
+                probability=math.exp(detached[i, t]),
+                old=math.exp(old[i, t]),
+            )
             d = base[i, t] - current[i, t]
             row += -min(w[t], config.max_weight) * value + config.beta * (math.exp(d) - d - 1)
         if config.aggregation == "token":
@@ -735,6 +829,50 @@ def reference_loss(current, inputs, config, denominator) -> float:
         else:
             total += row / (denominator.completions * denominator.max_tokens)
     return total
+
+
+def reference_value(region, advantage, r, fixed, product, *, logprob, probability, old) -> float:
+    """The surrogate of one token; `fixed` is the ratio and `product` the completion's, detached."""
+    up = advantage > 0
+    rise = (probability - old) * (1 if up else -1)  # the way the advantage pushes
+    match region.name:
+        case "clip":
+            clipped = min(max(r, 1 - region.epsilon_low), 1 + region.epsilon_high)
+            value = min(r * advantage, clipped * advantage)
+            return value if up or region.dual is None else max(value, region.dual * advantage)
+        case "sapo":
+            tau = region.tau_positive if up else region.tau_negative
+            return 4 / tau / (1 + math.exp(-tau * (r - 1))) * advantage
+        case "cispo":
+            return min(fixed, region.epsilon_max) * advantage * logprob
+        case "dppo_tv":
+            kept = rise <= (region.delta_high if up else region.delta_low)
+            return kept * min(fixed, region.max_ratio) * advantage * logprob
+        case "dppo_kl":
+            kl = old * math.log(old / probability)
+            kl += (1 - old) * math.log((1 - old) / (1 - probability))
+            kept = rise <= 0 or kl <= (region.delta_high if up else region.delta_low)
+            return kept * min(fixed, region.max_ratio) * advantage * logprob
+        case "ipo":
+            kept = abs(probability - old) <= region.delta
+            return kept * r * advantage - region.tau * math.log(r) ** 2
+        case "vespo":
+            k = region.k_positive if up else region.k_negative
+            decay = region.lambda_positive if up else region.lambda_negative
+            return product**k * math.exp(decay * (1 - product)) * advantage * logprob
+        case "cfpo":
+            return r * advantage - abs(advantage) / (2 * region.epsilon) * (r - 1) ** 2
+        case "dgpo":
+            low, high = 1 - region.epsilon_low, 1 + region.epsilon_high
+            if not up and fixed < low:
+                return r * fixed**region.n / low**region.n * advantage
+            if up and fixed > high:
+                return r * fixed ** (-1 / region.m) * high ** (1 / region.m) * advantage
+            return r * advantage
+        case "dro":
+            return advantage * logprob - region.beta / 2 * math.log(r) ** 2
+        case _:
+            return r * advantage
 
 
 @pytest.mark.parametrize(("region", "level", "old_policy", "aggregation", "beta"), COMBINATIONS)
@@ -762,6 +900,6 @@ def test_loss_and_gradient_against_the_reference(region, level, old_policy, aggr
         for sign in (1, -1):
             moved = current.copy()
             moved[i, t] += sign * step
-            values.append(reference_loss(moved, inputs, config, denominator))
+            values.append(reference_loss(moved, inputs, config, denominator, current))
         slope = (values[0] - values[1]) / (2 * step)
         assert gradient[i, t].item() == pytest.approx(slope, rel=1e-6, abs=1e-9)
