@@ -119,6 +119,18 @@ def estimate(
         raise ConfigError(f"{name} does not fit on {found.gpu.name}")
 
 
+@_train(short_help="the trust regions there are, with their settings")
+def regions(plot: Annotated[Path | None, _Folder(help="draw them too, as SVG")] = None) -> None:
+    """What each trust region does, its settings and where it is published."""
+    from kit.regions import table
+
+    print(table())
+    if plot:
+        from kit.training.region_plots import write_all
+
+        print(f"{len(write_all(plot))} figures -> {plot}")
+
+
 @_train()
 def demo(output: Annotated[Path, _Folder(help="of its runs")] = Path("runs/demo")) -> None:
     """train and compare clip, noclip and pspo on the embedded model"""

@@ -351,19 +351,7 @@ class DRO(TrustRegionSettings):
 
 
 TrustRegion = Annotated[
-    PSPO
-    | Clip
-    | NoClip
-    | SAPO
-    | CISPO
-    | GMPO
-    | DPPOTV
-    | DPPOKL
-    | IPO
-    | VESPO
-    | CFPO
-    | DGPO
-    | DRO,
+    PSPO | Clip | NoClip | SAPO | CISPO | GMPO | DPPOTV | DPPOKL | IPO | VESPO | CFPO | DGPO | DRO,
     Field(discriminator="name"),
 ]
 

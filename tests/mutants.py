@@ -35,13 +35,14 @@ import yaml
 ROOT = Path(__file__).parent.parent
 EXPLAINED = Path(__file__).with_suffix(".yaml")
 ROOMS = {
-    "objectives": "training",
+    **dict.fromkeys(("objectives", "trust_regions"), "training"),
     **dict.fromkeys(("logprobs", "batching"), "model"),
     **dict.fromkeys(("answers", "rewards"), "tasks"),
     **dict.fromkeys(("stats",), "evaluation"),
 }
 TESTS = {  # what pytest is told, for each module
     "objectives": ["tests/training/test_objectives.py"],
+    "trust_regions": ["tests/training/test_trust_regions.py", "tests/training/test_objectives.py"],
     # the memory of one big batch takes seconds and sees no formula
     "logprobs": ["tests/model/test_logprobs.py", "-k", "not qwens_vocabulary"],
     "batching": ["tests/model/test_batching.py"],

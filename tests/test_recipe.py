@@ -13,7 +13,7 @@ import pydantic
 import pytest
 
 import kit.config
-from kit.config import Config, ObjectiveConfig, SettingsSection
+from kit.config import TRUST_REGION_SETTINGS, Config, ObjectiveConfig, SettingsSection
 from kit.errors import ConfigError, KitError
 from kit.recipe import build_config, differences, load_config
 
@@ -157,9 +157,43 @@ def test_required_keys():
 
 def test_trust_region_needs_a_known_name():
     text = error_of(objective={"trust_region": {"alpha": 0.2}})
-    assert text == "objective.trust_region.name is required: pspo, clip, noclip or sapo"
+    assert text.startswith("objective.trust_region.name is required: pspo, clip, noclip, sapo,")
+    assert text.endswith(", dgpo or dro")
     text = error_of(objective={"trust_region": {"name": "clipp"}})
-    assert "'clipp'" in text and "'pspo', 'clip', 'noclip', 'sapo'" in text
+    assert "'clipp'" in text
+    assert ", ".join(map(repr, TRUST_REGION_SETTINGS)) in text
+
+
+@pytest.mark.parametrize("name", ["dppo_tv", "dppo_kl", "ipo", "vespo", "dro", "gmpo"])
+def test_what_makes_no_sense_with_a_region_is_refused_in_words(name):
+    region = {"name": name}
+    text = error_of(objective={"trust_region": region, "old_policy": "base"})
+    assert text.startswith(f"objective.old_policy=base does not go with {name}: it")
+    assert text.endswith("; take old_policy=auto")
+    text = error_of(objective={"trust_region": region, "level": "sequence"})
+    assert text.startswith(f"objective.level=sequence does not go with {name}: it")
+    assert text.endswith("; take level=token")
+    allowed = build(objective={"trust_region": region, "old_policy": "sampler"}).objective
+    assert allowed.resolved_old_policy == "sampler"
+
+
+@pytest.mark.parametrize("name", ["pspo", "clip", "noclip", "sapo", "cispo", "cfpo", "dgpo"])
+def test_the_others_go_with_every_old_policy_and_level(name):
+    settings = {"trust_region": {"name": name}, "old_policy": "base", "level": "sequence"}
+    assert build(objective=settings).objective.resolved_old_policy == "base"
+
+
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [
+        ({"name": "cfpo", "epsilon_low": 0.1}, "'epsilon_low' under objective.trust_region, did"),
+        ({"name": "vespo", "lambda_positiv": 1}, "did you mean 'lambda_positive'?"),
+        ({"name": "dro", "alpha": 0.1}, "known keys: name, beta"),
+        ({"name": "clip", "dual": 1.0}, "trust_region.dual = 1.0 is not allowed: input should be"),
+    ],
+)
+def test_settings_of_another_region_are_refused(region, message):
+    assert message in error_of(objective={"trust_region": region})
 
 
 def test_config_error_is_a_kit_error_and_a_value_error():
@@ -236,6 +270,7 @@ def test_an_override_of_the_region_drops_the_settings_of_the_other(write):
             "name": "clip",
             "epsilon_low": 0.2,
             "epsilon_high": 0.4,
+            "dual": None,
         }
         assert other.beta == 0.1
 
@@ -380,7 +415,7 @@ def test_every_field_is_documented(section, name):
     is_section = isinstance(field.annotation, type) and issubclass(
         field.annotation, SettingsSection
     )
-    is_tag = name == "name" and section.__name__.lower() in str(field.annotation)
+    is_tag = name == "name" and section.__name__.lower() in str(field.annotation).replace("_", "")
     assert field.description or is_section or is_tag
 
 

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kit.config import SAPO, Clip, Config, NoClip, SettingsSection
+from kit.config import CFPO, CISPO, DGPO, SAPO, Clip, Config, NoClip, SettingsSection
 from kit.errors import ConfigError
 from kit.recipe import build_config, differences, flatten, load_config
 
@@ -64,6 +64,8 @@ def allowed(section: type[SettingsSection]) -> st.SearchStrategy[SettingsSection
             values = st.dictionaries(st.text("abc", min_size=1), scalars.filter(is_finite))
         elif name == "limit":  # its bound is inside of a union
             values = st.none() | st.integers(min_value=1)
+        elif name == "dual":
+            values = st.none() | st.floats(min_value=1, exclude_min=True, allow_infinity=False)
         elif name == "clamp":
             bounds = st.tuples(st.floats(-9, 0), st.floats(0, 9, exclude_min=True))
             values = st.none() | bounds
@@ -81,7 +83,7 @@ def allowed(section: type[SettingsSection]) -> st.SearchStrategy[SettingsSection
     return st.fixed_dictionaries(required, optional=optional).map(section.model_validate)
 
 
-REGIONS = (Clip, NoClip, SAPO)
+REGIONS = (Clip, NoClip, SAPO, CISPO, CFPO, DGPO)
 
 
 def known_bounds(metadata: list[Any]) -> list[Any]:

@@ -29,7 +29,7 @@ FLOORS = (
     ("model",),
     ("tasks",),
     (
-        *("arms", "runs", "run_json", "run_settings", "manifest", "compare_json"),
+        *("arms", "regions", "runs", "run_json", "run_settings", "manifest", "compare_json"),
         *("files", "reading", "recipe", "config", "stopping", "terminal", "errors"),
     ),
     ("assets", "__init__"),

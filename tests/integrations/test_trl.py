@@ -365,9 +365,7 @@ REGIONS_OF_TRL = {  # settings of the kit's, of its objective, and of TRL's trai
 @pytest.mark.parametrize("region, objective, settings", REGIONS_OF_TRL.values(), ids=REGIONS_OF_TRL)
 def test_trls_regions_are_the_kits(moved, tmp_path, region, objective, settings):
     policy, rollout = moved
-    trainer = build_trainer(
-        trl.GRPOTrainer, trl.GRPOConfig, policy, tmp_path, beta=0.0, **settings
-    )
+    trainer = build_trainer(trl.GRPOTrainer, trl.GRPOConfig, policy, tmp_path, beta=0.0, **settings)
     theirs = trl_step(policy, trainer, trl_batch(rollout))
     ours = kit_step(policy, rollout, {"trust_region": region, **objective})
     assert ours.loss_gap(theirs) < LOSS_NOISE * loss_scale(region["name"])
@@ -394,9 +392,7 @@ def test_trls_gmpo_is_the_kits_gmpo(moved, tmp_path):
     assert 0.05 < ours.silenced < 0.95
     assert ours.loss_gap(theirs) < LOSS_NOISE
     assert ours.gradient_gap(theirs) < GRADIENT_NOISE
-    wider = kit_step(
-        policy, rollout, {"trust_region": {"name": "gmpo"}, "aggregation": "sequence"}
-    )
+    wider = kit_step(policy, rollout, {"trust_region": {"name": "gmpo"}, "aggregation": "sequence"})
     assert wider.gradient_gap(theirs) > 0.01
 
 
