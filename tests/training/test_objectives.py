@@ -675,6 +675,16 @@ def test_silenced_share_is_clips_definition_and_zero_for_pspo():
     assert stats.silenced.sum() == 75
 
 
+def test_a_token_whose_advantage_counts_nothing_is_silenced_though_a_penalty_pulls():
+    # probabilities 0.5 -> 0.8 and 0.5 -> 0.55, of which ipo's 0.1 allows the second
+    inputs = make_inputs([[1.6, 1.1]], [1.0])
+    half = torch.full_like(inputs.old, math.log(0.5))
+    inputs = dataclasses.replace(inputs, logprobs=f64([[0.8, 0.55]]).log(), old=half, sampler=half)
+    _, gradient, stats = loss_and_gradient(inputs, objective(REGIONS["ipo"]))
+    assert stats.silenced.tolist() == [True, False]
+    assert (gradient != 0).all()
+
+
 def test_diagnostics_by_hand():
     stats = TokenStats(
         log_ratio=f64([0.5, 2.0, 4.0, 1.5]).log(),

@@ -158,7 +158,7 @@ def test_the_first_update_starts_at_ratio_one_and_the_second_does_not(double_bas
         *(
             pytest.param(level, region, marks=pytest.mark.slow)
             for level, regions in {
-                "token": ("noclip", "pspo", "sapo"),
+                "token": ("noclip", "pspo", "sapo", "cispo", "gmpo", "dppo_kl", "ipo", "vespo"),
                 "sequence": ("clip", "noclip", "sapo"),
             }.items()
             for region in regions

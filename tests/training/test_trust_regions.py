@@ -169,6 +169,38 @@ def test_dppo_by_total_variation_has_a_bound_on_either_side():
     assert factor("dppo_tv", 0.7, -1.0, 0.5, **bounds) == 0.0  # fallen by 0.15
 
 
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("name", ["dppo_tv", "ipo"])
+def test_a_change_of_exactly_the_bound_is_kept(name, advantage):
+    # 0.5 -> 1 and 1 -> 0.5, in which nothing is rounded
+    half, one = f64([[0.5]]).log(), f64([[0.0]])
+    old, logprobs = (half, one) if advantage > 0 else (one, half)
+    bounds = {"delta": 0.5, "tau": 0.0} if name == "ipo" else {"delta_low": 0.5, "delta_high": 0.5}
+    leaf = logprobs.clone().requires_grad_()
+    tokens = Tokens(leaf, old, torch.ones_like(old).bool())
+    value = TRUST_REGIONS[name](tokens, f64([[advantage]]), settings_of(name, **bounds))
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    assert gradient.item() == pytest.approx(2.0 if advantage > 0 else -0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_divergence_of_exactly_the_bound_is_kept(advantage):
+    old, ratio = 0.5, 1.5 if advantage > 0 else 0.5
+    start = f64([[old]]).log()
+    tokens = Tokens(start + f64([[ratio]]).log(), start, torch.ones(1, 1).bool())
+    bound = binary_kl(tokens).item()
+    kept = dict.fromkeys(("delta_low", "delta_high"), bound)
+    assert factor("dppo_kl", ratio, advantage, old, **kept) == pytest.approx(ratio, rel=1e-12)
+    less = dict.fromkeys(("delta_low", "delta_high"), bound * (1 - 1e-9))
+    assert factor("dppo_kl", ratio, advantage, old, **less) == 0.0
+
+
+def test_binary_kl_of_a_certain_token_is_bounded():
+    # q = 0.5, p = 1: the others have 1e-8, not 0: 0.5 log(0.5 / 1e-8) + 0.5 log 0.5
+    got = binary_kl(Tokens(f64([[0.0]]), f64([[0.5]]).log(), torch.ones(1, 1).bool()))
+    assert got.item() == pytest.approx(0.5 * math.log(0.25 / 1e-8), rel=1e-12)
+
+
 def test_binary_kl_by_hand():
     # q = 0.5, p = 0.75: 0.5 log(2/3) + 0.5 log 2 = 0.5 log(4/3) = 0.143841
     # q = 0.5, p = 0.55: 0.5 log(10/11) + 0.5 log(10/9) = 0.5 log(100/99) = 0.005025
