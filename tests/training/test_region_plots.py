@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -57,6 +59,14 @@ def test_kit_regions_prints_the_table_and_draws(tmp_path, capsys):
     assert "epsilon_max=5" in said and "2602.04879" in said
     drawn = {path.stem for path in (tmp_path / "new" / "figures").glob("*.svg")}
     assert drawn == set(TRUST_REGION_SETTINGS)
+
+
+def test_the_table_needs_no_torch():
+    code = (
+        "import sys; from kit.cli import main; main(['regions']); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=DOCS.parent, capture_output=True)
+    assert done.returncode == 0 and b"dppo_kl" in done.stdout
 
 
 # --- the page ------------------------------------------------------------------------------------
