@@ -68,7 +68,7 @@ def test_on_policy_all_regions_are_the_plain_gradient(name, advantage):
 
 
 LOG = math.log(1e6)
-LIMITS = {  # name: r = 1e-6 of pi_old 0.5, A = 1 and -1; then r = 1e6 of pi_old 5e-7 likewise
+LIMITS = {  # r = 1e-6 of pi_old 0.5, A = 0.5 and -0.5; then r = 1e6 of pi_old 5e-7 likewise
     "pspo": (0.9e-6, 0.9e-6, 0.9e6, 0.9e6),
     "clip": (1e-6, 0.0, 0.0, 1e6),
     "noclip": (1e-6, 1e-6, 1e6, 1e6),
@@ -79,18 +79,18 @@ LIMITS = {  # name: r = 1e-6 of pi_old 0.5, A = 1 and -1; then r = 1e6 of pi_old
     "dppo_tv": (1e-6, 0.0, 0.0, 20.0),  # the probability moved by 0.5
     "dppo_kl": (1e-6, 0.0, 0.0, 20.0),
     # the advantage counts nothing; what pulls back is 2 tau log r / A
-    "ipo": (2e-3 * LOG, -2e-3 * LOG, -2e-3 * LOG, 2e-3 * LOG),
+    "ipo": (4e-3 * LOG, -4e-3 * LOG, -4e-3 * LOG, 4e-3 * LOG),
     "vespo": (math.exp(3) * 1e-12, math.exp(2) * 1e-18, 0.0, 0.0),  # e^lambda w^k
     # r (1 - (r - 1) / epsilon) and r (1 + (r - 1) / epsilon)
     "cfpo": (6e-6, -4e-6, -5e12, 5e12),
     "dgpo": (1e-6, 1e-12 / 0.8, math.sqrt(1.2e6), 1e6),
-    "dro": (1 + 0.1 * LOG, 1 - 0.1 * LOG, 1 - 0.1 * LOG, 1 + 0.1 * LOG),
+    "dro": (1 + 0.2 * LOG, 1 - 0.2 * LOG, 1 - 0.2 * LOG, 1 + 0.2 * LOG),  # beta log r / A
 }
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_far_from_one(name):
-    got = [factor(name, r, a, old) for r, old in ((1e-6, 0.5), (1e6, 5e-7)) for a in (1.0, -1.0)]
+    got = [factor(name, r, a, old) for r, old in ((1e-6, 0.5), (1e6, 5e-7)) for a in (0.5, -0.5)]
     assert got == pytest.approx(LIMITS[name], rel=1e-3, abs=1e-20)
 
 
@@ -103,6 +103,8 @@ def test_far_from_one(name):
         (2.9, -2.0, -5.8, -5.8),  # below the bound of 3: r A
         (3.1, -2.0, -6.0, 0.0),  # beyond it: 3 A, no gradient
         (3.1, 2.0, 2.56, 0.0),  # a positive advantage meets the upper clip, 1.28 A, as before
+        (3.1, 0.5, 0.64, 0.0),
+        (3.1, -0.5, -1.5, 0.0),
         (0.5, -2.0, -1.6, 0.0),  # and a negative one the lower
         (1.0, -2.0, -2.0, -2.0),
     ],
