@@ -156,8 +156,8 @@ def dgpo(tokens: Tokens, advantages: Tensor, settings: DGPO) -> Tensor:
     """
     ratio = tokens.pooled
     low, high = 1 - settings.epsilon_low, 1 + settings.epsilon_high
-    below = (ratio / low).pow(settings.n).masked_fill((ratio >= low) | (advantages >= 0), 1.0)
-    above = (high / ratio).pow(1 / settings.m).masked_fill((ratio <= high) | (advantages <= 0), 1.0)
+    below = (ratio / low).clamp(max=1).pow(settings.n).masked_fill(advantages >= 0, 1.0)
+    above = (high / ratio).clamp(max=1).pow(1 / settings.m).masked_fill(advantages <= 0, 1.0)
     return (below * above).detach() * ratio * advantages
 
 
