@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 COMMANDS = {
-    "Train": ("train", "compare", "estimate", "demo"),
+    "Train": ("train", "compare", "estimate", "regions", "demo"),
     "Measure": ("evaluate", "report", "judge", "votes"),
     "Adapters": ("verify", "merge", "blend", "push"),
     "Look": ("app",),
