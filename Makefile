@@ -4,7 +4,7 @@
 # make test    the tests, but for the slow ones
 # make docs    the pages in docs/, into build/docs; a broken link is an error
 # make check   what continuous integration runs: lint, types, docs, then all tests
-# make fuzz    the property tests, with a hundred times the cases and new ones on every run
+# make fuzz    the property tests, with twenty times the cases and new ones on every run
 # make mutants faults put into the pure modules, which their tests must notice
 # make faults  a hundred kills and full disks, after each of which everything must go on
 # Each makes .venv first when it is missing. PYTHON=python3.12 picks another interpreter.

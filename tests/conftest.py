@@ -44,7 +44,7 @@ COMMON: dict[str, Any] = {
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
 settings.register_profile("default", max_examples=50, derandomize=True, **COMMON)
-settings.register_profile("thorough", max_examples=5000, print_blob=True, **COMMON)
+settings.register_profile("thorough", max_examples=1000, print_blob=True, **COMMON)
 settings.load_profile("default")
 
 

@@ -92,6 +92,7 @@ def assert_same_run(a, b, tolerance=2e-4):
 
 
 @pytest.mark.smoke
+@pytest.mark.slow
 def test_each_arm_ends_as_it_does_alone(base, arms, whole):
     together = whole(arms)
     weights = []
@@ -138,6 +139,7 @@ def test_an_interrupted_group_goes_on_where_each_arm_stopped(base, arms, whole, 
 
 
 @pytest.mark.smoke
+@pytest.mark.slow
 def test_an_arm_that_fails_is_left_out_and_the_others_end_as_before(base, arms, whole, monkeypatch):
     learn = GRPO.learn
 
@@ -284,6 +286,7 @@ def test_a_comparison_trains_evaluates_and_is_not_done_twice(recipes, tmp_path, 
 
 
 @pytest.mark.smoke
+@pytest.mark.slow
 def test_a_stopped_comparison_goes_on(recipes, base, tmp_path, monkeypatch):
     def stop(self):
         self.stopping = True

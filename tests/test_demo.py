@@ -28,6 +28,7 @@ def test_the_next_command_opens_the_app_where_the_demo_is():
 
 
 @pytest.mark.smoke
+@pytest.mark.slow
 def test_the_demo_end_to_end(tmp_path, monkeypatch, capsys):
     recipe = tmp_path / "small.yaml"
     recipe.write_text(

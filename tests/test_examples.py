@@ -152,6 +152,7 @@ def test_load_answers_with_the_adapter(folder, reply, float_base):
 
 
 @needs_server
+@pytest.mark.slow
 def test_the_served_model_says_what_the_loaded_one_says(folder, reply, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -213,6 +214,7 @@ def is_taken_back(folder: Path, base: Base) -> None:
 
 
 @needs_trl
+@pytest.mark.slow
 def test_the_fork_cannot_import_the_kit_either(folder, forks):
     (folder / "probe.py").write_text("import kit")
     with pytest.raises(AssertionError, match="import of kit halted"):
@@ -227,6 +229,7 @@ def test_sft_continues(forks, folder, float_base):
 
 
 @needs_trl
+@pytest.mark.slow
 def test_grpo_continues_and_pspo_differs_by_the_smoothing(forks, folder, float_base):
     """Same seed, same samples: at ratio 1 PSPO's gradient is 1 - alpha = 0.9 times that of clip."""
     sizes = ("--batch", "16", "--max-tokens", "64")

@@ -453,6 +453,7 @@ def test_training_draws_curves_and_names_the_difference(page):
     page.wait_for_selector("text=objective.trust_region >> visible=true")
 
 
+@pytest.mark.slow
 def test_the_curves_stay_while_a_run_is_written(page, runs):
     open_tab(page, "Training")
     page.wait_for_function(FILLED["Training"])

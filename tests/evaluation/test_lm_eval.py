@@ -110,6 +110,7 @@ def test_both_judges_on_hand_written_completions(folder):
 
 
 @pytest.mark.smoke
+@pytest.mark.slow
 def test_lm_eval_generates_the_same_texts_and_counts_the_same_answers(
     folder, monkeypatch, base, make_config
 ):

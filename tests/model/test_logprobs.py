@@ -226,6 +226,7 @@ def peak_bytes(function, path) -> int:
     return peak
 
 
+@pytest.mark.slow
 def test_memory_at_qwens_vocabulary(tmp_path):
     rows, tokens, vocabulary, hidden_size = 4, 256, 151_936, 8
     hidden, weight, _, targets, _ = problem(rows * tokens, hidden_size, vocabulary)

@@ -400,6 +400,7 @@ def test_what_the_bridge_does_is_needed(fast, monkeypatch, missing, found):
 
 
 @pytest.mark.smoke
+@pytest.mark.slow
 def test_two_steps_and_then_on_with_the_other_backend(fast, make_config, tmp_path, monkeypatch):
     """The same adapter, metrics and files from both; each goes on where the other stopped."""
 

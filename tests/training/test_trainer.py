@@ -174,6 +174,7 @@ def test_every_objective_trains(base, make_config, region, level):
     assert metrics["update/not_finite"] == 0 and metrics["update/grad_norm"] > 0
 
 
+@pytest.mark.slow
 def test_training_raises_the_reward_it_is_given(base, make_config):
     """The share of vowels is easy to learn: the policy gradient must have the right sign."""
     config = make_config(
@@ -324,6 +325,7 @@ def test_too_many_bad_updates_in_a_row_stop_the_run(base, make_config, monkeypat
     assert RunFolder(config.output).read_description()["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(base, make_config):
     """Five prompts on two processes: an uneven split, summed exactly once."""
     one = make_config(rollout={"prompts_per_step": 5}, train={"updates_per_rollout": 1, "steps": 1})
@@ -477,6 +479,7 @@ def test_an_old_checkpoint_that_a_kill_left_behind_is_removed(base, make_config,
 # --- supervised ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sft_learns_the_solutions_and_warms_up_grpo(base, make_config):
     config = make_config(
         method="sft",
