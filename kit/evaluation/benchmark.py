@@ -15,7 +15,7 @@ from typing import Any
 
 from kit.config import DataConfig
 from kit.errors import ConfigError, room_for
-from kit.evaluation.result_writer import open_ledger
+from kit.evaluation.result_writer import open_writer
 from kit.evaluation.results import Result, read_result, result_path
 from kit.evaluation.sampling import Group, finish, sample_missing
 from kit.evaluation.settings import EvalSettings
@@ -51,24 +51,26 @@ def benchmark(
     check_targets(targets)
     about = {target.name: _describe(target) for target in targets}
     groups = [_open_group(config, targets, about, settings, tag, overwrite) for config in data]
-    ledgers = [ledger for group in groups for ledger in group.values()]
-    shared = [path for path, count in Counter(led.path for led in ledgers).items() if count > 1]
+    writers = [writer for group in groups for writer in group.values()]
+    shared = [
+        path for path, count in Counter(writer.path for writer in writers).items() if count > 1
+    ]
     if shared:
         raise ConfigError(f"two data sets would share {shared[0]}; evaluate them one by one")
     model = shared_model(targets)
     if base is not None and base.id != model.id:
         raise ConfigError(f"the targets' base is {model.id}, but the loaded one is {base.id}")
     with ExitStack() as held:
-        for ledger in ledgers:
-            if ledger.record["status"] != "finished":
-                held.enter_context(ledger.claimed())
-        if any(ledger.missing for ledger in ledgers):
+        for writer in writers:
+            if writer.record["status"] != "finished":
+                held.enter_context(writer.claimed())
+        if any(writer.missing for writer in writers):
             with _loaded(targets, base) as (policy, adapters):
                 sample_missing(groups, policy, adapters, environment() | {"command": command})
-        for ledger in ledgers:
-            if ledger.record["status"] != "finished":  # stopped after the last row was written
-                finish(ledger)
-    return [read_result(ledger.path) for ledger in ledgers]
+        for writer in writers:
+            if writer.record["status"] != "finished":  # stopped after the last row was written
+                finish(writer)
+    return [read_result(writer.path) for writer in writers]
 
 
 def table(results: Sequence[Result]) -> str:
@@ -123,7 +125,7 @@ def _open_group(
     tag: str | None,
     overwrite: bool,
 ) -> Group:
-    """The ledgers of all targets on one data set."""
+    """The writers of all targets on one data set."""
     config = config.model_copy(update={"system_prompt": targets[0].system_prompt})
 
     @cache
@@ -132,7 +134,7 @@ def _open_group(
         return load_problems(limited, settings.split, seed=settings.seed)
 
     group = {
-        target.name: open_ledger(
+        target.name: open_writer(
             result_path(target.results, config.name, tag),
             *(about[target.name], config, settings, load),
             tag=tag,
@@ -141,14 +143,14 @@ def _open_group(
         for target in targets
     }
     for target in targets:
-        ledger = group[target.name]
-        seen = seen_in_training(target, ledger.problem_set)
-        ledger.record["seen_in_training"] = seen
+        writer = group[target.name]
+        seen = seen_in_training(target, writer.problem_set)
+        writer.record["seen_in_training"] = seen
         if seen:
             log.warning(
                 "%s was trained on %d of the %d problems of %s: its figures there are not those "
                 "of held-out problems",
-                *(target.name, seen, len(ledger.problems), config.name),
+                *(target.name, seen, len(writer.problems), config.name),
             )
     return group
 

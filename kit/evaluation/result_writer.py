@@ -122,7 +122,7 @@ class ResultWriter:
         write_atomically(self.path, json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
 
 
-def open_ledger(
+def open_writer(
     path: Path,
     target: dict[str, Any],
     config: DataConfig,

@@ -43,32 +43,32 @@ def sample_missing(
 
     What ends it early says what is written and how to go on.
     """
-    ledgers = [ledger for group in groups for ledger in group.values()]
-    for ledger in ledgers:
-        ledger.check_revision(policy.base.revision)
-    total = sum(len(ledger.missing) for ledger in ledgers)
-    with stop_as_ctrl_c(), tqdm(total=total, unit="answer") as bar, _explained(ledgers, total):
+    writers = [writer for group in groups for writer in group.values()]
+    for writer in writers:
+        writer.check_revision(policy.base.revision)
+    total = sum(len(writer.missing) for writer in writers)
+    with stop_as_ctrl_c(), tqdm(total=total, unit="answer") as bar, _explained(writers, total):
         for group in groups:
-            active = {name: ledger for name, ledger in group.items() if ledger.missing}
+            active = {name: writer for name, writer in group.items() if writer.missing}
             if active:
                 _sample_group(active, policy, adapters, facts, bar)
 
 
-def finish(ledger: ResultWriter) -> None:
+def finish(writer: ResultWriter) -> None:
     """Count the rows of each temperature, write the figures, warn of truncation."""
-    numbers = isinstance(ledger.problem_set.verifier, NumberVerifier)
-    rows: dict[float, list[Row]] = {t: [] for t in ledger.settings.temperature}
-    for row in ledger.rows.values():
+    numbers = isinstance(writer.problem_set.verifier, NumberVerifier)
+    rows: dict[float, list[Row]] = {t: [] for t in writer.settings.temperature}
+    for row in writer.rows.values():
         rows[row["temperature"]].append(row)
-    ledger.finish([summarize(rows[t], numbers=numbers) for t in rows])
-    for entry in ledger.record["results"]:
+    writer.finish([summarize(rows[t], numbers=numbers) for t in rows])
+    for entry in writer.record["results"]:
         cut_off = entry["truncated"]["value"]
         if cut_off > TRUNCATED_WARNING:
             log.warning(
                 "%s on %s at temperature %g: %.0f %% of the answers are cut off at "
                 "max_new_tokens=%d and mostly count as wrong; raise it",
-                *(ledger.record["target"]["name"], ledger.record["data"], entry["temperature"]),
-                *(100 * cut_off, ledger.settings.max_new_tokens),
+                *(writer.record["target"]["name"], writer.record["data"], entry["temperature"]),
+                *(100 * cut_off, writer.settings.max_new_tokens),
             )
 
 
@@ -79,12 +79,12 @@ def row_seed(seed: int, problem: str, number: int) -> tuple[int, int, int]:
 
 
 @contextmanager
-def _explained(ledgers: Sequence[ResultWriter], total: int) -> Iterator[None]:
+def _explained(writers: Sequence[ResultWriter], total: int) -> Iterator[None]:
     """What ends sampling inside, with how many of `total` answers are written and how to go on."""
 
     def written() -> str:
         return (
-            f"{total - sum(len(ledger.missing) for ledger in ledgers)} of {total} answers are "
+            f"{total - sum(len(writer.missing) for writer in writers)} of {total} answers are "
             "written, and the same command (without --overwrite) goes on from there"
         )
 
@@ -105,15 +105,15 @@ def _sample_group(
 ) -> None:
     """What is missing on one data set, temperature by temperature, and then the figures."""
     base = policy.base
-    for ledger in group.values():
-        ledger.start(base.revision, base.hardware.reason, facts)
+    for writer in group.values():
+        writer.start(base.revision, base.hardware.reason, facts)
     first = next(iter(group.values()))  # all have the same problems
     chats = (row["prompt"] for row in first.problems.values())
     warn_of_forged(base.tokenizer, chats, first.record["data"])
-    for temperature in sorted({t for ledger in group.values() for _, t, _ in ledger.missing}):
+    for temperature in sorted({t for writer in group.values() for _, t, _ in writer.missing}):
         _sample_at(temperature, group, policy, adapters, bar)
-    for ledger in group.values():
-        finish(ledger)
+    for writer in group.values():
+        finish(writer)
 
 
 def _sample_at(
@@ -157,12 +157,12 @@ def _sample_at(
 
 def _judged(
     name: str,
-    ledger: ResultWriter,
+    writer: ResultWriter,
     chunk: Sequence[tuple[str, Key]],
     completions: Sequence[Completion],
 ) -> list[Row]:
     """One target's rows of a chunk."""
     mine = {key: c for (target, key), c in zip(chunk, completions, strict=True) if target == name}
-    problems = [ledger.problems[id_] for id_, _, _ in mine]
-    rows = judge(ledger.problem_set, problems, list(mine.values()))
+    problems = [writer.problems[id_] for id_, _, _ in mine]
+    rows = judge(writer.problem_set, problems, list(mine.values()))
     return [fields_of(key) | row for key, row in zip(mine, rows, strict=True)]

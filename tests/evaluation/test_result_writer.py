@@ -9,7 +9,7 @@ import pytest
 
 from kit.config import DataConfig
 from kit.errors import ConfigError, DataError, ResultsError
-from kit.evaluation.result_writer import open_ledger
+from kit.evaluation.result_writer import open_writer
 from kit.evaluation.results import find_results, read_result, read_rows, result_path
 from kit.evaluation.settings import EvalSettings
 from kit.recipe import read_pairs
@@ -37,11 +37,11 @@ def data(tmp_path):
 
 @pytest.fixture
 def opened(tmp_path, data):
-    """Opens the ledger of `data`, with settings and other changes."""
+    """Opens the writer of `data`, with settings and other changes."""
 
     def open_(config=data, target=TARGET, overwrite=False, tag=None, **settings):
         asked = EvalSettings(**settings)
-        return open_ledger(
+        return open_writer(
             result_path(tmp_path / "eval", "sums", tag),
             *(target, config, asked),
             lambda limit: load_problems(
@@ -76,13 +76,13 @@ def row(key, **changes):
     }
 
 
-def fill(ledger, count=None, finish=True):
+def fill(writer, count=None, finish=True):
     """Write the first `count` missing rows, or all."""
-    ledger.start("rev", "CPU", FACTS)
-    ledger.add([row(key) for key in sorted(ledger.missing)[:count]], seconds=2.0, tokens=10)
-    if finish and not ledger.missing:
-        ledger.finish([{"temperature": t} for t in ledger.settings.temperature])
-    return ledger
+    writer.start("rev", "CPU", FACTS)
+    writer.add([row(key) for key in sorted(writer.missing)[:count]], seconds=2.0, tokens=10)
+    if finish and not writer.missing:
+        writer.finish([{"temperature": t} for t in writer.settings.temperature])
+    return writer
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -142,8 +142,8 @@ def test_names_of_result_files(tmp_path):
 
 
 def test_a_result_is_read_back(opened):
-    ledger = fill(opened(temperature=[0, 1], samples=2))
-    result = read_result(ledger.path)
+    writer = fill(opened(temperature=[0, 1], samples=2))
+    result = read_result(writer.path)
     assert (result.name, result.base, result.temperatures) == ("mine", "embedded", [0, 1])
     assert result.settings["samples"] == 2
     assert result.at(1) == {"temperature": 1}
@@ -152,16 +152,16 @@ def test_a_result_is_read_back(opened):
     assert len(result.rows()) == 6 * 3 and len(result.rows(0)) == 6
     assert [r["sample"] for r in result.rows(1)] == [0, 1] * 6
     assert result.rows(0)[0]["completion"] == "#### 1\u2028"
-    assert [r.path for r in find_results(ledger.path.parent)] == [ledger.path]
+    assert [r.path for r in find_results(writer.path.parent)] == [writer.path]
 
 
 def test_folders_without_results(tmp_path, opened):
     assert find_results(tmp_path / "nowhere") == []
-    ledger = fill(opened(tag="b"))
+    writer = fill(opened(tag="b"))
     fill(opened(tag="a"))
     for name, other in (("notes", [1]), ("judge", {"schema": 1}), ("x", {"schema": 1, "data": []})):
-        (ledger.path.parent / f"{name}.json").write_text(json.dumps(other))
-    names = [result.path.name for result in find_results(ledger.path.parent)]
+        (writer.path.parent / f"{name}.json").write_text(json.dumps(other))
+    names = [result.path.name for result in find_results(writer.path.parent)]
     assert names == ["sums.a.json", "sums.b.json"]
 
 
@@ -189,8 +189,8 @@ def test_files_that_are_no_results(tmp_path, content, message):
 
 
 def test_a_line_that_was_cut_off_is_no_row(opened):
-    ledger = fill(opened(), finish=False)
-    completions = ledger.path.with_suffix(".jsonl")
+    writer = fill(opened(), finish=False)
+    completions = writer.path.with_suffix(".jsonl")
     whole = completions.read_bytes()
     rows = read_rows(completions)
     assert len(rows) == 6
@@ -213,8 +213,8 @@ def test_a_line_that_was_cut_off_is_no_row(opened):
     ],
 )
 def test_any_other_line_must_be_a_row(opened, line, message):
-    ledger = fill(opened())
-    completions = ledger.path.with_suffix(".jsonl")
+    writer = fill(opened())
+    completions = writer.path.with_suffix(".jsonl")
     lines = completions.read_bytes().split(b"\n")
     completions.write_bytes(b"\n".join([*lines[:2], line, *lines[3:]]))
     with pytest.raises(ResultsError, match=message):
@@ -227,13 +227,13 @@ def test_any_other_line_must_be_a_row(opened, line, message):
 
 
 def test_a_new_evaluation_lacks_every_row(opened):
-    ledger = opened(temperature=[0, 0.5], samples=3, limit=2)
-    assert len(ledger.missing) == 2 * (1 + 3)
-    assert {key[1:] for key in ledger.missing} == {(0, 0), (0.5, 0), (0.5, 1), (0.5, 2)}
-    assert ledger.record["n"] == 2 and ledger.record["status"] == "running"
-    assert not ledger.path.exists()  # nothing is written before the base is loaded
-    ledger.start("rev", "CPU", FACTS)
-    started = read_result(ledger.path)
+    writer = opened(temperature=[0, 0.5], samples=3, limit=2)
+    assert len(writer.missing) == 2 * (1 + 3)
+    assert {key[1:] for key in writer.missing} == {(0, 0), (0.5, 0), (0.5, 1), (0.5, 2)}
+    assert writer.record["n"] == 2 and writer.record["status"] == "running"
+    assert not writer.path.exists()  # nothing is written before the base is loaded
+    writer.start("rev", "CPU", FACTS)
+    started = read_result(writer.path)
     assert started.record["status"] == "running" and started.temperatures == []
     assert started.record["target"]["base_revision"] == "rev"
 
@@ -243,14 +243,14 @@ def test_an_interrupted_evaluation_lacks_the_rest(opened):
     completions = before.path.with_suffix(".jsonl")
     whole = completions.read_bytes()
     completions.write_bytes(whole + b'{"id": "p4", "temp')  # killed while writing
-    ledger = opened(limit=5)
-    assert len(ledger.rows) == 2 and len(ledger.missing) == 3
-    fill(ledger)
+    writer = opened(limit=5)
+    assert len(writer.rows) == 2 and len(writer.missing) == 3
+    fill(writer)
     assert completions.read_bytes().startswith(whole)
     assert len(read_rows(completions)) == 5
     # 2 + 2 seconds, 10 + 10 tokens
-    assert ledger.record["seconds"] == 4 and ledger.record["tokens_per_second"] == 5
-    assert ledger.record["status"] == "finished"
+    assert writer.record["seconds"] == 4 and writer.record["tokens_per_second"] == 5
+    assert writer.record["status"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -268,10 +268,10 @@ def test_an_interrupted_evaluation_lacks_the_rest(opened):
 )
 def test_an_evaluation_may_grow(opened, first, then, missing):
     fill(opened(**first))
-    ledger = opened(**then)
-    assert len(ledger.missing) == missing
-    assert ledger.record["status"] == ("running" if missing else "finished")
-    fill(ledger)
+    writer = opened(**then)
+    assert len(writer.missing) == missing
+    assert writer.record["status"] == ("running" if missing else "finished")
+    fill(writer)
     for settings in (first, then):  # both are answered now
         assert not opened(**settings).missing
 
@@ -301,12 +301,12 @@ def test_problems_within_a_limit_are_among_those_within_a_larger_one(opened):
     ],
 )
 def test_rows_nobody_asked_for_are_not_sampled(opened, first, then, wanted):
-    ledger = fill(opened(**first))
-    before = ledger.path.read_bytes()
+    writer = fill(opened(**first))
+    before = writer.path.read_bytes()
     with pytest.raises(ResultsError) as refusal:
         opened(**then)
     assert wanted in str(refusal.value) and "--tag NAME" in str(refusal.value)
-    assert ledger.path.read_bytes() == before
+    assert writer.path.read_bytes() == before
     assert len(opened(**then, tag="other").missing) == len(opened(**then, overwrite=True).missing)
 
 
@@ -343,36 +343,36 @@ def test_every_difference_is_listed(opened, data):
 
 def test_another_revision_is_refused_once_the_base_is_loaded(opened):
     fill(opened())
-    ledger = opened(temperature=[1])
-    ledger.check_revision("rev")
-    ledger.check_revision(None)  # a folder has none
+    writer = opened(temperature=[1])
+    writer.check_revision("rev")
+    writer.check_revision(None)  # a folder has none
     with pytest.raises(ResultsError, match=r"target\.base_revision: 'rev' -> 'other'"):
-        ledger.check_revision("other")
+        writer.check_revision("other")
 
 
 def test_a_run_may_be_moved_and_renamed(opened):
     fill(opened())
     moved = TARGET | {"name": "new", "run": "old/new", "adapter": "old/new/adapter"}
-    ledger = opened(target=moved)
-    assert not ledger.missing and ledger.record["target"]["name"] == "new"
+    writer = opened(target=moved)
+    assert not writer.missing and writer.record["target"]["name"] == "new"
 
 
 def test_overwriting_forgets_the_rows_when_it_starts(opened):
     before = fill(opened())
     completions = before.path.with_suffix(".jsonl")
-    ledger = opened(overwrite=True, seed=1)
+    writer = opened(overwrite=True, seed=1)
     assert len(read_rows(completions)) == 6
-    ledger.start(None, "CPU", FACTS)
+    writer.start(None, "CPU", FACTS)
     assert not completions.exists()
-    assert read_result(ledger.path).settings["seed"] == 1
+    assert read_result(writer.path).settings["seed"] == 1
 
 
 def test_the_hardware_of_every_part_is_named(opened):
     fill(opened(limit=4), count=2)
-    ledger = opened(limit=4)
-    ledger.start("rev", "GPU", FACTS | {"started": "2031-01-01"})
-    assert ledger.record["hardware"] == "CPU; then GPU"
-    assert ledger.record["started"] == "2030-01-01"
+    writer = opened(limit=4)
+    writer.start("rev", "GPU", FACTS | {"started": "2031-01-01"})
+    assert writer.record["hardware"] == "CPU; then GPU"
+    assert writer.record["started"] == "2030-01-01"
 
 
 def test_problems_that_changed_are_noticed(opened, data, tmp_path):
@@ -394,24 +394,24 @@ def test_problems_need_ids_of_their_own(opened, tmp_path):
 
 
 def test_completions_without_their_settings_are_refused(opened):
-    ledger = fill(opened())
-    ledger.path.unlink()
+    writer = fill(opened())
+    writer.path.unlink()
     with pytest.raises(ResultsError, match=r"is there without sums\.json"):
         opened()
     assert len(opened(overwrite=True).missing) == 6
 
 
 def test_a_full_disk_is_an_error_of_one_line(opened, monkeypatch):
-    ledger = opened()
-    ledger.start(None, "CPU", FACTS)
+    writer = opened()
+    writer.start(None, "CPU", FACTS)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("kit.evaluation.result_writer.append_json", full)
     with pytest.raises(ResultsError, match="No space left on device; once that is mended"):
-        ledger.add([row(("p0", 0.0, 0))], 1.0, 1)
-    assert len(ledger.missing) == 6
+        writer.add([row(("p0", 0.0, 0))], 1.0, 1)
+    assert len(writer.missing) == 6
 
 
 # --- two evaluations at once ---------------------------------------------------------------------
@@ -444,16 +444,16 @@ def test_a_claim_that_fails_writes_nothing(opened, tmp_path):
 
 
 def test_changed_figures_and_rows_are_refused(opened):
-    ledger = fill(opened())
-    figures, completions = ledger.path.read_text(), ledger.path.with_suffix(".jsonl")
+    writer = fill(opened())
+    figures, completions = writer.path.read_text(), writer.path.with_suffix(".jsonl")
     rows = completions.read_text()
-    ledger.path.write_text(figures.replace('"temperature": 0.0', '"temperature": 0.5'))
+    writer.path.write_text(figures.replace('"temperature": 0.0', '"temperature": 0.5'))
     with pytest.raises(ResultsError, match="its figures were changed after they were counted"):
-        read_result(ledger.path)
-    ledger.path.write_text(figures)
+        read_result(writer.path)
+    writer.path.write_text(figures)
     completions.write_text(rows.replace('"strict": false', '"strict": true', 1))
     with pytest.raises(ResultsError, match="was changed after its figures were counted"):
-        read_result(ledger.path).rows()
+        read_result(writer.path).rows()
     with pytest.raises(ResultsError, match="was changed after its figures were counted"):
         opened(temperature=[0, 1])
     faults: list[str] = []
@@ -463,11 +463,11 @@ def test_changed_figures_and_rows_are_refused(opened):
 
 
 def test_results_of_older_versions_are_read_without_digests(opened):
-    ledger = fill(opened())
-    record = json.loads(ledger.path.read_text())
+    writer = fill(opened())
+    record = json.loads(writer.path.read_text())
     del record["digests"]
-    ledger.path.write_text(json.dumps(record))
-    assert len(read_result(ledger.path).rows()) == 6 and not opened().missing
+    writer.path.write_text(json.dumps(record))
+    assert len(read_result(writer.path).rows()) == 6 and not opened().missing
 
 
 @pytest.mark.parametrize(
@@ -483,10 +483,10 @@ def test_results_of_older_versions_are_read_without_digests(opened):
     ],
 )
 def test_results_of_wrong_types_are_refused(opened, changes, message):
-    ledger = fill(opened())
-    ledger.path.write_text(json.dumps(json.loads(ledger.path.read_text()) | changes))
+    writer = fill(opened())
+    writer.path.write_text(json.dumps(json.loads(writer.path.read_text()) | changes))
     with pytest.raises(ResultsError, match=message) as refusal:
-        read_result(ledger.path)
+        read_result(writer.path)
     assert "--overwrite" in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -495,8 +495,8 @@ def test_results_of_wrong_types_are_refused(opened, changes, message):
     [{"strict": None}, {"tokens": "x"}, {"sample": 0.5}, {"completion": 3}, {"truncated": 1}],
 )
 def test_a_row_of_wrong_types_is_refused(opened, changes):
-    ledger = fill(opened(), finish=False)
-    completions = ledger.path.with_suffix(".jsonl")
+    writer = fill(opened(), finish=False)
+    completions = writer.path.with_suffix(".jsonl")
     lines = completions.read_text().split("\n")
     lines[2] = json.dumps(json.loads(lines[2]) | changes)
     completions.write_text("\n".join(lines))
