@@ -1,4 +1,4 @@
-"""run.json: what a run says of itself, and the status that this tells of."""
+"""run.json: what a run says of itself, and the status read from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mean over several training seeds on the same problems: its interval, and two tests of 0.
+"""The mean over training seeds on the same problems: its interval, and two tests whether it is 0.
 
 S seeds, P problems, and a value of each pair of them, such as the difference of two arms' verdicts:
 

@@ -1,4 +1,4 @@
-"""Reports below the app's folders: found, read to be shown without their powers, made."""
+"""Reports in the app's folders: find them, make them, and show their page without its scripts."""
 
 from __future__ import annotations
 
