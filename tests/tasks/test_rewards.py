@@ -168,6 +168,8 @@ def test_dotted_path(tmp_path, monkeypatch) -> None:
         ("return b'ab'", r"'f' must return a list of numbers, got bytes"),
         ("return (1 / 0 for _ in completions)", r"'f' raised ZeroDivisionError"),
         ("return __import__('itertools').count()", r"each of the 2 completions, got more"),
+        # of what is too long, one number too many is asked for: this one divides by 0 at the fourth
+        ("return (1 / (3 - i) for i in range(9))", r"each of the 2 completions, got more"),
         # not derived from Exception
         ("__import__('sys').exit(0)", r"'f' raised SystemExit: 0"),
         ("exit()", r"'f' raised SystemExit"),
