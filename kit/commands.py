@@ -78,16 +78,12 @@ def compare(
     from kit.recipe import read_pairs
 
     settings = read_pairs(EvalSettings, evaluation, "evaluate.") if evaluation else None
-    overrides = [pair for pair in pairs if pair not in evaluation]
-    from kit.arms import check_arms, load_arms
-
-    check_arms(load_arms(recipes, overrides), _listed(vary))
     from kit.compare_json import read_comparison
-    from kit.comparison import compare  # torch; refusals came before
+    from kit.comparison import compare
 
     compare(
         recipes,
-        overrides,
+        [pair for pair in pairs if pair not in evaluation],
         seeds=[int(seed) for seed in _listed(seeds)],
         vary=_listed(vary),
         output=output,
@@ -169,17 +165,24 @@ def evaluate(
     for key in ("limit", "temperature", "samples", "max_new_tokens", "seed"):
         if context.params[key] is not None:
             pairs.append(f"{key}={context.params[key]}")
+    from kit.api import evaluate
     from kit.evaluation.settings import EvalSettings
-    from kit.evaluation.subjects import resolve_data, resolve_targets
     from kit.recipe import read_pairs
 
-    settings = read_pairs(EvalSettings, pairs)
-    subjects = resolve_targets(names, base, system_prompt)
-    problems = resolve_data(_listed(data), subjects, data_dir)
-    from kit.evaluation.benchmark import benchmark, table  # torch; refusals came before
+    results = evaluate(
+        names,
+        _listed(data),
+        base=base,
+        data_dir=data_dir,
+        system_prompt=system_prompt,
+        tag=tag,
+        overwrite=overwrite,
+        command=context.obj,
+        **read_pairs(EvalSettings, pairs).model_dump(),
+    )
+    from kit.evaluation.benchmark import table
 
-    kept = {"tag": tag, "overwrite": overwrite, "command": context.obj}
-    print(table(benchmark(subjects, problems, settings, **kept)))
+    print(table(results))
 
 
 @_measure(short_help="tables, plots and paired statistics of runs and comparisons")

@@ -11,22 +11,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kit.arms import check_arms, differing_fields, load_arms
 from kit.compare_json import COMPARE_SCHEMA, read_comparison
 from kit.config import Config, DataConfig
 from kit.errors import ConfigError, RunError
-from kit.evaluation.benchmark import benchmark, table
 from kit.evaluation.results import Result
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject, data_config
 from kit.files import only_one, write_atomically
-from kit.model.base import Base, load_base
 from kit.recipe import listed, read_settings
 from kit.runs import LOCK, RunFolder, writing
-from kit.tasks.problems import load_problems
-from kit.training.trainer import train_together
+
+if TYPE_CHECKING:  # torch, which compare() imports once nothing can be refused without it
+    from kit.model.base import Base
 
 
 def compare(
@@ -63,6 +62,10 @@ def compare(
         settings = EvalSettings(max_new_tokens=first.rollout.max_new_tokens)
     elif not isinstance(settings, EvalSettings):
         settings = read_settings(EvalSettings, settings)
+    from kit.evaluation.benchmark import table
+    from kit.model.base import load_base
+    from kit.tasks.problems import load_problems
+
     sets = [data_config(name, first.data, data_dir=data_dir) for name in names]
     for config in sets:  # what is wrong with them shows before hours of training, not after
         load_problems(config, settings.split, seed=settings.seed)
@@ -110,6 +113,8 @@ class Study:
             print(f"seed {seed}: finished already")
             return True
         print(f"seed {seed}: {', '.join(pending)}", flush=True)
+        from kit.training.trainer import train_together
+
         started = time.perf_counter()
         try:
             train_together([self._config(arm, seed) for arm in pending], resume=True, base=base)
@@ -131,6 +136,8 @@ class Study:
         command: str | None = None,
     ) -> list[Result]:
         """The base and all finished adapters on the same problems; the comparison is done then."""
+        from kit.evaluation.benchmark import benchmark
+
         try:
             results = benchmark(self.targets(), data, settings, base=base, command=command)
         except KeyboardInterrupt:

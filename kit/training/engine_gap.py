@@ -7,13 +7,14 @@ kernels; what they differ by is in every importance ratio.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kit.errors import TrainingError
-from kit.training.objectives import LossInputs
+from kit.training.objectives import TokenStats
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +32,14 @@ class EngineGap:
     of_completions: Tensor  # (C,) sum of to_trainer
 
     @staticmethod
-    @torch.no_grad()
-    def of(inputs: LossInputs) -> EngineGap:
-        """Of one micro-batch, on the CPU."""
-        to_trainer = torch.where(inputs.mask, inputs.logprobs - inputs.sampler, 0.0)
-        to_reference = inputs.base - inputs.sampler
+    def of(stats: TokenStats, reference: Sequence[Tensor], sampler: Sequence[Tensor]) -> EngineGap:
+        """From the statistics of the first update, and log-probabilities of each completion."""
+        differences = [own - drawn for own, drawn in zip(reference, sampler, strict=True)]
         return EngineGap(
-            to_trainer[inputs.mask].cpu(), to_reference[inputs.mask].cpu(), to_trainer.sum(1).cpu()
+            stats.log_weight,
+            torch.cat([torch.empty(0), *differences]),  # a process may have no rows
+            stats.completion_log_weight,
         )
-
-    @staticmethod
-    def concatenate(parts: list[EngineGap]) -> EngineGap:
-        names = [field.name for field in fields(EngineGap)]
-        return EngineGap(**{n: torch.cat([getattr(part, n) for part in parts]) for n in names})
 
     def metrics(self) -> dict[str, float]:
         of_tokens, of_completions = self.to_trainer.abs(), self.of_completions.abs()

@@ -103,7 +103,8 @@ class GRPO:
 
     def learn(self, step: int, sampled: Sampled) -> dict[str, float]:
         """Updates on what was sampled; returns the metrics of all processes together."""
-        problems = [self._problem(request.seed[1]) for request in sampled.requests]
+        group = range(self.rollout_config.group_size)
+        problems = [p for p in map(self._problem, self._positions(step)) for _ in group]
         scores = self._score(problems, sampled)
         rewards, advantages = self._compare(scores)
         prompts = [request.prompt for request in sampled.requests]
@@ -155,19 +156,17 @@ class GRPO:
             rollout = rollout.select(rollout.advantages.nonzero().flatten().tolist())
         rollout = replace(rollout, reference=self._reference_logprobs(rollout))
         loss_of = partial(self._loss, rollout, denominator)
-        results, stats, gaps = [], [], []
+        results, stats = [], []
         for _ in range(self.train_config.updates_per_rollout):
             result, parts = self.optimizer.step(rollout.lengths, loss_of)
             results.append(result)
-            of_all = _flat(self._everyone(parts))
-            stats.append(TokenStats.concatenate([own for own, _ in of_all]))
-            gaps.append(EngineGap.concatenate([own for _, own in of_all]))
+            stats.append(TokenStats.concatenate(_flat(self._everyone(parts))))
             self._check(step, rollout, result)
         seconds = time.perf_counter() - started
-        self._check_sampler(step, gaps[0])  # of before anything has changed since sampling
+        gap = self._engine_gap(step, rollout, stats[0])  # nothing had changed since sampling
         return {
             **diagnostics(stats[-1]),
-            **gaps[0].metrics(),
+            **gap.metrics(),
             **update_metrics(results),
             "update/loss": sum(self._everyone(results[-1].loss)),
             "time/update_tokens_per_second": sum(rollout.lengths) * len(results) / seconds,
@@ -175,11 +174,11 @@ class GRPO:
 
     def _loss(
         self, rollout: Rollout, denominator: Denominator, rows: list[int]
-    ) -> tuple[Tensor, tuple[TokenStats, EngineGap]]:
+    ) -> tuple[Tensor, TokenStats]:
         """What a micro-batch adds to the loss of the step."""
         inputs = self._loss_inputs(rollout.select(rows))
         output = policy_loss(inputs, denominator, self.objective_config)
-        return output.loss, (output.stats, EngineGap.of(inputs))
+        return output.loss, output.stats
 
     def _loss_inputs(self, rollout: Rollout) -> LossInputs:
         device = self.policy.base.hardware.device
@@ -229,10 +228,14 @@ class GRPO:
             max_tokens=self.rollout_config.max_new_tokens,
         )
 
-    def _check_sampler(self, step: int, gap: EngineGap) -> None:
+    def _engine_gap(self, step: int, rollout: Rollout, stats: TokenStats) -> EngineGap:
+        """The gap of all processes; TrainingError where the adapter was not what was sampled."""
+        of_all = self._everyone((rollout.reference, rollout.sampler))
+        gap = EngineGap.of(stats, *map(_flat, zip(*of_all, strict=True)))
         dtype = self.policy.base.hardware.dtype
         gap.check_sampled(f"step {step + 1}", dtype)
         self.said_gap = self.said_gap or gap.warn(dtype)
+        return gap
 
     # --- what is not finite ----------------------------------------------------------------------
 

@@ -8,12 +8,13 @@ import math
 import pytest
 import torch
 
+from kit.config import ObjectiveConfig
 from kit.errors import TrainingError
 from kit.model.policy import BASE
 from kit.model.rollout import sample
 from kit.reading import read_metrics
 from kit.training.engine_gap import EngineGap
-from kit.training.objectives import LossInputs
+from kit.training.objectives import Denominator, LossInputs, TokenStats, policy_loss
 from kit.training.trainer import train
 
 
@@ -29,14 +30,18 @@ def gap_of(to_trainer, to_reference) -> EngineGap:
 
 
 def test_figures_of_tokens_and_of_completions():
-    gap = EngineGap.of(
-        inputs_of(
-            trainer=[[-1.0, -2.0, 9.0], [-3.0, -1.0, -1.0]],
-            sampler=[[-1.5, -1.75, 0.0], [-3.0, -1.5, -1.0]],
-            reference=[[-1.0, -1.0, 0.0], [-3.0, -1.0, 0.0]],
-            mask=[[True, True, False], [True, True, True]],
-        )
+    inputs = inputs_of(
+        trainer=[[-1.0, -2.0, 9.0], [-3.0, -1.0, -1.0]],
+        sampler=[[-1.5, -1.75, 0.0], [-3.0, -1.5, -1.0]],
+        reference=[[-1.0, -1.0, 0.0], [-3.0, -1.0, 0.0]],
+        mask=[[True, True, False], [True, True, True]],
     )
+    stats = policy_loss(inputs, Denominator(5, 2, 3), ObjectiveConfig()).stats
+    rows = [
+        [own[real] for own, real in zip(values, inputs.mask, strict=True)]
+        for values in (inputs.base, inputs.sampler)
+    ]
+    gap = EngineGap.of(stats, *rows)
     # 0.5, -0.25 and 0, 0.5, 0; what is masked does not count
     assert gap.to_trainer.tolist() == [0.5, -0.25, 0.0, 0.5, 0.0]
     assert gap.to_reference.tolist() == [0.5, 0.75, 0.0, 0.5, 1.0]
@@ -47,7 +52,7 @@ def test_figures_of_tokens_and_of_completions():
         "rollout/engine_gap_completion_mean": 0.375,
         "rollout/engine_gap_completion_max": 0.5,
     }
-    both = EngineGap.concatenate([gap, gap])
+    both = EngineGap.of(TokenStats.concatenate([stats, stats]), *rows)
     assert len(both.to_trainer) == 10 and len(both.of_completions) == 4
 
 
