@@ -231,7 +231,8 @@ class GRPO:
     def _engine_gap(self, step: int, rollout: Rollout, stats: TokenStats) -> EngineGap:
         """The gap of all processes; TrainingError where the adapter was not what was sampled."""
         of_all = self._everyone((rollout.reference, rollout.sampler))
-        gap = EngineGap.of(stats, *map(_flat, zip(*of_all, strict=True)))
+        reference, sampler = (_flat(list(rows)) for rows in zip(*of_all, strict=True))
+        gap = EngineGap.of(stats, reference, sampler)
         dtype = self.policy.base.hardware.dtype
         gap.check_sampled(f"step {step + 1}", dtype)
         self.said_gap = self.said_gap or gap.warn(dtype)
