@@ -118,6 +118,7 @@ def test_arms_that_continue_one_adapter_share_its_snapshot(base, arms, whole):
 
 
 @pytest.mark.smoke
+@pytest.mark.slow
 def test_an_interrupted_group_goes_on_where_each_arm_stopped(base, arms, whole, monkeypatch):
     learn = GRPO.learn
 

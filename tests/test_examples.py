@@ -247,11 +247,12 @@ def figure(printed: str, name: str) -> float:
     return float(re.search(rf"'{name}': '([^']+)'", printed)[1])
 
 
+@pytest.mark.slow
 def test_the_loop_on_one_page_equals_kit_train(base, tmp_path, monkeypatch, capsys):
     """Reward and loss of every step, and the adapter bit for bit."""
     recipe = str(ROOT / "configs" / "smoke.yaml")
     settings = [
-        *("train.steps=3", "train.updates_per_rollout=2", "train.micro_batch_tokens=512"),
+        *("train.steps=2", "train.updates_per_rollout=2", "train.micro_batch_tokens=512"),
         *("train.validate_every=0", "train.preflight_problems=0", "rollout.prompts_per_step=3"),
     ]
     loop, own = tmp_path / "loop", tmp_path / "own"
@@ -260,7 +261,7 @@ def test_the_loop_on_one_page_equals_kit_train(base, tmp_path, monkeypatch, caps
     said = capsys.readouterr().out.splitlines()
     trained = train(load_config(recipe, [*settings, f"output={own}"]), base=base)
     steps = [record for record in read_metrics(trained.metrics) if "update/loss" in record]
-    assert len(steps) == 3
+    assert len(steps) == 2
     assert said[1::2] == [  # metrics are of a step's last update
         f"step {r['step']}: reward {r['reward/mean']:.3f}, loss {r['update/loss']:+.5f} in update 2"
         for r in steps

@@ -54,6 +54,7 @@ def test_a_command_that_loses_something_is_found_out(tmp_path):
     assert any("JSONDecodeError" in failure for failure in failures)
 
 
+@pytest.mark.slow
 def test_a_command_that_loses_nothing_passes(tmp_path):
     counts, failures = _disturb(Scenario("durable", nothing, durable), 22, tmp_path)
     assert failures == []

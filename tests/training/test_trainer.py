@@ -358,6 +358,7 @@ def resume_config(make_config, name):
     )
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_for_bit_the_uninterrupted_run(base, make_config, tmp_path):
     whole = resume_config(make_config, "whole")
     train(whole, base=base)
