@@ -56,7 +56,7 @@ def requests_of(step):
 
 def logprobs_of(rollout, adapter):
     """Log-probabilities and entropies of the completions, and which of (B, T) are tokens."""
-    batch = rollout.batch(base.tokenizer.pad_token_id, accelerator.device)
+    batch = policy.batch(rollout.prompts, rollout.tokens_of)
     settings = {"temperature": config.rollout.temperature, "chunk": train.logprob_chunk}
     return *policy.logprobs(batch, adapter, **settings), batch.mask
 
@@ -70,7 +70,7 @@ def reference_of(rollout):
         found.update((row, own[real]) for row, own, real in zip(rows, values, mask, strict=True))
 
     with torch.no_grad():
-        optimizer.in_micro_batches(rollout.lengths, compute)
+        optimizer.in_micro_batches(rollout.lengths, compute, policy.shared(rollout.prompts))
     return [found[row].cpu() for row in range(len(rollout))]
 
 
@@ -113,7 +113,9 @@ for step in range(train.steps):
     rollout = replace(rollout, reference=reference_of(rollout))
     for number in range(train.updates_per_rollout):
         if len(rollout):
-            update, _ = optimizer.step(rollout.lengths, partial(loss_of, rollout, denominator))
+            loss_of_rows = partial(loss_of, rollout, denominator)
+            shared = policy.shared(rollout.prompts)
+            update, _ = optimizer.step(rollout.lengths, loss_of_rows, shared)
             loss = f"loss {update.loss:+.5f} in update {number + 1}"
             print(f"step {step + 1}: reward {rewards.mean():.3f}, {loss}")
         else:

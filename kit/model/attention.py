@@ -8,7 +8,7 @@ fast kernel for grouped heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from kit.model.packing import Group, packed_attention
 from kit.model.shape import FAMILIES
 
 GROUPED = "kit_grouped"  # as transformers knows it
@@ -67,15 +68,20 @@ def grouped_attention(
     attention_mask: Tensor,
     dropout: float = 0.0,
     scaling: float | None = None,
+    groups: Sequence[Group] = (),
     **settings: Any,
 ) -> tuple[Tensor, None]:
     """(R, H, S, D), (R, K, L, D) twice, (R, 1, S, L) -> (R, S, H, D).
+
+    `groups`, where there are any, say who may look where in one packed row: see kit.model.packing.
 
     For one query position, the heads that share a key are H / K positions of one head: nothing is
     copied. Longer queries are left to the library: there the mask would be repeated in place of
     the keys, and an update of the embedded model took as long (median of six paired ratios 1.00).
     A row's path does not depend on how long the others are, but for prompts of one token.
     """
+    if groups:
+        return packed_attention(query, key, value, groups, scaling), None
     rows, heads, steps, width = query.shape
     if steps > 1:
         return AttentionInterface()[LIBRARY](

@@ -33,6 +33,22 @@ class Batch:
                 f"mask must be (B, T)={tuple(self.targets.shape)}, got {tuple(self.mask.shape)}"
             )
 
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the backbone is called with."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+
+    @property
+    def cells(self) -> Tensor:
+        """(N,) of the completions' tokens in the flattened (B, T)."""
+        return self.mask.flatten().nonzero().squeeze(1)
+
+    @property
+    def predictors(self) -> Tensor:
+        """(N,) the place in the flattened (B, S) whose hidden state predicts each of them."""
+        rows, steps = self.mask.nonzero(as_tuple=True)
+        return rows * self.input_ids.shape[1] + self.prompt_lengths[rows] + steps - 1
+
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices of rows grouped so that rows x longest row <= budget, padding counted.

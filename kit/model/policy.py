@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from kit.errors import AdapterError
+from kit.model.attention import GROUPED
 from kit.model.base import Base
-from kit.model.batching import Batch
+from kit.model.batching import Batch, make_batch
 from kit.model.logprobs import token_logprobs
 from kit.model.lora import REFERENCE, TRAINED
 from kit.model.mixed_lora import is_plain, mixed_lora
+from kit.model.packing import Packed, pack
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 BASE = "__base__"  # PEFT's own name for "no adapter" in a batch of mixed rows
 
 # input_ids, attention_mask, position_ids, cache and the adapter of each row -> last logits (B, V)
+Prompt = tuple[int, ...]
 NextLogits = Callable[..., Tensor]
 
 
@@ -92,9 +95,35 @@ class Policy:
             finally:
                 self.peft.set_adapter(before, inference_mode=before != self.trained)
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether rows of a forward pass that have the same prompt compute it once."""
+        return self.base.unsloth is None and self.causal.config._attn_implementation == GROUPED
+
+    def shared(self, prompts: list[Prompt]) -> list[Prompt] | None:
+        """The prompt of each row, for making micro-batches that share them; None: they do not."""
+        return prompts if self.shares_prompts else None
+
+    def batch(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+    ) -> Batch | Packed:
+        """Rows for `logprobs`, with what they can share; neighbours share a prompt."""
+        device = self.base.hardware.device
+        if not self.shares_prompts:
+            pad_id = self.base.tokenizer.pad_token_id
+            return make_batch(prompts, completions, pad_id=pad_id, device=device)
+        config = self.causal.config
+        return pack(
+            prompts,
+            completions,
+            heads_per_key=config.num_attention_heads // config.num_key_value_heads,
+            dtype=self.causal.dtype,
+            device=device,
+        )
+
     def logprobs(
         self,
-        batch: Batch,
+        batch: Batch | Packed,
         adapter: str | None = None,
         *,
         temperature: float = 1.0,
@@ -107,24 +136,22 @@ class Policy:
         """
         with self.view(adapter or self.trained):
             backbone = getattr(self.causal, self.causal.base_model_prefix)
-            hidden = backbone(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            ).last_hidden_state  # (B, S, H)
+            hidden = backbone(**batch.inputs, use_cache=False).last_hidden_state
             head = self.causal.get_output_embeddings()
-            rows, steps = batch.mask.nonzero(as_tuple=True)  # (N,), (N,)
-            before = batch.prompt_lengths[rows] + steps - 1  # the position that predicts the token
+            cells = batch.cells
             logprobs, entropy = token_logprobs(
-                hidden[rows, before],
+                hidden.flatten(0, 1)[batch.predictors],
                 head.weight,
-                batch.targets[rows, steps],
+                batch.targets.flatten()[cells],
                 temperature=temperature,
                 bias=getattr(head, "bias", None),
                 chunk=chunk,
             )
-        empty = logprobs.new_zeros(batch.mask.shape)
+        shape = batch.mask.shape
+        empty = logprobs.new_zeros(shape.numel())
         return (
-            empty.index_put((rows, steps), logprobs),
-            empty.index_put((rows, steps), entropy),
+            empty.index_put((cells,), logprobs).view(shape),
+            empty.index_put((cells,), entropy).view(shape),
         )
 
     @contextmanager

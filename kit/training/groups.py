@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kit.model.batching import Batch, make_batch
 from kit.model.rollout import Completion, count_tokens
 
 Problem = Mapping[str, Any]  # a row of the problem set
@@ -57,7 +56,7 @@ class Rollout:
             reference=[self.reference[i] for i in rows] if self.reference else [],
         )
 
-    def batch(self, pad_id: int, device: torch.device) -> Batch:
-        """All rows, padded, for a forward pass."""
-        completions = [completion.tokens for completion in self.completions]
-        return make_batch(self.prompts, completions, pad_id=pad_id, device=device)
+    @property
+    def tokens_of(self) -> list[list[int]]:
+        """(B,) token ids of the completions."""
+        return [completion.tokens for completion in self.completions]

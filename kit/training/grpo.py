@@ -156,9 +156,10 @@ class GRPO:
             rollout = rollout.select(rollout.advantages.nonzero().flatten().tolist())
         rollout = replace(rollout, reference=self._reference_logprobs(rollout))
         loss_of = partial(self._loss, rollout, denominator)
+        prompts = self.policy.shared(rollout.prompts)
         results, stats = [], []
         for _ in range(self.train_config.updates_per_rollout):
-            result, parts = self.optimizer.step(rollout.lengths, loss_of)
+            result, parts = self.optimizer.step(rollout.lengths, loss_of, prompts)
             results.append(result)
             stats.append(TokenStats.concatenate(_flat(self._everyone(parts))))
             self._check(step, rollout, result)
@@ -205,13 +206,13 @@ class GRPO:
             for row, own, real in zip(rows, values.cpu(), mask.cpu(), strict=True):
                 logprobs[row] = own[real]
 
-        self.optimizer.in_micro_batches(rollout.lengths, compute)
+        prompts = self.policy.shared(rollout.prompts)
+        self.optimizer.in_micro_batches(rollout.lengths, compute, prompts)
         return [logprobs[row] for row in range(len(rollout))]
 
     def _logprobs(self, rollout: Rollout, adapter: str) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, entropies and mask of the completions, (B, T) each."""
-        base = self.policy.base
-        batch = rollout.batch(base.tokenizer.pad_token_id, base.hardware.device)
+        batch = self.policy.batch(rollout.prompts, rollout.tokens_of)
         logprobs, entropy = self.policy.logprobs(
             batch,
             adapter,

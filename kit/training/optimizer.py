@@ -20,6 +20,7 @@ from kit.config import OptimConfig, TrainConfig
 from kit.errors import OutOfMemoryError, TrainingError, is_out_of_memory, room_for
 from kit.model.batching import micro_batches
 from kit.model.hardware import empty_cache
+from kit.model.packing import packed_batches
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +72,14 @@ class Optimizer:
         self,
         lengths: Sequence[int],
         loss_of: Callable[[list[int]], tuple[Tensor, Extra]],
+        prompts: Sequence[Sequence[int]] | None = None,
     ) -> tuple[UpdateResult, list[Extra]]:
         """Run `loss_of` on micro-batches of the rows and apply the summed gradient.
 
         Args:
             lengths: tokens of each row of this process; may be empty on some processes.
             loss_of: row indices -> (their share of the step's loss, anything to be returned).
+            prompts: of each row, where rows of a micro-batch that have the same compute it once.
 
         A step that runs out of memory is repeated with half the micro-batch; OutOfMemoryError where
         a single row is too much. A gradient that is not finite is not applied: see
@@ -88,7 +91,7 @@ class Optimizer:
             self.scaler.scale(loss).backward()
             return loss.item(), extra
 
-        results = self.in_micro_batches(lengths, backward)
+        results = self.in_micro_batches(lengths, backward, prompts)
         self._sum_over_processes()
         self.scaler.unscale_(self._adam)
         clip = self.optim_config.max_grad_norm
@@ -107,12 +110,18 @@ class Optimizer:
         return UpdateResult(loss, norm, rate, applied), [extra for _, extra in results]
 
     def in_micro_batches(
-        self, lengths: Sequence[int], function: Callable[[list[int]], Result]
+        self,
+        lengths: Sequence[int],
+        function: Callable[[list[int]], Result],
+        prompts: Sequence[Sequence[int]] | None = None,
     ) -> list[Result]:
         """`function` of the rows of every micro-batch; all again with half of the tokens, and
-        with gradients cleared, when memory runs out."""
+        with gradients cleared, when memory runs out. `prompts` as in `step`."""
         while True:
-            batches = micro_batches(lengths, self.budget)
+            if prompts is None:
+                batches = micro_batches(lengths, self.budget)
+            else:
+                batches = packed_batches(prompts, lengths, self.budget)
             try:
                 return [function(rows) for rows in batches]
             except (RuntimeError, MemoryError) as error:
