@@ -31,9 +31,10 @@ from kit.config import EMBEDDED_PATH, Config
 from kit.estimate.memory import GIB, Memory, Wave, lora_size
 from kit.model.base import Base, dequantized, load_base
 from kit.model.batching import make_batch
+from kit.model.draw import choose
 from kit.model.lora import add_lora
 from kit.model.policy import Policy
-from kit.model.rollout import Sampling, choose
+from kit.model.rollout import Sampling
 from kit.model.shape import Shape, find_shape
 from kit.recipe import build_config
 from kit.training.optimizer import Optimizer

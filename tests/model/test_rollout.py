@@ -8,9 +8,10 @@ import torch
 
 from kit.model import rollout
 from kit.model.batching import make_batch, pad_values
+from kit.model.draw import choose, truncate
 from kit.model.lora import TRAINED
 from kit.model.policy import BASE
-from kit.model.rollout import Request, Sampling, choose, sample, truncate
+from kit.model.rollout import Request, Sampling, sample
 
 QUESTIONS = (
     "Tom has 3 apples and buys 5 more. How many apples does he have?",
@@ -67,11 +68,11 @@ def test_prompts_that_are_read_in_several_passes_say_the_same(double_policy, mon
     monkeypatch.setattr(type(double_policy.causal), "forward", forward)
     longest = max(len(request.prompt) for request in requests)
     prompts = len({(request.prompt, request.adapter) for request in requests})
-    monkeypatch.setattr("kit.model.rollout.PREFILL_TOKENS", 2 * longest + 1)
+    monkeypatch.setattr("kit.model.prefill.PREFILL_TOKENS", 2 * longest + 1)
     assert_same(whole, sample(double_policy, requests, Sampling(40)))
     assert read == [(2, longest)] * (prompts // 2) and prompts % 2 == 0
     read.clear()
-    monkeypatch.setattr("kit.model.rollout.PREFILL_TOKENS", 1)  # one prompt at least
+    monkeypatch.setattr("kit.model.prefill.PREFILL_TOKENS", 1)  # one prompt at least
     assert_same(whole, sample(double_policy, requests, Sampling(40)))
     assert read == [(1, longest)] * prompts
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import DynamicCache
 
 from kit.adapters.probe import take_probe
 from kit.cli import main
@@ -37,13 +38,16 @@ from kit.evaluation.benchmark import benchmark
 from kit.evaluation.results import read_rows
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject
-from kit.model import rollout
+from kit.model import decoding, rollout
 from kit.model.base import _check_supported, dequantized
+from kit.model.decoding import Buffers
+from kit.model.draw import Chosen, choose
 from kit.model.finite import first_bad_weight, watched
 from kit.model.lora import TRAINED, add_lora
 from kit.model.mixed_lora import mixed_lora
 from kit.model.policy import BASE, Policy
-from kit.model.rollout import Request, Sampling, choose, sample, stream
+from kit.model.prefill import Prompts
+from kit.model.rollout import Request, Sampling, sample, stream
 from kit.reading import read_metrics
 from kit.runs import RunFolder
 from kit.training import trainer
@@ -129,7 +133,9 @@ def test_bad_numbers_in_the_middle_name_the_token(policy):
 
 def test_a_fault_that_does_not_come_again_is_still_an_error(policy, monkeypatch):
     monkeypatch.setattr(
-        rollout, "choose", lambda *given: choose(*given)._replace(logprobs=torch.tensor([math.nan]))
+        decoding,
+        "choose",
+        lambda *given: choose(*given)._replace(logprobs=torch.tensor([math.nan])),
     )
     with pytest.raises(NotFiniteError, match="they are when the same tokens are read at once"):
         sample(policy, requests(policy.base, samples=1), Sampling(3))
@@ -164,13 +170,14 @@ def test_in_a_mixed_batch_the_adapter_at_fault_is_named_and_no_other(policy):
 
 def test_rows_that_have_ended_may_hold_anything(policy):
     """They stay in the batch until enough of them do; what is computed for them is not used."""
-    drawn = rollout._Drawn(2, 4, torch.device("cpu"))
-    active, stops = torch.arange(2), torch.tensor([7])
-    drawn.add(active, 0, rollout.Chosen(torch.tensor([7, 1]), torch.zeros(2), None), stops)
-    bad = rollout.Chosen(
-        torch.tensor([3, 2]), torch.tensor([math.nan, -1.0]), torch.ones(2).double()
-    )
-    assert drawn.add(active, 1, bad, stops).tolist() == [False, True]
+    prompt = torch.ones(1, 1, dtype=torch.long)
+    read = Prompts(DynamicCache(), prompt, torch.zeros(1, 9), torch.zeros(2).long(), prompt[0])
+    drawn = Buffers.of(requests(policy.base, samples=1)[:2], read, 4)
+    columns, stops = torch.arange(4).split(1), torch.tensor([7])
+    drawn.record(Chosen(torch.tensor([7, 1]), torch.zeros(2), None), columns[0], stops)
+    bad = Chosen(torch.tensor([3, 2]), torch.tensor([math.nan, -1.0]), torch.ones(2).double())
+    drawn.record(bad, columns[1], stops)
+    assert drawn.finished.tolist() == [True, False]
     assert not drawn.bad.any() and drawn.lengths.tolist() == [1, 2]
     assert drawn.cut_off.tolist() == [0.0, 1.0]
 
