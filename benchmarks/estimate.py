@@ -74,8 +74,8 @@ def compare(base: Base, shape: Shape, config: Config) -> Iterator[tuple[str, int
     yield "weights, 4 bits", _bytes(packed), weights[0]
     yield "weights, the rest", _bytes(dense.values()), weights[1]
     with dequantized(base.model, "always", base.hardware):
-        copies = [layer.forward.args[0] for layer in layers]
-        yield "dequantized copy", _bytes(copies), memory.copy
+        copies = {id(layer.forward.joint): layer.forward.joint.compute.args[0] for layer in layers}
+        yield "dequantized copy", _bytes(copies.values()), memory.copy
         del copies
     policy = Policy(base, add_lora(base, config.lora, seed=0))
     yield "LoRA", _bytes(policy.trainable), 4 * lora_size(shape, config)

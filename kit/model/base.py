@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub.errors import HFValidationError
 from peft import import_utils
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from kit.config import ModelConfig
@@ -31,6 +32,7 @@ from kit.model.hardware import (
     free_memory,
     no_room,
 )
+from kit.model.siblings import apart, join, siblings
 from kit.model.tokenizer import end_of_turn, prepare_tokenizer, prompt_ids, stop_ids
 from kit.model.unsloth import Unsloth, check_unpatched, load_unsloth
 
@@ -176,7 +178,8 @@ def dequantized(model: torch.nn.Module, mode: str, hardware: Hardware) -> Iterat
     """
     import bitsandbytes as bnb
 
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    groups = siblings(model, bnb.nn.Linear4bit)
+    layers = [layer for group in groups for layer in group]
     size = sum(m.weight.quant_state.shape.numel() for m in layers) * hardware.dtype.itemsize
     done = bool(layers) and (
         mode == "always" or (mode == "auto" and size < free_memory(hardware.device) / 3)
@@ -184,12 +187,11 @@ def dequantized(model: torch.nn.Module, mode: str, hardware: Hardware) -> Iterat
     try:
         if done:
             with room_for("unpacking the 4-bit weights", "set rollout.dequantize=never"):
-                for layer in layers:
-                    weight = layer.weight
-                    dense = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-                    layer.forward = partial(_dense_forward, dense.to(hardware.dtype), layer.bias)
+                for group in groups:
+                    dense = partial(_dense_forward, *_unpacked(group, hardware.dtype))
+                    join(group, dense, [layer.out_features for layer in group])
     except OutOfMemoryError as error:
-        _pack(layers)
+        apart(layers)
         empty_cache(hardware.device)
         if mode == "always":
             raise
@@ -198,16 +200,29 @@ def dequantized(model: torch.nn.Module, mode: str, hardware: Hardware) -> Iterat
     try:
         yield done
     finally:
-        _pack(layers)
+        apart(layers)
 
 
-def _pack(layers: Sequence[torch.nn.Module]) -> None:
-    """Let 4-bit layers unpack their weights on every call again."""
-    for layer in layers:
-        vars(layer).pop("forward", None)
+def _unpacked(layers: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The weights (O, in) and biases (O,) of layers that read the same input, side by side."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    first, heights = layers[0], [layer.out_features for layer in layers]
+    weight = torch.empty(sum(heights), first.in_features, dtype=dtype, device=first.weight.device)
+    for layer, part in zip(layers, weight.split(heights), strict=True):
+        part.copy_(dequantize_4bit(layer.weight.data, layer.weight.quant_state))
+    if all(layer.bias is None for layer in layers):
+        return weight, None
+    zeros = weight.new_zeros
+    return weight, torch.cat(
+        [
+            zeros(height) if layer.bias is None else layer.bias
+            for layer, height in zip(layers, heights, strict=True)
+        ]
+    )
 
 
-def _dense_forward(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor):
+def _dense_forward(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     return torch.nn.functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
 

@@ -163,17 +163,19 @@ class Policy:
         distinct = sorted(set(adapters))
         for name in distinct:
             self._check(name)
-        if len(distinct) == 1:
-            with self.view(distinct[0]):
-                yield lambda names, **inputs: _last_logits(self.causal(**inputs, logits_to_keep=1))
-        elif is_plain(self.peft, mixed := [name for name in distinct if name != BASE]):
-            with mixed_lora(self.peft, mixed) as rows:
+        own = [name for name in distinct if name != BASE]
+        alone = len(distinct) == 1
+        if own and self.base.unsloth is None and is_plain(self.peft, own):
+            with mixed_lora(self.peft, own, alone=alone) as rows:
 
                 def next_logits(names: Sequence[str], **inputs: Any) -> Tensor:
                     rows.set(names)
                     return _last_logits(self.causal(**inputs, logits_to_keep=1))
 
                 yield next_logits
+        elif alone:
+            with self.view(distinct[0]):
+                yield lambda names, **inputs: _last_logits(self.causal(**inputs, logits_to_keep=1))
         else:  # slower, but PEFT knows every kind of adapter
             yield lambda names, **inputs: _last_logits(
                 self.peft(**inputs, adapter_names=list(names), logits_to_keep=1)

@@ -467,7 +467,7 @@ def test_layers_are_whole_again_when_memory_runs_out_while_they_are_patched(
         assert not done and not patched_layers(policy.causal)
     assert "decoding from packed weights" in caplog.text
     monkeypatch.undo()
-    fail_at(monkeypatch, mixed, "_side_by_side", 4, error)
+    fail_at(monkeypatch, mixed, "_stacked", 4, error)
     with pytest.raises(type(error)), mixed_lora(policy.peft, [TRAINED]):
         pass
     assert not patched_layers(policy.causal)
