@@ -18,6 +18,7 @@ from kit import __version__
 from kit.commands import program
 from kit.errors import KitError, first_line, is_out_of_memory
 from kit.terminal import make_inert
+from kit.threads import share_processor
 
 rich_utils.COLOR_SYSTEM = None  # the sequences would be spelled out, as those of strangers are
 _log = logging.getLogger("kit")
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     From here on this process writes what it says inert (`kit.terminal`), its tracebacks too.
     """
     make_inert()
+    share_processor()
     # the kit's own warnings say what matters; the libraries' are about their internals
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -30,7 +30,7 @@ FLOORS = (
     ("tasks",),
     (
         *("arms", "regions", "runs", "run_json", "run_settings", "manifest", "compare_json"),
-        *("files", "reading", "recipe", "config", "stopping", "terminal", "errors"),
+        *("files", "reading", "recipe", "config", "stopping", "terminal", "threads", "errors"),
     ),
     ("assets", "__init__"),
 )
