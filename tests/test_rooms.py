@@ -19,7 +19,7 @@ FLOORS = (
     ("commands",),
     ("app",),
     ("api",),
-    ("comparison", "demo", "integrations"),
+    ("comparison", "demo", "doctor", "integrations"),
     ("training",),
     ("reports",),
     ("adapters",),
@@ -30,7 +30,8 @@ FLOORS = (
     ("tasks",),
     (
         *("arms", "regions", "runs", "run_json", "run_settings", "manifest", "compare_json"),
-        *("files", "reading", "recipe", "config", "stopping", "terminal", "threads", "errors"),
+        *("packages", "cards"),
+        *("files", "reading", "recipe", "config", "stopping", "terminal", "errors", "threads"),
     ),
     ("assets", "__init__"),
 )

@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
+from kit import packages
 from kit.errors import InstallError
 from kit.notebook.kaggle_inputs import find_wheels
-from kit.notebook.place import CHECKOUT, Place
+from kit.notebook.place import Place
 from kit.notebook.process import LAST_LINES, environment
+from kit.packages import canonical, installed
 
-REQUIREMENTS = CHECKOUT / "requirements.txt"
-CONSTRAINTS = CHECKOUT / "constraints.txt"
 SHOWN = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "gradio")
 # the kit does without these, but PEFT refuses to adapt an unquantized layer beside an older one;
 # torchao's wheels require no torch, so none is replaced
@@ -49,11 +49,11 @@ def install(place: Place) -> None:
     Raises InstallError when that fails, when torch is no longer the one there was, when the kit's
     libraries do not work together, or when the session has to be restarted.
     """
-    before, missing = versions(), unmet()
+    before, missing = installed(), unmet()
     if missing:
         print(f"Installing {', '.join(missing)} …", flush=True)
         _install(place, before.get("torch"), missing)
-    after, wrong = versions(), unmet()
+    after, wrong = installed(), unmet()
     print(table(after))
     if wrong:
         raise InstallError(f"not as required after installing: {', '.join(wrong)}")
@@ -76,26 +76,16 @@ def install(place: Place) -> None:
 
 def unmet() -> list[str]:
     """The lines of requirements.txt that what is installed does not satisfy, and what clashes."""
-    from packaging.requirements import Requirement  # ipykernel, of every notebook, needs it
+    from packaging.requirements import Requirement
 
-    there, lacking = versions(), []
-    for requirement in map(Requirement, [*_lines(REQUIREMENTS), *CLASHES]):
-        version = there.get(_canonical(requirement.name))
+    there, lacking = installed(), []
+    for requirement in [*packages.required(), *map(Requirement, CLASHES)]:
+        version = there.get(canonical(requirement.name))
         if version is None and str(requirement) in CLASHES:
             continue
         if version is None or not requirement.specifier.contains(version, prereleases=True):
             lacking.append(str(requirement))
     return lacking
-
-
-def versions() -> dict[str, str]:
-    """Of everything that is installed, read from disk anew."""
-    return {
-        _canonical(name): version
-        for found in reversed(list(metadata.distributions()))  # of two, the first is imported
-        # an interrupted installation leaves folders that say neither
-        if (name := found.metadata["Name"]) and (version := found.version)
-    }
 
 
 def imported_before(
@@ -107,10 +97,10 @@ def imported_before(
     """
     names = metadata.packages_distributions()
     imported = {
-        _canonical(name)
+        canonical(name)
         for module in list(modules)
         if not module.startswith("_")
-        for name in filter(None, names.get(module, ()))  # None as in versions()
+        for name in filter(None, names.get(module, ()))  # None as in installed()
     }
     return [
         f"{name} {before[name]} -> {after.get(name, 'none')}"
@@ -121,14 +111,8 @@ def imported_before(
 
 def table(there: Mapping[str, str]) -> str:
     """What is installed, beside the tested versions and the range that is accepted."""
-    from packaging.requirements import Requirement
-
-    ranges = {_canonical(r.name): str(r.specifier) for r in map(Requirement, _lines(REQUIREMENTS))}
-    tested = {
-        _canonical(r.name): str(r.specifier).removeprefix("==")
-        for r in map(Requirement, _lines(CONSTRAINTS))
-        if r.marker is None or r.marker.evaluate()
-    }
+    ranges = {canonical(one.name): str(one.specifier) for one in packages.required()}
+    tested = packages.tested()
     rows = [("", "here", "tested with", "accepted")]
     rows += [(name, there.get(name, "missing"), tested[name], ranges[name]) for name in SHOWN]
     return "\n".join(f"{a:14}{b:18}{c:14}{d}" for a, b, c, d in rows)
@@ -136,7 +120,7 @@ def table(there: Mapping[str, str]) -> str:
 
 def save_wheels(folder: str | Path) -> None:
     """Make wheels of what is missing here, to be attached where there is no internet."""
-    with _pins(versions().get("torch")) as pins:
+    with _pins(installed().get("torch")) as pins:
         plan = _run("pip", "install", "--dry-run", "--report=-", *_sources(pins, unmet()))
     names = [
         f"{entry['metadata']['name']}=={entry['metadata']['version']}"
@@ -178,7 +162,14 @@ def _pins(torch: str | None) -> Iterator[Path]:
 def _sources(pins: Path, missing: list[str]) -> list[str]:
     """What to install: the requirements, and a newer version of what is here and clashes."""
     clashing = [requirement for requirement in missing if requirement in CLASHES]
-    return ["--quiet", "--constraint", str(pins), "--requirement", str(REQUIREMENTS), *clashing]
+    return [
+        "--quiet",
+        "--constraint",
+        str(pins),
+        "--requirement",
+        str(packages.REQUIREMENTS),
+        *clashing,
+    ]
 
 
 def _try_out() -> str:
@@ -195,13 +186,3 @@ def _run(program: str, *arguments: str) -> str:
         last = "\n".join((ended.stdout + ended.stderr).splitlines()[-LAST_LINES:])
         raise InstallError(f"{program} {arguments[0]} failed:\n{last}")
     return ended.stdout
-
-
-def _lines(path: Path) -> list[str]:
-    """Requirements without comments and empty lines."""
-    lines = (line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines())
-    return [line for line in lines if line]
-
-
-def _canonical(name: str) -> str:
-    return name.lower().replace("_", "-").replace(".", "-")

@@ -5,39 +5,23 @@ Imports the standard library alone, for it is asked before anything is installed
 
 from __future__ import annotations
 
-import csv
 import os
 import platform
-import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kit.cards import Card, read_cards
+
 CHECKOUT = Path(__file__).resolve().parents[2]  # the repository, with configs/ beside kit/
 DRIVE = Path("/content/drive")
 KAGGLE_WORKING = Path("/kaggle/working")
 HUB = ("huggingface.co", 443)
 PATIENCE = 5.0  # seconds to wait for the hub
-FIELDS = ("name", "memory.total", "compute_cap")
 NAMES = {"colab": "Colab", "kaggle": "Kaggle", "local": "this computer"}
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """A GPU as its driver describes it."""
-
-    name: str
-    memory: float  # GiB
-    capability: float  # of CUDA: 7.5 for a T4
-
-    @property
-    def dtype(self) -> str:
-        """What the kit computes in on it; kit.model.hardware decides, by the same rule."""
-        return "bfloat16" if self.capability >= 8 else "float16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +30,9 @@ class Place:
 
     name: Literal["colab", "kaggle", "local"]
     card: Card | None  # the first GPU
-    online: (
-        bool  # asked on Kaggle alone, where the internet is a switch; elsewhere taken for granted
-    )
+    # asked on Kaggle alone, where the internet is a switch; elsewhere taken for granted
+    online: bool
+    cards: int = 1  # how many GPUs like the first there are
 
     def __str__(self) -> str:
         if self.card is None:
@@ -61,36 +45,21 @@ class Place:
                 )
         else:
             card = self.card
-            gpu = f"{card.name} with {card.memory:.1f} GiB, computing in {card.dtype}"
+            each = f"{self.cards} × " if self.cards > 1 else ""
+            gpu = f"{each}{card.name} with {card.memory:.1f} GiB, computing in {card.dtype}"
         internet = "" if self.online else "; no internet"
         return f"On {NAMES[self.name]}, Python {platform.python_version()}: {gpu}{internet}"
 
 
 def where_am_i(environ: Mapping[str, str] = os.environ) -> Place:
     """Look around. Kaggle's images are made from Colab's, so Kaggle is asked for first."""
+    there = read_cards()
+    card, alike = (there[0], there.count(there[0])) if there else (None, 1)
     if "KAGGLE_KERNEL_RUN_TYPE" in environ:
-        return Place("kaggle", read_card(), _reaches_hub())
+        return Place("kaggle", card, _reaches_hub(), alike)
     if "COLAB_RELEASE_TAG" in environ or "google.colab" in sys.modules:
-        return Place("colab", read_card(), online=True)
-    return Place("local", read_card(), online=True)
-
-
-def read_card() -> Card | None:
-    """The first GPU, from nvidia-smi; None where there is none.
-
-    Asking torch instead would take GPU memory in the notebook's own process.
-    """
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = [f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]
-    asked = subprocess.run([program, *query], capture_output=True, text=True)
-    lines = csv.reader(asked.stdout.splitlines(), skipinitialspace=True)
-    rows = [row for row in lines if len(row) == len(FIELDS)]
-    if asked.returncode or not rows:  # a driver without a GPU
-        return None
-    name, memory, capability = rows[0]
-    return Card(name, int(memory) / 1024, float(capability))
+        return Place("colab", card, online=True, cards=alike)
+    return Place("local", card, online=True, cards=alike)
 
 
 def keep_folder(place: Place, keep: str = "") -> Path:

@@ -21,9 +21,11 @@ import torch
 from nbclient import NotebookClient
 
 import kit.adapters.push
+import kit.packages
 import kit.reports
 from kit import cli
 from kit.app.library.results import Attempt
+from kit.cards import Card, read_cards
 from kit.comparison import check_arms, load_arms
 from kit.config import DataConfig, ModelConfig
 from kit.errors import AdapterError, ConfigError, DataError, InstallError, ResultsError, RunError
@@ -33,7 +35,7 @@ from kit.model.hardware import DTYPES, choose_hardware
 from kit.notebook import cells, install, kaggle_inputs, place, process
 from kit.notebook import show as notebook_show
 from kit.notebook.kaggle_inputs import find_data, find_model, find_wheels, locate
-from kit.notebook.place import Card, Place, keep_folder, read_card, where_am_i
+from kit.notebook.place import Place, keep_folder, where_am_i
 from kit.reading import read_metrics
 from kit.recipe import load_config
 from kit.tasks.problems import load_problems
@@ -45,7 +47,7 @@ CELLS = {cell.id: cell for cell in NOTEBOOK.cells}
 PROSE = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown")
 
 HERE = Place("local", None, online=True)
-T4 = Card("Tesla T4", 15.0, 7.5)
+T4 = Card("Tesla T4", 15.0, 7.5, "550.54.15")
 KAGGLE = Place("kaggle", T4, online=True)
 OFFLINE = Place("kaggle", T4, online=False)
 
@@ -139,7 +141,7 @@ def test_prose_names_what_there_is(tmp_path, monkeypatch):
 
 
 def test_kaggle_is_known_although_its_image_is_colabs(monkeypatch):
-    monkeypatch.setattr(place, "read_card", lambda: T4)
+    monkeypatch.setattr(place, "read_cards", lambda: [T4])
     monkeypatch.setattr(place, "_reaches_hub", lambda: False)
     environ = {"COLAB_RELEASE_TAG": "release", "KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
     assert where_am_i(environ) == OFFLINE
@@ -149,7 +151,7 @@ def test_kaggle_is_known_although_its_image_is_colabs(monkeypatch):
 
 
 def test_colab_is_known_by_its_release_or_its_module(monkeypatch):
-    monkeypatch.setattr(place, "read_card", lambda: None)
+    monkeypatch.setattr(place, "read_cards", lambda: [])
     assert where_am_i({"COLAB_RELEASE_TAG": "release"}).name == "colab"
     assert where_am_i({}).name == "local"
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
@@ -161,22 +163,32 @@ def test_colab_is_known_by_its_release_or_its_module(monkeypatch):
 @pytest.mark.parametrize(
     ("prints", "status", "found"),
     [
-        ("Tesla T4, 15360, 7.5\nTesla T4, 15360, 7.5", 0, T4),
-        ("NVIDIA-SMI has failed because it could not communicate", 9, None),
-        ("", 0, None),
+        ("Tesla T4, 15360, 550.54.15, 7.5\nTesla T4, 15360, 550.54.15, 7.5", 0, [T4, T4]),
+        ("NVIDIA-SMI has failed because it could not communicate", 9, []),
+        ("", 0, []),
     ],
 )
-def test_the_driver_names_the_first_gpu(tmp_path, monkeypatch, prints, status, found):
+def test_the_driver_names_the_gpus(tmp_path, monkeypatch, prints, status, found):
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\ncat <<'X'\n{prints}\nX\nexit {status}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert read_card() == found
+    assert read_cards() == found
+
+
+def test_a_driver_that_is_too_old_for_the_capability_names_its_gpus(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\ncase $1 in *compute_cap*) exit 2; esac\necho K80, 11441, 470.1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert read_cards() == [Card("K80", 11441 / 1024, 0.0, "470.1")]
 
 
 def test_no_driver_no_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert read_card() is None
+    assert read_cards() == []
 
 
 @pytest.mark.parametrize("capability", [(6, 0), (7, 5), (8, 0), (9, 0)])
@@ -283,10 +295,10 @@ def packages(tmp_path, monkeypatch):
             world.there |= world.after
         return "T4: this GPU has no bfloat16\n"
 
-    monkeypatch.setattr(install, "REQUIREMENTS", requirements)
-    monkeypatch.setattr(install, "CONSTRAINTS", constraints)
+    monkeypatch.setattr(kit.packages, "REQUIREMENTS", requirements)
+    monkeypatch.setattr(kit.packages, "CONSTRAINTS", constraints)
     monkeypatch.setattr(install, "SHOWN", ("torch", "peft"))
-    monkeypatch.setattr(install, "versions", lambda: dict(world.there))
+    monkeypatch.setattr(install, "installed", lambda: dict(world.there))
     monkeypatch.setattr(install, "_run", run)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     return world
@@ -326,13 +338,13 @@ def test_an_old_torchao_is_replaced_and_none_is_installed(packages):
     assert install.unmet() == ["peft>=0.19"]
     packages.there["torchao"] = "0.16.0"
     install.install(HERE)
-    assert packages.ran[0][-1] == str(install.REQUIREMENTS)
+    assert packages.ran[0][-1] == str(kit.packages.REQUIREMENTS)
     packages.there["torchao"] = "0.10.0"
     packages.after["torchao"] = "0.18.0"
     assert install.unmet() == ["torchao>=0.16"]
     packages.ran.clear()
     install.install(HERE)
-    assert packages.ran[0][-2:] == (str(install.REQUIREMENTS), "torchao>=0.16")
+    assert packages.ran[0][-2:] == (str(kit.packages.REQUIREMENTS), "torchao>=0.16")
 
 
 @pytest.mark.slow
@@ -361,7 +373,7 @@ def test_the_rest_of_an_interrupted_installation_is_passed_over(tmp_path, monkey
         if metadata:
             (folder / "METADATA").write_text(metadata)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert install.versions() == {"whole": "1.0"}
+    assert kit.packages.installed() == {"whole": "1.0"}
     before, after = {"whole": "0.9"}, {"whole": "1.0"}
     assert install.imported_before(before, after, {"shared"}) == ["whole 0.9 -> 1.0"]
 
@@ -430,7 +442,7 @@ def test_a_failing_program_is_quoted():
 
 def test_this_environment_meets_the_requirements():
     assert install.unmet() == []
-    assert "missing" not in install.table(install.versions())
+    assert "missing" not in install.table(kit.packages.installed())
 
 
 def test_what_runs_before_installing_needs_only_the_standard_library():
