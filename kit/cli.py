@@ -8,7 +8,9 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -16,23 +18,35 @@ from typer import Option, rich_utils
 
 from kit import __version__
 from kit.commands import program
-from kit.errors import KitError, first_line, is_out_of_memory
+from kit.errors import KitError, OutputError, first_line, is_out_of_memory
 from kit.terminal import make_inert
 from kit.threads import share_processor
 
 rich_utils.COLOR_SYSTEM = None  # the sequences would be spelled out, as those of strangers are
 _log = logging.getLogger("kit")
+MAY_BE_EMPTY = "--system-prompt"  # which then sends none
 _SEVERAL = ("--weights", "--adapters")  # options with as many values as there are
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 for an error, 2 for wrong arguments, 130
-    after Ctrl-C.
+    """Run one command; returns the exit status: 0, 1 for an error, 2 for wrong arguments, 3 for a
+    machine that is not as expected, 130 after Ctrl-C, 141 for a pipe that nobody reads.
 
     From here on this process writes what it says inert (`kit.terminal`), its tracebacks too.
     """
     make_inert()
     share_processor()
+    try:
+        status = _status(sys.argv[1:] if arguments is None else arguments)
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+    except OutputError as error:
+        return _unwritten(error)
+    return status
+
+
+def _status(arguments: Sequence[str]) -> int:
+    """Run one command; its exit status. Raises OutputError for what cannot be printed."""
     # the kit's own warnings say what matters; the libraries' are about their internals
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -40,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     _log.setLevel(logging.INFO)
     try:
-        _run(sys.argv[1:] if arguments is None else arguments)
+        _check_none_empty(arguments)
+        _run(arguments)
     except typer.Exit as end:  # of --help and --version, and of what was stopped
         return end.exit_code
     except typer.TyperException as error:
@@ -50,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except OutputError:
+        raise
     except Exception as error:
         if _log.isEnabledFor(logging.DEBUG):
             raise
@@ -89,6 +106,26 @@ def _one_by_one(arguments: Iterable[str]) -> Iterator[str]:
                 yield argument
         else:
             yield from (name, argument) if name else (argument,)
+
+
+def _check_none_empty(arguments: Sequence[str]) -> None:
+    """Refuse an empty argument, as an unset variable leaves it: it would stand for nothing."""
+    for before, argument in pairwise(["kit", *arguments]):
+        option = re.fullmatch("(--[a-z-]+)=", argument)
+        name = option[1] if option else before
+        if (option or not argument) and name != MAY_BE_EMPTY:
+            raise typer.TyperException(
+                f"what follows {name} is empty; give it a value, or leave it out"
+            )
+
+
+def _unwritten(error: OutputError) -> int:
+    """Say that what was printed is lost; nobody is there to be told when a pipe was closed."""
+    with suppress(OSError, ValueError):  # a stream that is no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, error.stream.fileno())  # for what is held back until the process ends
+        os.close(nowhere)
+    return 141 if error.is_unread else _fail(str(error))
 
 
 def _fail(error: str, status: int = 1) -> int:

@@ -115,6 +115,30 @@ def estimate(
         raise ConfigError(f"{name} does not fit on {found.gpu.name}")
 
 
+@_train(short_help="is this machine as expected? a report to attach to an issue")
+def doctor(
+    overrides: Annotated[list[str] | None, Argument(metavar="key=value")] = None,
+    config: Annotated[
+        str | None, _File(help="recipe or run folder whose step is taken (default: Qwen2.5-0.5B)")
+    ] = None,
+    quick: Annotated[bool, _Flag("--quick", help="two minutes instead of ten")] = False,
+    output: Annotated[Path, _Folder("--output", "-o", help="of the report")] = Path("runs/doctor"),
+) -> None:
+    """Look at versions, driver and card, measure what only the card can tell, and take one step
+    of a recipe; writes doctor.json and doctor.md, which hold no paths, names or tokens. The exit
+    status is 3 when anything is not as expected. Without a GPU the rest is looked at.
+    """
+    if overrides and not config:
+        raise ConfigError(f"{overrides[0]} changes a recipe: name it with --config")
+    recipe = read_config("doctor", [config, *(overrides or [])])[1] if config else None
+    from kit.doctor import doctor, is_well, summary
+
+    found = doctor(recipe, output, quick=quick)
+    print(f"{summary(found)}. The report, ready to be attached to an issue: {output / 'doctor.md'}")
+    if not is_well(found):
+        raise typer.Exit(3)
+
+
 @_train(short_help="the trust regions there are, with their settings")
 def regions(plot: Annotated[Path | None, _Folder(help="draw them too, as SVG")] = None) -> None:
     """What each trust region does, its settings and where it is published."""

@@ -57,6 +57,19 @@ class OutOfMemoryError(KitError, MemoryError):
     """Memory ran out, of the GPU or of this machine, where nothing smaller is left to try."""
 
 
+class OutputError(KitError, OSError):
+    """What is printed cannot be written: a full disk, or a pipe that nobody reads any more.
+
+    `stream` is where it was to go.
+    """
+
+    def __init__(self, stream: Any, error: OSError) -> None:
+        name = "standard error" if stream is sys.__stderr__ else "standard output"
+        super().__init__(f"cannot write to the {name}: {error.strerror or error}")
+        self.stream = stream
+        self.is_unread = isinstance(error, BrokenPipeError)
+
+
 class NotFiniteError(KitError, ArithmeticError):
     """A model computed NaN or infinite numbers.
 

@@ -12,6 +12,8 @@ import re
 import sys
 from typing import IO, Any
 
+from kit.errors import OutputError
+
 # C0 but for tab and newline, DEL and C1; line and paragraph separators; what reorders a line or is
 # not seen (Unicode's "format"), but for the joiners that scripts and emoji need; halves of pairs,
 # which cannot be encoded, or are raw bytes of a file's name
@@ -45,9 +47,19 @@ class InertStream:
         self._free_above = 0  # lines straight above of which that is true too
 
     def write(self, text: str) -> int:
-        """Write it inert; the number of characters that came."""
-        self._stream.write(self._moved(text) or self._bar(text) or self._said(text))
+        """Write it inert; the number of characters that came. OutputError where that fails."""
+        try:
+            self._stream.write(self._moved(text) or self._bar(text) or self._said(text))
+        except OSError as error:
+            raise OutputError(self._stream, error) from error
         return len(text)
+
+    def flush(self) -> None:
+        """Hand on what is held back. OutputError where that fails."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            raise OutputError(self._stream, error) from error
 
     def writelines(self, lines: list[str]) -> None:
         """As `write` does, each."""

@@ -26,6 +26,12 @@ def act_once(prompts, completions, **columns):
     return share_of_vowels(prompts, completions)
 
 
+def first_process_only(prompts, completions, **columns):
+    """Different within groups on the first process, equal on all others."""
+    values = share_of_vowels(prompts, completions)
+    return values if os.environ.get("RANK", "0") == "0" else [0.0] * len(values)
+
+
 def first_group_only(prompts, completions, **columns):
     """Different within the first group, equal in all others."""
     values = share_of_vowels(prompts, completions)

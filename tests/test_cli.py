@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 COMMANDS = {
-    "Train": ("train", "compare", "estimate", "regions", "demo"),
+    "Train": ("train", "compare", "estimate", "doctor", "regions", "demo"),
     "Measure": ("evaluate", "report", "judge", "votes"),
     "Adapters": ("verify", "merge", "blend", "push"),
     "Look": ("app",),
@@ -149,6 +149,55 @@ def test_arguments_that_no_command_takes(capsys, arguments, message):
     out, error = capsys.readouterr()
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
     assert not out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "before"),
+    [
+        (["estimate", "configs/smoke.yaml", "--gpu", ""], "--gpu"),
+        (["app", "--base", ""], "--base"),
+        (["evaluate", "--base=", "--data", "gsm8k"], "--base"),
+        (["evaluate", "runs/mine", "", "--data", "gsm8k"], "runs/mine"),
+        (["regions", "--plot", ""], "--plot"),
+        (["train", ""], "train"),
+        ([""], "kit"),
+    ],
+)
+def test_what_an_unset_variable_leaves_is_no_argument(capsys, arguments, before):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: what follows {before} is empty; give it a value, or leave")
+
+
+@pytest.mark.parametrize("given", [["--system-prompt", ""], ["--system-prompt="]])
+def test_no_system_prompt_is_one_that_is_empty(capsys, given):
+    assert main(["evaluate", "--data", "gsm8k", *given]) == 1
+    assert "nothing to evaluate" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a full disk at hand")
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["evaluate", "--help"], ["estimate", "configs/smoke.yaml"]]
+)
+def test_what_cannot_be_printed_is_an_error_of_one_line(arguments):
+    command = [sys.executable, "-m", "kit", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+    said = "error: cannot write to the standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_nobody_is_told_when_a_pipe_was_closed_or_errors_cannot_be_written():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "kit", "regions"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+    command[-1:] = ["train", "nowhere.yaml"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, b"")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -15,6 +16,7 @@ import yaml
 from tqdm import tqdm
 
 from kit.cli import main
+from kit.errors import OutputError
 from kit.preferences.votes import append_vote
 from kit.terminal import InertStream, inert, make_inert
 from tests.preferences.test_votes import CLIP, vote
@@ -96,6 +98,21 @@ def written(*texts):
     for text in texts:
         assert inert_stream.write(text) == len(text)
     return stream.getvalue()
+
+
+@pytest.mark.parametrize(("code", "is_unread"), [(errno.ENOSPC, False), (errno.EPIPE, True)])
+def test_what_the_stream_refuses_says_where_it_was_to_go(code, is_unread):
+    class Refusing(io.StringIO):
+        def write(self, text):
+            raise OSError(code, os.strerror(code))
+
+        def flush(self):
+            self.write("")
+
+    for call in (lambda s: s.write("x"), lambda s: s.writelines(["x"]), InertStream.flush):
+        with pytest.raises(OutputError, match=r"^cannot write to the standard output: ") as caught:
+            call(InertStream(stream := Refusing()))
+        assert caught.value.stream is stream and caught.value.is_unread is is_unread
 
 
 def test_a_bar_is_drawn_over_itself_alone():

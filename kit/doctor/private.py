@@ -6,6 +6,7 @@ import getpass
 import os
 import platform
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,8 +45,6 @@ def model_name(model: str) -> str:
 def _names() -> set[str]:
     """Of the user and of the machine, and of the folders the user's files are in."""
     found = {platform.node(), Path.home().name}
-    try:
+    with suppress(KeyError, OSError):  # a container's user may have none
         found.add(getpass.getuser())
-    except (KeyError, OSError):  # a container whose user has no name
-        pass
     return {name for name in found - {"root"} if len(name) >= SHORTEST_NAME}

@@ -118,7 +118,7 @@ def estimate(config: Config, gpu: str | None = None) -> Forecast:
 
     Raises ConfigError for an unknown GPU, ModelError when the shape of the model is not known.
     """
-    device = find_gpu(gpu or DEFAULT_GPU)
+    device = find_gpu(DEFAULT_GPU if gpu is None else gpu)
     model = config.model
     shape, source = find_shape(model.source if model.path else model.id, model.revision)
     memory = Memory(shape, config, device.memory)

@@ -1,4 +1,4 @@
-"""What the cells of the notebook do: plan, estimate, train, evaluate, pack and push.
+"""What the cells of the notebook do: examine, plan, estimate, train, evaluate, pack and push.
 
 Training and evaluation run in a process of their own, so that the notebook's holds no GPU memory.
 How things are shown is in kit.notebook.show.
@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 from kit.config import Config
@@ -30,6 +31,10 @@ from kit.runs import RunFolder, writing
 CONFIGS = CHECKOUT / "configs"
 SEED = 0
 LOG = "notebook.log"
+NOT_AS_EXPECTED = 3  # the status of `kit doctor` where something is not
+SPREAD = (
+    "at the same time; then the command below finds them trained, and evaluates on the first card"
+)
 SECRET = "HF_TOKEN"  # its name among Kaggle's secrets
 NOT_PACKED = {"checkpoints", ".lock"}
 
@@ -58,6 +63,22 @@ class Plan:
         return {arm: RunFolder(folder) for arm, folder in folders.items()}
 
     @property
+    def is_spread(self) -> bool:
+        """Whether each arm has a card of its own."""
+        return 1 < len(self.recipes) <= self.place.cards
+
+    @property
+    def trainings(self) -> list[list[str]]:
+        """What trains each arm alone, into the folder where `command` looks for it."""
+        return [
+            [
+                *("train", str(path), *self.overrides, f"train.seed={SEED}"),
+                *(f"output={run.path}", "--resume"),
+            ]
+            for path, run in zip(self.recipes, self.runs.values(), strict=True)
+        ]
+
+    @property
     def command(self) -> list[str]:
         """What trains and evaluates all of it, and goes on with what is not finished."""
         tokens = next(iter(self.configs.values())).rollout.max_new_tokens
@@ -75,8 +96,10 @@ class Plan:
         taken = [f"The model is the copy in {model}"] if model else []
         if self.data_dir:
             taken.append(f"The problems are those in {(self.data_dir / self.data).resolve()}")
+        cards = [f"Each arm is trained on a card of its own, {SPREAD}"] if self.is_spread else []
         command = shlex.join(["kit", *self.command])
-        return "\n".join([f"Kept in {self.folder}", *taken, *there, f"The command: {command}"])
+        lines = [f"Kept in {self.folder}", *taken, *there, *cards, f"The command: {command}"]
+        return "\n".join(lines)
 
 
 def make_plan(
@@ -115,6 +138,22 @@ def make_plan(
     return Plan(place, keep_in / run, recipes, pairs, data, problems, sources.data_dir)
 
 
+def examine(place: Place, keep: str = "") -> Path:
+    """Run `kit doctor --quick`, show what it finds, and return the folder of its report.
+
+    What is not as expected stops nothing. Raises RunError when the command itself fails.
+    """
+    folder = keep_folder(place, keep) / "doctor"
+
+    def show(output: process.Output) -> None:
+        if lines := output.read():
+            print(*lines, sep="\n", flush=True)
+
+    command = ["doctor", "--quick", "--output", str(folder)]
+    process.run(command, folder / LOG, show, may_end_with=(0, NOT_AS_EXPECTED))
+    return folder
+
+
 def describe_cost(plan: Plan, gpu: str = "") -> str:
     """`kit estimate` of one arm, and what the whole notebook takes; `gpu` "": the one here."""
     gpu = gpu or _gpu_here(plan.place)
@@ -123,10 +162,11 @@ def describe_cost(plan: Plan, gpu: str = "") -> str:
     if span is None:
         return str(one_arm)
     arms, answers = len(plan.recipes), (1 + len(plan.recipes)) * plan.problems
+    spread = " Here the arms are trained side by side, each on its own." if plan.is_spread else ""
     return (
         f"{one_arm}\n\nThe whole notebook on {one_arm.gpu.name}: {arms} arms, as if one were "
         f"trained after the other, and {answers:,} answers\nto test problems: {span[0]:.2f} to "
-        f"{span[1]:.2f} hours. Computed, not measured."
+        f"{span[1]:.2f} hours. Computed, not measured.{spread}"
     )
 
 
@@ -154,14 +194,20 @@ def train(plan: Plan) -> None:
     """Train all arms, then evaluate them and their base, and show the curves as they grow.
 
     What is finished is not done again, what was interrupted goes on from its newest checkpoint.
-    An interrupt is passed on: the step is finished and saved first. Raises RunError with the last
-    lines of the log when training fails.
+    Where there is a card for each arm, the arms are first trained side by side. An interrupt is
+    passed on: the step is finished and saved first. Raises RunError with the last lines of the log
+    when training fails.
     """
     for run in plan.runs.values():
         if run.status == "failed":  # `kit compare` would leave it as it is
             run.describe(status="interrupted")
     curves = LiveCurves(plan.folder)
     try:
+        if plan.is_spread:
+            left = [run.status != "finished" for run in plan.runs.values()]
+            process.run_on_cards(
+                list(compress(plan.trainings, left)), plan.folder / LOG, curves.show
+            )
         process.run(plan.command, plan.folder / LOG, curves.show)
     except KeyboardInterrupt:
         print(f"Stopped; kept in {plan.folder}. To go on, run this cell again, or all of them.")

@@ -14,8 +14,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import IO
 
 from kit.errors import RunError
 from kit.notebook.place import CHECKOUT
@@ -54,43 +56,79 @@ class Output:
 
 
 def run(
-    arguments: Sequence[str], log: Path, watch: Callable[[Output], None], every: float = EVERY
+    arguments: Sequence[str],
+    log: Path,
+    watch: Callable[[Output], None],
+    every: float = EVERY,
+    may_end_with: Container[int] = (0,),
 ) -> None:
     """Run `kit ARGUMENTS`, appending its output to `log`, and call `watch` every few seconds.
 
     An interrupt is passed on to the command, once each time; what it does about it is waited for
-    before KeyboardInterrupt is raised. Raises RunError with the last lines when the command fails.
+    before KeyboardInterrupt is raised. Raises RunError with the last lines when the command ends
+    with any other status than those.
     """
+    _run([(arguments, environment())], log, watch, every, may_end_with)
+
+
+def run_on_cards(
+    commands: Sequence[Sequence[str]],
+    log: Path,
+    watch: Callable[[Output], None],
+    every: float = EVERY,
+) -> None:
+    """As `run`, several at the same time: the first sees the first GPU alone, and so on."""
+    visible = [environment() | {"CUDA_VISIBLE_DEVICES": str(i)} for i in range(len(commands))]
+    _run(list(zip(commands, visible, strict=True)), log, watch, every)
+
+
+def _run(
+    commands: Sequence[tuple[Sequence[str], dict[str, str]]],
+    log: Path,
+    watch: Callable[[Output], None],
+    every: float,
+    may_end_with: Container[int] = (0,),
+) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
-    output, interrupted, status = Output(log), False, None
-    # a session of its own: Jupyter interrupts the whole group, which would be a second interrupt
-    with (
-        log.open("ab") as file,
-        subprocess.Popen(
-            [sys.executable, "-m", "kit.notebook.process", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment(),
-            start_new_session=True,
-        ) as child,
-    ):
-        while status is None:
+    output, interrupted = Output(log), False
+    with log.open("ab") as file, ExitStack() as stack:
+        children = [stack.enter_context(_start(*command, file)) for command in commands]
+        while running := [child for child in children if child.poll() is None]:
             try:
-                status = _wait(child, every)
+                _wait(running[0], every)
                 watch(output)
             except KeyboardInterrupt:
                 interrupted = True
-                child.send_signal(signal.SIGINT)
+                for child in running:
+                    child.send_signal(signal.SIGINT)
     if interrupted:
         raise KeyboardInterrupt
-    if status:
-        killed = f" (killed by signal {-status})" if status < 0 else ""
-        last = "\n".join(output.lines[-LAST_LINES:])
-        raise RunError(
-            f"kit {arguments[0]} ended with status {status}{killed}. Its last lines:\n{last}\n"
-            f"All of its output is in {log}"
-        )
+    for (arguments, _), child in zip(commands, children, strict=True):
+        if child.returncode not in may_end_with:
+            raise _failed(arguments[0], child.returncode, output)
+
+
+def _start(
+    arguments: Sequence[str], environment: dict[str, str], file: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    """In a session of its own: Jupyter interrupts the whole group, which would be once more."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "kit.notebook.process", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=file,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def _failed(command: str, status: int, output: Output) -> RunError:
+    killed = f" (killed by signal {-status})" if status < 0 else ""
+    last = "\n".join(output.lines[-LAST_LINES:])
+    return RunError(
+        f"kit {command} ended with status {status}{killed}. Its last lines:\n{last}\n"
+        f"All of its output is in {output.path}"
+    )
 
 
 def environment() -> dict[str, str]:
@@ -114,11 +152,9 @@ def _follow_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _wait(child: subprocess.Popen[bytes], seconds: float) -> int | None:
-    try:
-        return child.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return None
+def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(timeout=seconds)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ kernels; what they differ by is in every importance ratio.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,18 @@ log = logging.getLogger(__name__)
 # Mean nats per token: ten and five times what is usual. In 16 bits that is a quarter of the 0.2 by
 # which `clip` lets a ratio change.
 TOLERATED = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+
+
+def in_words(metrics: Mapping[str, float]) -> str:
+    """The gap in the metrics of a step, per token and per completion."""
+    mean, largest, of_completion, largest_of_completion = (
+        metrics[f"rollout/engine_gap_{name}"]
+        for name in ("mean", "max", "completion_mean", "completion_max")
+    )
+    return (
+        f"{mean:.2g} nats per token, at most {largest:.2g}; {of_completion:.2g} per completion, at "
+        f"most {largest_of_completion:.2g}"
+    )
 
 
 @dataclass(frozen=True, slots=True)

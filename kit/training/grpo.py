@@ -35,7 +35,7 @@ from kit.model.rollout import Request, Sampled
 from kit.runs import RunFolder
 from kit.tasks.rewards import Reward, Scores
 from kit.training.data import problem_index
-from kit.training.engine_gap import EngineGap
+from kit.training.engine_gap import EngineGap, in_words
 from kit.training.groups import Problem, Rollout
 from kit.training.objectives import (
     Denominator,
@@ -85,7 +85,7 @@ class GRPO:
         self.reward = reward
         self.accelerator = accelerator
         self.run = run
-        self.said_gap = False
+        self.said_gap = self.showed_gap = False
 
     def requests(self, step: int) -> list[Request]:
         """What this process is to sample in a step: the G of a group side by side."""
@@ -236,6 +236,9 @@ class GRPO:
         gap = EngineGap.of(stats, reference, sampler)
         dtype = self.policy.base.hardware.dtype
         gap.check_sampled(f"step {step + 1}", dtype)
+        if not self.showed_gap and self.accelerator.is_main_process:
+            log.info("sampler and trainer differ by %s", in_words(gap.metrics()))
+        self.showed_gap = True
         self.said_gap = self.said_gap or gap.warn(dtype)
         return gap
 
@@ -246,7 +249,9 @@ class GRPO:
         if result.applied:
             return
         process = self.accelerator.process_index
-        self.run.append(self.run.nonfinite, nonfinite_records(step, rollout, process))
+        records = _flat(self._everyone(nonfinite_records(step, rollout, process)))
+        if self.accelerator.is_main_process:  # several would write into each other's lines
+            self.run.append(self.run.nonfinite, records)
         if not math.isfinite(result.loss) and self.optimizer.nonfinite_in_a_row == 1:
             log.warning("step %d: %s", step + 1, self._why_not_finite(rollout))
         self.optimizer.check_progress(f"step {step + 1}")

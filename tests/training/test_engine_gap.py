@@ -13,7 +13,7 @@ from kit.errors import TrainingError
 from kit.model.policy import BASE
 from kit.model.rollout import sample
 from kit.reading import read_metrics
-from kit.training.engine_gap import EngineGap
+from kit.training.engine_gap import EngineGap, in_words
 from kit.training.objectives import Denominator, LossInputs, TokenStats, policy_loss
 from kit.training.trainer import train
 
@@ -52,6 +52,8 @@ def test_figures_of_tokens_and_of_completions():
         "rollout/engine_gap_completion_mean": 0.375,
         "rollout/engine_gap_completion_max": 0.5,
     }
+    said = "0.25 nats per token, at most 0.5; 0.38 per completion, at most 0.5"
+    assert in_words(gap.metrics()) == said
     both = EngineGap.of(TokenStats.concatenate([stats, stats]), *rows)
     assert len(both.to_trainer) == 10 and len(both.of_completions) == 4
 
@@ -90,10 +92,13 @@ def test_a_sampler_that_leaves_the_adapter_out_ends_the_training(base, make_conf
 
 
 @pytest.mark.smoke
-def test_an_adapter_of_its_own_is_sampled(base, make_config):
-    """It moves as far, and nothing is wrong."""
+def test_an_adapter_of_its_own_is_sampled(base, make_config, caplog):
+    """It moves as far, and nothing is wrong; how wide the gap is is said once."""
+    caplog.set_level("INFO", "kit")
     config = make_config(optim={"learning_rate": 1e-2}, train={"steps": 3, "validate_every": 0})
-    *_, last = read_metrics(train(config, base=base).metrics)
+    first, *_, last = read_metrics(train(config, base=base).metrics)
+    assert caplog.text.count(f"sampler and trainer differ by {in_words(first)}") == 1
+    assert caplog.text.count("nats per token") == 1
     assert last["rollout/engine_gap_mean"] < 1e-3 < last["policy/k3_to_base"]
 
 

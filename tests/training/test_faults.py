@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,6 +53,8 @@ from kit.reading import read_metrics
 from kit.runs import RunFolder
 from kit.training import trainer
 from kit.training.checkpoint import latest_checkpoint
+from kit.training.grpo import GRPO
+from kit.training.optimizer import UpdateResult
 from kit.training.trainer import train, train_together
 
 pytestmark = pytest.mark.smoke
@@ -285,6 +288,29 @@ def test_an_update_that_breaks_the_weights_is_undone_and_named(base, make_config
     assert latest_checkpoint(run.checkpoints).name == "step-000001"
     saved = load_file(run.checkpoints / "step-000001/adapter/adapter_model.safetensors")
     assert all(weight.isfinite().all() for weight in saved.values())
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_rows_of_all_processes_are_written_by_one(is_main):
+    """Two that append to one file at the same time write into each other's lines."""
+    written = []
+    completion = SimpleNamespace(tokens=[4, 5], logprobs=[-0.1, -0.2])
+    rollout = SimpleNamespace(problems=[{"id": "a"}], prompts=[(1, 2)], completions=[completion])
+    process = SimpleNamespace(
+        accelerator=SimpleNamespace(process_index=1, is_main_process=is_main),
+        run=SimpleNamespace(
+            nonfinite="nonfinite.jsonl", append=lambda *given: written.append(given)
+        ),
+        optimizer=SimpleNamespace(nonfinite_in_a_row=2, check_progress=lambda where: None),
+        _everyone=lambda records: [[{"process": 0}], records],
+    )
+    GRPO._check(process, 3, rollout, UpdateResult(math.inf, math.inf, 1e-3, applied=False))
+    if not is_main:
+        assert written == []
+        return
+    ((path, records),) = written
+    assert (path, [record["process"] for record in records]) == ("nonfinite.jsonl", [0, 1])
+    assert records[1]["id"] == "a" and records[1]["step"] == 4
 
 
 def test_a_loss_that_is_not_finite_names_the_layer_and_all_its_rows(

@@ -1,0 +1,80 @@
+"""Tokens per second while decoding, in each way that this version of the kit has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from kit.config import Config
+from kit.doctor.findings import Finding, judged, measured, not_measured
+from kit.doctor.gaps import QUESTION
+from kit.doctor.patient import Patient
+from kit.model.policy import BASE, Policy
+from kit.model.rollout import Request, Sampling, sample
+
+PROMPTS, GROUP = 8, 8
+TOKENS = {True: 32, False: 128}  # of every row: in the small form, in the full one
+# how rows may be decoded, and the settings of Sampling that ask for it; None: there is no such way
+WAYS: dict[str, dict[str, Any] | None] = {"eager": {}, "captured": None}
+
+
+def decoding(patient: Patient) -> Iterator[Finding]:
+    """64 rows of one length, none of which stops early; the same tokens in every way."""
+    if patient.device.type == "cpu":
+        return
+    policy = Policy(replace(patient.base, stop_ids=frozenset()))
+    tokens = TOKENS[patient.is_small]
+    for way, settings in WAYS.items():
+        what = f"decoding, {way}"
+        if settings is None:
+            yield not_measured(what, "not available in this version")
+            continue
+        speed = _speed(policy, Sampling(tokens, **settings))
+        found = f"{speed:,.0f} tokens/s, {PROMPTS * GROUP} rows of {patient.base_in_words}"
+        bounds = _expected(patient, tokens) if way == "eager" else None
+        if bounds is None:
+            yield measured(what, found, speed=speed)
+        else:
+            yield judged(
+                what,
+                bounds[0] <= speed,
+                found,
+                f"{bounds[0]:,.0f} to {bounds[1]:,.0f} tokens/s, or more",
+                "kit estimate's range for this card",
+                speed=speed,
+            )
+
+
+def _speed(policy: Policy, sampling: Sampling) -> float:
+    """Tokens per second, prompts included, after a short turn without counting."""
+    requests = [
+        Request(tuple(_prompt(policy, number)), (number, member), BASE)
+        for number in range(PROMPTS)
+        for member in range(GROUP)
+    ]
+    sample(policy, requests, replace(sampling, max_new_tokens=4))
+    started = time.perf_counter()
+    said = sample(policy, requests, sampling)  # which ends with a wait for the card
+    return sum(len(one.tokens) for one in said) / (time.perf_counter() - started)
+
+
+def _prompt(policy: Policy, number: int) -> list[int]:
+    question = QUESTION.format(3 * number + 2, 40 - number)
+    return policy.base.prompt_ids([{"role": "user", "content": question}])
+
+
+def _expected(patient: Patient, tokens: int) -> tuple[float, float] | None:
+    """Slowest and fastest by `kit estimate`; None where it does not know model or card."""
+    rollout = patient.config.rollout.model_copy(
+        update={"prompts_per_step": PROMPTS, "group_size": GROUP, "max_new_tokens": tokens}
+    )
+    settings: dict[str, Any] = {"method": "grpo", "rollout": rollout}
+    config: Config = patient.config.model_copy(update=settings)
+    forecast = patient.forecast(config)
+    if forecast is None or "sampling" not in forecast.seconds:
+        return None
+    least, *_, most = forecast.seconds["sampling"]
+    count = PROMPTS * GROUP * tokens
+    return count / most, count / 2 / least  # the fast end is of texts of half the length

@@ -1,0 +1,100 @@
+"""How far sampler and trainer are apart in each 16-bit type, with the embedded model.
+
+N completion tokens of C completions. The same adapter, the same tokens, other kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from kit.config import EMBEDDED, LoraConfig, ModelConfig
+from kit.doctor.findings import Finding, judged
+from kit.doctor.patient import Patient
+from kit.model.base import load_base
+from kit.model.batching import make_batch
+from kit.model.lora import add_lora
+from kit.model.policy import Policy
+from kit.model.rollout import Request, Sampling, sample
+from kit.training.engine_gap import EngineGap, in_words
+
+QUESTION = "Tom has {} apples and buys {} more. He gives half of them to Mia. How many are left?"
+PROMPTS, GROUP, TOKENS = 8, 2, 48
+NOISE = 0.05  # of the adapter's B matrices, which are zero in a fresh one
+# mean nats per token: five times, three times what an imitation of the card came to
+MOST = {"float16": 5e-3, "bfloat16": 5e-2}
+IMITATED = {"float16": 1e-3, "bfloat16": 1.5e-2}
+
+
+def gaps(patient: Patient) -> Iterator[Finding]:
+    """The gap in float16 and in bfloat16, sampled from unpacked and from packed weights."""
+    if patient.device.type == "cpu":
+        return
+    means = {}
+    for dtype, most in MOST.items():
+        policy = _noisy(dtype, patient.device)
+        for mode, words in (("always", "unpacked"), ("never", "packed")):
+            gap = measure(policy, mode)
+            mean = means[dtype, mode] = gap["rollout/engine_gap_mean"]
+            yield judged(
+                f"{dtype}, {words} weights",
+                mean <= most,
+                in_words(gap),
+                f"at most {most:g} nats per token",
+                f"sampler against trainer; about {IMITATED[dtype]:g} where a card was imitated",
+                dtype=dtype,
+                dequantize=mode,
+                **gap,
+            )
+    ratio = means["bfloat16", "always"] / max(means["float16", "always"], 1e-9)
+    yield judged(
+        "bfloat16 against float16",
+        3 <= ratio <= 60,
+        f"a gap {ratio:.1f} times as wide",
+        "3 to 60 times",
+        "three bits less; 16 times where a card was imitated. It speaks for model.dtype=float16",
+        ratio=ratio,
+    )
+
+
+def measure(policy: Policy, dequantize: str) -> dict[str, float]:
+    """What the trainer computes of what was sampled, minus what the sampler said: the metrics."""
+    requests = [
+        Request(tuple(_prompt(policy, number)), (number, member), policy.trained)
+        for number in range(PROMPTS)
+        for member in range(GROUP)
+    ]
+    said = sample(policy, requests, Sampling(TOKENS, dequantize=dequantize))
+    batch = make_batch(
+        [request.prompt for request in requests],
+        [completion.tokens for completion in said],
+        pad_id=policy.base.tokenizer.pad_token_id,
+        device=policy.base.hardware.device,
+    )
+    policy.activate()
+    with torch.no_grad():
+        logprobs, _ = policy.logprobs(batch)
+    rows = zip(logprobs.cpu(), batch.mask.cpu(), said, strict=True)
+    differences = [own[mask] - torch.tensor(one.logprobs) for own, mask, one in rows]
+    gap = EngineGap(
+        torch.cat(differences), torch.empty(0), torch.stack([row.sum() for row in differences])
+    )
+    return gap.metrics()
+
+
+def _prompt(policy: Policy, number: int) -> list[int]:
+    question = QUESTION.format(3 * number + 2, 40 - number)
+    return policy.base.prompt_ids([{"role": "user", "content": question}])
+
+
+def _noisy(dtype: str, device: torch.device) -> Policy:
+    """The embedded model in this type, with an adapter that says something."""
+    base = load_base(ModelConfig(id=EMBEDDED, dtype=dtype, backend="transformers"), device)
+    policy = Policy(base, add_lora(base, LoraConfig(rank=8, alpha=16), seed=0))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in policy.trained_weights.items():
+            if "lora_B" in name:
+                weight.copy_(NOISE * torch.randn(weight.shape, generator=generator))
+    return policy
