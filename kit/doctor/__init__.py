@@ -15,16 +15,10 @@ import torch
 
 from kit import __version__
 from kit.config import Config
-from kit.doctor.decoding import decoding
+from kit.doctor import decoding, gaps, kernels, machine, speeds, step, versions
 from kit.doctor.findings import Finding, judged, not_measured
-from kit.doctor.gaps import gaps
-from kit.doctor.kernels import agreement
-from kit.doctor.machine import card, driver, memory, precision
 from kit.doctor.patient import Patient, check_launch
 from kit.doctor.private import without_private
-from kit.doctor.speeds import bandwidth, launches
-from kit.doctor.step import step
-from kit.doctor.versions import versions
 from kit.errors import first_line, is_out_of_memory
 from kit.files import write_atomically
 from kit.model.hardware import empty_cache
@@ -36,12 +30,12 @@ SCHEMA = 1  # of doctor.json
 Look = Callable[[Patient], Iterator[Finding]]
 # what is looked at, in this order: what is quick and fails least comes first
 LOOKS: dict[str, tuple[Look, ...]] = {
-    "Machine": (card, precision, driver, memory),
-    "Versions": (lambda _: versions(),),
-    "Speed": (launches, bandwidth),
-    "Numbers": (agreement, gaps),
-    "Decoding": (decoding,),
-    "One step": (step,),
+    "Machine": (machine.card, machine.precision, machine.driver, machine.memory),
+    "Versions": (versions.versions,),
+    "Speed": (speeds.launches, speeds.bandwidth),
+    "Numbers": (kernels.agreement, gaps.gaps),
+    "Decoding": (decoding.decoding,),
+    "One step": (step.step,),
 }
 
 

@@ -12,19 +12,20 @@ import torch
 from kit.config import EMBEDDED, LoraConfig, ModelConfig
 from kit.doctor.findings import Finding, judged
 from kit.doctor.patient import Patient
+from kit.doctor.questions import ask
 from kit.model.base import load_base
 from kit.model.batching import make_batch
 from kit.model.lora import add_lora
 from kit.model.policy import Policy
-from kit.model.rollout import Request, Sampling, sample
+from kit.model.rollout import Sampling, sample
 from kit.training.engine_gap import EngineGap, in_words
 
-QUESTION = "Tom has {} apples and buys {} more. He gives half of them to Mia. How many are left?"
 PROMPTS, GROUP, TOKENS = 8, 2, 48
 NOISE = 0.05  # of the adapter's B matrices, which are zero in a fresh one
-# mean nats per token: five times, three times what an imitation of the card came to
+# mean nats per token; from 5e-2 on every run warns
 MOST = {"float16": 5e-3, "bfloat16": 5e-2}
-IMITATED = {"float16": 1e-3, "bfloat16": 1.5e-2}
+IMITATED = {"float16": 1e-3, "bfloat16": 3e-3}
+LEAST_RATIO, MOST_RATIO = 2, 60
 
 
 def gaps(patient: Patient) -> Iterator[Finding]:
@@ -50,21 +51,17 @@ def gaps(patient: Patient) -> Iterator[Finding]:
     ratio = means["bfloat16", "always"] / max(means["float16", "always"], 1e-9)
     yield judged(
         "bfloat16 against float16",
-        3 <= ratio <= 60,
+        LEAST_RATIO <= ratio <= MOST_RATIO,
         f"a gap {ratio:.1f} times as wide",
-        "3 to 60 times",
-        "three bits less; 16 times where a card was imitated. It speaks for model.dtype=float16",
+        f"{LEAST_RATIO} to {MOST_RATIO} times",
+        "it has three bits less, a factor of 8; the wider, the more speaks for model.dtype=float16",
         ratio=ratio,
     )
 
 
 def measure(policy: Policy, dequantize: str) -> dict[str, float]:
     """What the trainer computes of what was sampled, minus what the sampler said: the metrics."""
-    requests = [
-        Request(tuple(_prompt(policy, number)), (number, member), policy.trained)
-        for number in range(PROMPTS)
-        for member in range(GROUP)
-    ]
+    requests = ask(policy, PROMPTS, GROUP, policy.trained)
     said = sample(policy, requests, Sampling(TOKENS, dequantize=dequantize))
     batch = make_batch(
         [request.prompt for request in requests],
@@ -81,11 +78,6 @@ def measure(policy: Policy, dequantize: str) -> dict[str, float]:
         torch.cat(differences), torch.empty(0), torch.stack([row.sum() for row in differences])
     )
     return gap.metrics()
-
-
-def _prompt(policy: Policy, number: int) -> list[int]:
-    question = QUESTION.format(3 * number + 2, 40 - number)
-    return policy.base.prompt_ids([{"role": "user", "content": question}])
 
 
 def _noisy(dtype: str, device: torch.device) -> Policy:

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 from kit import packages
 from kit.doctor.findings import Finding, judged, measured
+from kit.doctor.patient import Patient
 
 # those that compute or load; of all others one line says which are out of range
 SHOWN = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "datasets")
 
 
-def versions() -> Iterator[Finding]:
+def versions(_: Patient) -> Iterator[Finding]:
     """Python, each package that computes, and the rest together."""
     yield measured("Python", f"{platform.python_version()} on {platform.system()}")
     there, tested = packages.installed(), packages.tested()

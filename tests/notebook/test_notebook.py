@@ -141,12 +141,12 @@ def test_prose_names_what_there_is(tmp_path, monkeypatch):
 
 
 def test_kaggle_is_known_although_its_image_is_colabs(monkeypatch):
-    monkeypatch.setattr(place, "read_cards", lambda: [T4])
+    monkeypatch.setattr(place, "read_cards", lambda: [T4, T4])
     monkeypatch.setattr(place, "_reaches_hub", lambda: False)
     environ = {"COLAB_RELEASE_TAG": "release", "KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
-    assert where_am_i(environ) == OFFLINE
+    assert where_am_i(environ) == Place("kaggle", T4, online=False, cards=2)
     assert str(where_am_i(environ)).endswith(
-        "Tesla T4 with 15.0 GiB, computing in float16; no internet"
+        "2 × Tesla T4 with 15.0 GiB, computing in float16; no internet"
     )
 
 
@@ -754,6 +754,58 @@ def test_a_fault_while_watching_ends_the_command(tmp_path, monkeypatch):
     assert (tmp_path / "log").read_text() == "ended\n"
 
 
+def test_commands_side_by_side_see_a_card_each(tmp_path, monkeypatch):
+    fake_python(tmp_path, monkeypatch, "sleep 0.2; echo $4 on card $CUDA_VISIBLE_DEVICES; exit $5")
+    log = tmp_path / "log"
+    commands = [["train", "first", "0"], ["train", "second", "0"]]
+    process.run_on_cards(commands, log, lambda output: None, every=0.05)
+    assert sorted(log.read_text().splitlines()) == ["first on card 0", "second on card 1"]
+    commands[0][2] = "4"
+    with pytest.raises(RunError, match=r"kit train ended with status 4\. "):
+        process.run_on_cards(commands, log, lambda output: None, every=0.05)
+    assert log.read_text().count("second on card 1") == 2  # it was waited for
+
+
+def test_each_arm_is_trained_on_a_card_of_its_own(tmp_path, monkeypatch):
+    """As the comparison would train it, which therefore finds it finished."""
+    assert not make_plan(tmp_path, KAGGLE).is_spread
+    two = make_plan(tmp_path, Place("kaggle", T4, online=True, cards=2))
+    assert "Each arm is trained on a card of its own" in str(two)
+    asked = {}
+
+    def train(config: object, *, resume: bool) -> None:
+        asked[Path(config.output)] = (config, resume)
+        raise RunError("that is enough")
+
+    monkeypatch.setattr("kit.training.trainer.train", train)
+    for command in two.trainings:
+        assert cli.main(command) == 1
+    for path, (arm, run) in zip(two.recipes, two.runs.items(), strict=True):
+        config, resume = asked[run.path]
+        assert resume and arm == path.stem
+        assert config.model_copy(update={"output": None}) == load_config(
+            path, [*two.overrides, "output=null"]
+        )
+
+    ran = []
+    monkeypatch.setattr(process, "run_on_cards", lambda commands, *rest: ran.append(commands))
+    monkeypatch.setattr(process, "run", lambda command, *rest: ran.append(command))
+    run = two.runs["t4-clip"]
+    run.path.mkdir(parents=True)
+    run.describe(status="finished")
+    cells.train(two)
+    assert ran == [two.trainings[1:], two.command]
+
+
+def test_what_the_doctor_finds_stops_nothing(tmp_path, monkeypatch, capsys):
+    fake_python(tmp_path, monkeypatch, "echo not as expected    driver: old; exit 3")
+    assert cells.examine(HERE, str(tmp_path)) == tmp_path / "doctor"
+    assert capsys.readouterr().out == "not as expected driver: old\n"
+    fake_python(tmp_path, monkeypatch, "exit 1")
+    with pytest.raises(RunError, match=r"^kit doctor ended with status 1\."):
+        cells.examine(HERE, str(tmp_path))
+
+
 def test_a_failed_arm_is_tried_again(tmp_path, monkeypatch):
     plan = make_plan(tmp_path)
     for arm, status in (("t4-clip", "failed"), ("t4-pspo", "finished")):
@@ -1046,6 +1098,7 @@ def test_all_cells_run_and_go_on_where_a_killed_session_ended(tmp_path, monkeypa
         steps = [r["step"] for r in read_metrics(run.metrics) if "reward/mean" in r]
         assert steps == [1, 2, 3, 4]
     assert "Verdict: ready." in text_of(cells["install"])
+    assert "as expected     one step of the embedded model" in text_of(cells["doctor"])
     assert "There already: embedded-clip, interrupted." in text_of(cells["plan"])
     assert page_of(cells["train"]).count("data:image/png;base64,") == 6
     assert "Accuracy and length on gsm_symbolic (12 problems)" in page_of(cells["results"])

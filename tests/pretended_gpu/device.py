@@ -144,6 +144,7 @@ def _answer_for(gpu: Card, torch: ModuleType) -> None:
     cuda.get_device_name = lambda device=None: gpu.name
     cuda.get_device_capability = lambda device=None: gpu.capability
     cuda.get_device_properties = properties
+    cuda.get_arch_list = lambda: ["sm_75", "sm_80"]
     cuda.mem_get_info = lambda device=None: (gpu.memory - gpu.allocated, gpu.memory)
     cuda.memory_allocated = cuda.memory_reserved = allocated
     cuda.max_memory_allocated = cuda.max_memory_reserved = peak
