@@ -55,7 +55,8 @@ class ModelConfig(SettingsSection):
     adapter: str | None = None
     """Folder or hub id of a LoRA adapter to start from; its snapshot becomes the reference."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Compute type. auto: bfloat16 where the GPU has it, float16 on older GPUs, else float32."""
+    """Compute type. auto: bfloat16 where the GPU has it, float16 with a scaled loss on older GPUs,
+    else float32. docs/doctor.md says what each does on which."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention kernel. sdpa: PyTorch's scaled_dot_product_attention as transformers calls it;
     auto: the same without repeated keys while decoding where the model has no windows or caps

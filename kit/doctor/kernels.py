@@ -28,7 +28,8 @@ def agreement(patient: Patient) -> Iterator[Finding]:
     """
     if patient.device.type == "cpu":
         return
-    dtype = choose_hardware(patient.recipe.model, patient.device).dtype
+    chosen = choose_hardware(patient.recipe.model, patient.device).dtype
+    dtype = chosen if chosen.itemsize == 2 else torch.float16
     for name in ("mlp.gate_proj", "mlp.down_proj"):
         linear = next(one for one in patient.shape.linears if one.name == name)
         packed = _packed(linear.outputs, linear.inputs, dtype, patient.device)

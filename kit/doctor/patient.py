@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 from functools import cached_property
@@ -17,13 +18,14 @@ from kit.doctor.private import model_name
 from kit.doctor.stand_in import write_stand_in
 from kit.errors import ConfigError, ModelError
 from kit.estimate.forecast import Forecast, estimate
-from kit.estimate.gpus import find_gpu
+from kit.estimate.gpus import GPUS
 from kit.estimate.memory import GIB
 from kit.model.base import Base, load_base
 from kit.model.shape import Shape, find_shape
 from kit.recipe import load_config
 
 MINUTES = {True: 2, False: 10}  # of the quick form, of the full one
+OTHERS = {"Ti", "SUPER", "Laptop", "Mobile"}  # of the same number, but other cards
 PATIENCE = 5  # seconds to wait for the hub
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"  # where no recipe names one
 SMALL = {"prompts_per_step": 2, "group_size": 4, "max_new_tokens": 48}
@@ -62,10 +64,7 @@ class Patient:
     def gpu(self) -> str:
         """The card as `kit estimate` takes it: by name, or by its memory in GiB."""
         properties = torch.cuda.get_device_properties(self.device)
-        try:
-            return find_gpu(properties.name).name
-        except ConfigError:
-            return f"{properties.total_memory / GIB:.1f}"
+        return known_as(properties.name, properties.total_memory / GIB)
 
     @cached_property
     def base(self) -> Base:
@@ -104,6 +103,16 @@ class Patient:
             return estimate(config, self.gpu)
         except ModelError:
             return None
+
+
+def known_as(name: str, memory: float) -> str:
+    """A driver's name ("NVIDIA A100-SXM4-40GB") as the estimate's table has it; else the memory."""
+    words = set(re.split(r"[\s-]+", name))
+    alike = [known for known in GPUS if known.partition("-")[0] in words and not words & OTHERS]
+    nearest = min(alike, key=lambda known: abs(GPUS[known][0] - memory), default=None)
+    if nearest is None or abs(GPUS[nearest][0] - memory) > 0.1 * memory:
+        return f"{memory:.1f}"
+    return nearest
 
 
 def _small(recipe: Config) -> Config:

@@ -10,7 +10,6 @@ import torch
 
 from kit.doctor.findings import Finding, judged, measured
 from kit.doctor.patient import Patient
-from kit.errors import ConfigError
 from kit.estimate.gpus import find_gpu
 from kit.estimate.times import FAST, SLOW
 
@@ -58,11 +57,9 @@ def bandwidth(patient: Patient) -> Iterator[Finding]:
     target = torch.empty_like(source)
     speed = 2 * count / _seconds(lambda: target.copy_(source))
     found = f"{speed / 1e9:.0f} GB/s"
-    name = torch.cuda.get_device_name(patient.device)
-    try:
-        sheet = find_gpu(name).bandwidth or 0.0
-    except ConfigError:
-        yield measured("memory bandwidth", found, f"no data sheet of {name} here", speed=speed)
+    sheet = find_gpu(patient.gpu).bandwidth
+    if sheet is None:
+        yield measured("memory bandwidth", found, "no data sheet of this card here", speed=speed)
         return
     share = speed / sheet
     yield judged(

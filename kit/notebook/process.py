@@ -101,6 +101,7 @@ def _run(
                 interrupted = True
                 for child in running:
                     child.send_signal(signal.SIGINT)
+        watch(output)  # what came at the very end
     if interrupted:
         raise KeyboardInterrupt
     for (arguments, _), child in zip(commands, children, strict=True):
