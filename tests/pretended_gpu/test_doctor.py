@@ -41,7 +41,9 @@ def test_everything_is_looked_at(short, tmp_path):
     assert found["model.dtype=auto"]["found"].startswith(f"{dtype}: ")
     odd = {what for what, finding in found.items() if finding["verdict"] == "not as expected"}
     assert "memory bandwidth" in odd
-    assert odd <= {"memory bandwidth", "launching an operation"}, [found[what] for what in odd]
+    # so few tokens tell little of how wide the gaps are
+    may_be = {"memory bandwidth", "launching an operation", "bfloat16 against float16"}
+    assert odd <= may_be, [found[what] for what in odd - may_be]
     left = {what for what, finding in found.items() if finding["verdict"] == "not measured"}
     assert left <= {"decoding, captured"}
     packed = found["4-bit gate_proj, 1 rows"]["figures"]
