@@ -8,7 +8,12 @@ from pathlib import Path
 
 
 def share_of_vowels(prompts, completions, **columns):
-    """A smooth reward that differs between almost any two completions."""
+    """A smooth reward that differs between almost any two completions.
+
+    Each process leaves a file with its rank in the folder that $KIT_TEST_RANKS names.
+    """
+    if folder := os.environ.get("KIT_TEST_RANKS"):
+        (Path(folder) / os.environ["RANK"]).touch()
     texts = [completion[0]["content"] for completion in completions]
     return [sum(c in "aeiou" for c in text) / (len(text) + 1) for text in texts]
 

@@ -1,4 +1,4 @@
-"""`kit …` as one of several processes with a pretended card each, for `accelerate launch --cpu -m`.
+"""`kit …` as one of several processes with a pretended card each, for `accelerate launch -m`.
 
 Gloo stands in for NCCL: what it is given of a card goes through the machine's memory.
 """
@@ -9,8 +9,7 @@ import os
 import sys
 from typing import Any
 
-del os.environ["ACCELERATE_USE_CPU"]  # there is a card
-os.environ["LOCAL_RANK"] = "0"  # each process sees its own alone
+os.environ["LOCAL_RANK"] = "0"  # each process sees its own card alone
 
 from tests.pretended_gpu.device import gpu  # noqa: F401, I001  # before torch
 

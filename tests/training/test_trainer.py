@@ -326,14 +326,20 @@ def test_too_many_bad_updates_in_a_row_stop_the_run(base, make_config, monkeypat
 
 
 @pytest.mark.slow
-def test_two_processes_compute_what_one_does(base, make_config):
-    """Five prompts on two processes: an uneven split, summed exactly once."""
+def test_two_processes_compute_what_one_does(base, make_config, tmp_path):
+    """Five prompts on two processes: an uneven split, summed exactly once.
+
+    `accelerate launch --cpu` would start one process, unless there is MPI; for several GPUs it
+    starts what is started here.
+    """
     one = make_config(rollout={"prompts_per_step": 5}, train={"updates_per_rollout": 1, "steps": 1})
     two = one.model_copy(update={"output": one.output + "-two"})
-    launch = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     train(one, base=base)
-    done = command_line(two, launcher=launch)
+    (ranks := tmp_path / "ranks").mkdir()
+    done = command_line(two, launcher=launch, KIT_TEST_RANKS=str(ranks))
     assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in ranks.iterdir()) == ["0", "1"]
     a, b = figures(RunFolder(one.output)), figures(RunFolder(two.output))
     assert len(a) == len(b) == 3
     for left, right in zip(a, b, strict=True):
