@@ -21,8 +21,13 @@ SYSTEM_PROMPT = "Solve the problem step by step, then give the final answer as '
 AnswerKind = Literal["number", "latex"]  # how an answer is compared with the gold one
 
 EMBEDDED = "embedded"
-EMBEDDED_PATH = Path(__file__).parent / "assets" / "tiny-qwen2.5"
-DEMO_RECIPE = Path(__file__).parent / "assets" / "demo.yaml"
+EMBEDDED_SUMS = "embedded-sums"
+_ASSETS = Path(__file__).parent / "assets"
+EMBEDDED_PATH = _ASSETS / "tiny-qwen2.5"
+EMBEDDED_PATHS = {EMBEDDED: EMBEDDED_PATH, EMBEDDED_SUMS: _ASSETS / "sums-qwen2.5"}
+# of each embedded model, with the problems that it knows
+EMBEDDED_RECIPES = {EMBEDDED: _ASSETS / "word-problems.yaml", EMBEDDED_SUMS: _ASSETS / "sums.yaml"}
+DEMO_RECIPE = _ASSETS / "demo.yaml"
 MOST_VALUES = 100_000  # in a configuration file, aliases unfolded; the kit's own have about 60
 
 MOST_BYTES = 1 << 20  # of a configuration file
@@ -49,7 +54,8 @@ class ModelConfig(SettingsSection):
     """Which base model, and how it sits in memory."""
 
     id: str
-    """Hub id or folder of a causal language model; `embedded` is the tiny one shipped here."""
+    """Hub id or folder of a causal language model; `embedded` and `embedded-sums` are the
+    tiny ones shipped here."""
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     """nf4: 4-bit NormalFloat with double quantization; int8: 8-bit; none: weights in `dtype`."""
     adapter: str | None = None
@@ -75,8 +81,8 @@ class ModelConfig(SettingsSection):
     @property
     def source(self) -> str:
         """What it is loaded from: a folder or hub id."""
-        if self.id == EMBEDDED:
-            return str(EMBEDDED_PATH)
+        if self.id in EMBEDDED_PATHS:
+            return str(EMBEDDED_PATHS[self.id])
         return self.path if self.path and Path(self.path).is_dir() else self.id
 
 

@@ -25,7 +25,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kit.config import DEMO_RECIPE, EMBEDDED_PATH, SYSTEM_PROMPT, ModelConfig
+from kit.config import EMBEDDED, EMBEDDED_PATH, EMBEDDED_RECIPES, SYSTEM_PROMPT, ModelConfig
 from kit.model.base import Base, load_base
 from kit.model.lora import load_adapters
 from kit.reading import read_metrics
@@ -64,7 +64,7 @@ def folder(float_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elsewhere") / "examples"
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("__pycache__"))
     config = load_config(
-        DEMO_RECIPE,
+        EMBEDDED_RECIPES[EMBEDDED],
         [
             *("method=sft", "model.quantization=none", "lora.rank=4", "lora.alpha=8"),
             *("data.options={size: 600, seed: 0}", "data.validation_size=0"),

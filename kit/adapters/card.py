@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kit.adapters import chat_ids
 from kit.adapters.probe import read_probe
-from kit.config import EMBEDDED, READERS, Config
+from kit.config import EMBEDDED_PATHS, READERS, Config
 from kit.errors import ModelError, ResultsError, RunError
 from kit.evaluation.results import Result, read_result
 from kit.files import write_atomically
@@ -97,7 +97,7 @@ def _rendered(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         base=base,
-        is_embedded=base.id == EMBEDDED,
+        is_embedded=base.id in EMBEDDED_PATHS,
         prompt=prompt,
         messages=[*system, {"role": "user", "content": "What is 17 + 25?"}],
         chat_ids=inspect.getsource(chat_ids).partition('"""\n\n')[2].rstrip("\n"),

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from kit.adapters.card import run_card
 from kit.adapters.locate import adapter_folder
-from kit.config import EMBEDDED
+from kit.config import EMBEDDED_PATHS
 from kit.errors import AdapterError
 from kit.model.adapter_files import ADAPTER_FILES, CARD
 from kit.model.base_files import BaseSource, base_of
@@ -116,7 +116,7 @@ def push(upload: Upload, *, private: bool = True, api: HfApi | None = None) -> s
 
 def _check_base(base: BaseSource) -> list[str]:
     """Notes on a base that others can load; AdapterError for one they cannot."""
-    if base.id == EMBEDDED:
+    if base.id in EMBEDDED_PATHS:
         return ["its base ships with the kit, so others need the kit to load it"]
     if not base.is_on_hub:
         raise AdapterError(

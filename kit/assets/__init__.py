@@ -1,1 +1,1 @@
-"""The embedded tiny model, and the recipe of the demo."""
+"""The embedded models, and the recipe of each."""

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from kit.config import EMBEDDED, EMBEDDED_PATH
+from kit.config import EMBEDDED_PATHS
 from kit.errors import ConfigError, ModelError, first_line
 
 PREFILL_TOKENS = 8192  # of prompts, padding included, that the sampler reads in one forward pass
@@ -128,8 +128,8 @@ def find_shape(model: str, revision: str | None = None) -> tuple[Shape, str]:
             hidden, layers, heads, kv_heads, hidden // heads, width, vocab, tied, qkv_bias=True
         )
         return shape, "from the kit's own table"
-    elif model == EMBEDDED:
-        file, source = EMBEDDED_PATH / "config.json", "of the embedded model"
+    elif model in EMBEDDED_PATHS:
+        file, source = EMBEDDED_PATHS[model] / "config.json", "of the embedded model"
     elif _is_local(model):
         file = Path(model) / "config.json"
         source = f"from {file}"
@@ -179,7 +179,7 @@ def read_shape(values: Any, model: str) -> Shape:
 
 
 def _is_local(model: str) -> bool:
-    return model == EMBEDDED or Path(model).is_dir()
+    return model in EMBEDDED_PATHS or Path(model).is_dir()
 
 
 def _cached(model: str, revision: str | None) -> Path | None:

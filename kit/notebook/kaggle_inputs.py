@@ -35,10 +35,10 @@ def locate(place: Place, model: str, data: str, links: Path, root: Path = INPUT)
     """
     if place.name != "kaggle":
         return Sources(None, None)
-    from kit.config import EMBEDDED
+    from kit.config import EMBEDDED_PATHS
     from kit.tasks.sources import KNOWN
 
-    needs_model = model != EMBEDDED and not Path(model).is_dir()
+    needs_model = model not in EMBEDDED_PATHS and not Path(model).is_dir()
     folder = find_model(model, root) if needs_model else None
     needs_data = data in KNOWN or re.fullmatch(r"[\w.-]+/[\w.-]+", data) is not None
     found = find_data(data, root) if needs_data else None

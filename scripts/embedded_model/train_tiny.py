@@ -1,13 +1,13 @@
-"""Train the embedded tiny model: Qwen2.5's architecture, grade-school problems, mixed styles.
+"""Train an embedded model: Qwen2.5's architecture, generated problems, mixed ways of answering.
 
-    python scripts/embedded_model/train_tiny.py --wide --out wide
-    python scripts/embedded_model/train_tiny.py --init wide --seed 2 --minutes 18 --sheets 0.2 \
-        --out tiny
+    python scripts/embedded_model/train_tiny.py word_problems --wide --out wide
+    python scripts/embedded_model/train_tiny.py sums --out sums
 
-Everything is generated: the problems come from reasoning_gym's `gsm_symbolic` (tiny_problems.py),
-the tokenizer is trained on them, and the weights start at random. Like any pre-trained model this
-one has read answers in many styles, and only a minority of them end in the line '#### <number>'
-that the system message asks for: reinforcement learning has something to improve.
+Everything is generated: the problems come from reasoning_gym (word_problems.py, sums.py), the
+tokenizer is trained on them, and the weights start at random. Like any pre-trained model these
+have read answers of many kinds, and reinforcement learning has something to improve: in
+word_problems few answers end in the line '#### <number>' that the system message asks for, in sums
+many jump to a wrong answer or work it out wrongly.
 """
 
 import argparse
@@ -17,32 +17,26 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
+import sums
 import torch
-from tiny_problems import (
-    ALL_TEMPLATES,
-    TEMPLATES,
-    TRAIN_SEED,
-    WIDE_TEMPLATES,
-    Problem,
-    drill,
-    problems,
-    styled,
-    training_problems,
-)
+import word_problems
 from tokenizers import pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from kit.config import DEMO_RECIPE, SYSTEM_PROMPT, ModelConfig
+from kit.config import ModelConfig
 from kit.evaluation.figures import evaluate
+from kit.evaluation.stats import Proportion, pass_at_k
 from kit.model.base import load_base
 from kit.model.policy import BASE, Policy
 from kit.model.rollout import Sampling
 from kit.recipe import load_config
 from kit.tasks.problems import load_problems
-from kit.tasks.sources import TEST_SEED_OFFSET
 
+KNOWS = {"word_problems": word_problems, "sums": sums}
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = """\
 {%- if messages[0]['role'] != 'system' -%}
@@ -79,17 +73,12 @@ def make_tokenizer(texts: list[str], vocab_size: int) -> Qwen2Tokenizer:
     )
 
 
-def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
+def make_model(tokenizer: Qwen2Tokenizer, shape: dict[str, int]) -> Qwen2ForCausalLM:
     """Build the model, weights random; each linear width is a multiple of NF4's block of 64."""
     pad, end = tokenizer.convert_tokens_to_ids([PAD, END])
     config = Qwen2Config(
         vocab_size=-(-len(tokenizer) // 64) * 64,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
+        **shape,
         initializer_range=0.05,
         tie_word_embeddings=True,
         bos_token_id=pad,
@@ -140,7 +129,8 @@ def encode(tokenizer: Qwen2Tokenizer, parts: list[tuple[str, bool]]) -> Example:
 
 def examples(
     tokenizer: Qwen2Tokenizer,
-    pool: list[Problem],
+    knows: ModuleType,
+    pool: list,
     sheets: float,
     copying: int,
     rng: random.Random,
@@ -154,9 +144,9 @@ def examples(
         prompt = tokenizer.apply_chat_template(
             problem.messages, tokenize=False, add_generation_prompt=True
         )
-        yield encode(tokenizer, [(prompt, False), (styled(problem, rng) + END, True)])
+        yield encode(tokenizer, [(prompt, False), (knows.styled(problem, rng) + END, True)])
         if rng.random() < sheets:
-            lines = [drill(rng) for _ in range(rng.randint(9, 18))]
+            lines = knows.sheet(pool, rng)
             yield encode(tokenizer, [part for a, b in lines for part in ((a, False), (b, True))])
         if i < copying and rng.random() < 4 * sheets:
             words = problem.question.split()
@@ -227,40 +217,40 @@ def export(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, out: Path) -> Non
     tokenizer.save_pretrained(out)
 
 
-def measure(folder: Path, count: int) -> None:
+def measure(folder: Path, recipe: Path, count: int) -> None:
     """Print accuracy on held-out problems in NF4, greedy and at temperature 1, and some answers."""
     policy = Policy(load_base(ModelConfig(id=str(folder)), torch.device("cpu")))
-    data = load_config(DEMO_RECIPE).data
-    held_out = {"options": {**data.options, "seed": TEST_SEED_OFFSET}, "limit": count}
-    problem_set = load_problems(data.model_copy(update=held_out))
-    for temperature in (0.0, 1.0):
-        result = evaluate(policy, BASE, problem_set, Sampling(128, temperature=temperature))
-        print(
-            f"temperature {temperature:g}: {result.strict} strict, {result.lenient} lenient, "
-            f"{result.format} in the format, {result.mean_tokens:.0f} tokens"
-        )
-    for row in result.rows[: min(6, count // 50)]:
-        print(f"\n{row['question']}\n--- answer {row['answer']}\n{row['completion']}")
+    config = load_config(recipe)
+    held_out = load_problems(config.data.model_copy(update={"limit": count}), "test")
+    trained_on = set(load_problems(config.data, "train").problems["question"])
+    assert trained_on.isdisjoint(held_out.problems["question"])
+    for temperature, samples in ((0.0, 1), (1.0, 8)):
+        sampling = Sampling(config.rollout.max_new_tokens, temperature=temperature)
+        results = [evaluate(policy, BASE, held_out, sampling, seed=s) for s in range(samples)]
+        print(f"temperature {temperature:g}, {results[0].mean_tokens:.0f} tokens")
+        for kind in ("strict", "lenient"):
+            right = np.array([[row[kind] for row in result.rows] for result in results]).T  # (P, K)
+            every = Proportion.of_samples(right)
+            print(f"  {kind}: {every}, pass@{samples} {pass_at_k(right, samples).value:.1%}")
+        for row in results[0].rows[: min(6, count // 50)]:
+            print(f"\n{row['question']}\n--- answer {row['answer']}\n{row['completion']}")
 
 
 def train(args: argparse.Namespace) -> None:
     """Generate, tokenize, train and export; stop at the last step or minute, whichever is first."""
     rng = random.Random(args.seed)
     torch.manual_seed(args.seed)
-    templates = WIDE_TEMPLATES if args.wide else TEMPLATES
-    seed = TRAIN_SEED * (1 + args.seed)
-    pool = training_problems(args.steps * args.batch, seed, templates)
+    knows = KNOWS[args.knows]
+    seed = knows.TRAIN_SEED * (1 + args.seed)
+    pool = knows.training_problems(args.steps * args.batch, seed, wide=args.wide)
     if args.init:
         tokenizer = Qwen2Tokenizer.from_pretrained(args.init)
         model = Qwen2ForCausalLM.from_pretrained(args.init, dtype=torch.float32)
     else:
-        corpus = [text for p in pool[:20_000] for text in (p.question, styled(p, rng))]
-        corpus += [SYSTEM_PROMPT] * 20_000
-        corpus += [p.question for p in problems(TRAIN_SEED, 5_000, ALL_TEMPLATES)]
-        tokenizer = make_tokenizer(corpus, args.vocab)
-        model = make_model(tokenizer)
+        tokenizer = make_tokenizer(knows.corpus(pool, rng), args.vocab)
+        model = make_model(tokenizer, knows.SHAPE)
     copying = 0 if args.init else len(pool) // 8
-    data = list(examples(tokenizer, pool, args.sheets, copying, rng))
+    data = list(examples(tokenizer, knows, pool, args.sheets, copying, rng))
     denominator = args.batch * sum(sum(targets) for _, targets in data) / len(data)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(data):,} examples")
 
@@ -288,13 +278,14 @@ def train(args: argparse.Namespace) -> None:
             print(f"step {step}  {minutes:.1f} min  loss {mean:.4f}  {speed:,.0f} tokens/s")
         if step % args.measure == 0:
             export(model, tokenizer, args.out)
-            measure(args.out, count=60)
+            measure(args.out, knows.RECIPE, count=60)
     export(model, tokenizer, args.out)
 
 
 def main() -> None:
     """Read the options, train, and measure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("knows", choices=KNOWS, help="what the model is to know")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--wide", action="store_true", help="use twice as many templates")
     parser.add_argument("--init", type=Path, help="model folder to continue from")
@@ -309,7 +300,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="problems and order of the data")
     args = parser.parse_args()
     train(args)
-    measure(args.out, args.problems)
+    measure(args.out, KNOWS[args.knows].RECIPE, args.problems)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kit.cli import main
-from kit.config import DEMO_RECIPE, EMBEDDED_PATH, DataConfig
+from kit.config import EMBEDDED, EMBEDDED_PATH, EMBEDDED_RECIPES, DataConfig
 from kit.recipe import load_config
 from kit.tasks.problems import load_problems
 from kit.tasks.verifiers import NumberVerifier
@@ -116,7 +116,7 @@ def test_lm_eval_generates_the_same_texts_and_counts_the_same_answers(
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # float32 on both sides
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)  # here too
-    categories = load_config(DEMO_RECIPE).data.categories
+    categories = load_config(EMBEDDED_RECIPES[EMBEDDED]).data.categories
     options = {"size": 600}  # of 100 templates the embedded model knows these
     data = {"name": "gsm_symbolic", "options": options, "categories": categories}
     train(

@@ -11,14 +11,17 @@ from kit.app.compare.setup import MAX_CHARACTERS
 from kit.app.inert import inert_markdown
 from kit.app.parts import QUIET
 from kit.app.session import Session
+from kit.config import EMBEDDED_SUMS
 from kit.errors import KitError
 
-EXAMPLE = (  # a problem that the embedded model has not seen, of a kind that it has learned
+# problems with their answers, of the kind that an embedded model has learned
+EXAMPLE = (
     "A lasagna has 36 servings. If Elijah can eat 6 servings a day while James can eat 2 times as "
     "much, how many days will the lasagna last? Give the result as your final answer. Do not "
-    "include units."
+    "include units.",
+    "2",
 )
-EXAMPLE_ANSWER = "2"
+EXAMPLE_SUM = ("Calculate 7 - 2 * ( 3 + -5 ).", "11")
 
 
 class ProblemView:
@@ -29,8 +32,10 @@ class ProblemView:
         self.data = gr.State(None)  # the data set the problem is from
         self.picked = gr.State(None)  # that problem's question: an edited one is no longer it
         names = list(desk.problems.configs)
+        sums = desk.catalogue.model.id == EMBEDDED_SUMS
+        example, answer = EXAMPLE_SUM if sums else EXAMPLE
         self.question = gr.Textbox(
-            EXAMPLE,
+            example,
             label="Problem",
             info="Enter runs, Shift+Enter starts a new line",
             lines=1,
@@ -39,7 +44,7 @@ class ProblemView:
             elem_id="kit-question",
         )
         self.gold = gr.Textbox(
-            EXAMPLE_ANSWER,
+            answer,
             label="Right answer, if known",
             info="Decides the verdicts; it is not sent to the model",
             max_lines=1,

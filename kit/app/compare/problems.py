@@ -10,7 +10,7 @@ from kit.app.inert import short
 from kit.app.library.adapters import Catalogue
 from kit.app.options import AppOptions
 from kit.app.verdicts import Judge, NoVerifier, Standard
-from kit.config import DEMO_RECIPE, EMBEDDED, DataConfig
+from kit.config import EMBEDDED_RECIPES, DataConfig
 from kit.evaluation.subjects import data_config
 from kit.recipe import load_config
 from kit.runs import RunFolder
@@ -28,8 +28,9 @@ class Problems:
     def __init__(self, options: AppOptions, catalogue: Catalogue, judge: Judge) -> None:
         self._judge = judge
         runs = [RunFolder(c.run).load_config().data for c in catalogue.choices if c.run]
-        if catalogue.model.id == EMBEDDED:
-            runs.append(load_config(DEMO_RECIPE).data)  # the problems it has learned
+        if catalogue.model.id in EMBEDDED_RECIPES:
+            # the problems it has learned
+            runs.append(load_config(EMBEDDED_RECIPES[catalogue.model.id]).data)
         names = dict.fromkeys([*(config.name for config in runs), "gsm_symbolic", *KNOWN])
         self.configs: dict[str, DataConfig] = {
             name: data_config(name, *runs, data_dir=options.data_dir) for name in names

@@ -1,4 +1,4 @@
-"""The problems of the embedded model: which templates, how they are asked, how they are answered.
+"""The problems of the model `embedded`: which templates, how they are asked, how they are answered.
 
 Row i of a data set with seed s draws from seed s + i, so data sets need wide gaps between their
 seeds. Training uses seeds from 1,000,000. The seeds in RESERVED belong to the examples that
@@ -11,16 +11,25 @@ from dataclasses import dataclass
 
 import reasoning_gym
 
-from kit.config import DEMO_RECIPE, SYSTEM_PROMPT
+from kit.config import EMBEDDED, EMBEDDED_RECIPES, SYSTEM_PROMPT
 from kit.recipe import load_config
 from kit.tasks.sources import TEST_SEED_OFFSET
 
-# The demo's: short, correct, readable solutions and numbers mostly below 100.
-TEMPLATES = tuple(int(name.split()[1]) for name in load_config(DEMO_RECIPE).data.categories or ())
+RECIPE = EMBEDDED_RECIPES[EMBEDDED]
+# The recipe's: short, correct, readable solutions and numbers mostly below 100.
+TEMPLATES = tuple(int(name.split()[1]) for name in load_config(RECIPE).data.categories or ())
 # With numbers below 2,000.
 WIDE_TEMPLATES = (1, 10, 12, 16, 20, 30, 34, 39, 41, 43, 45, 50, 54, 57, 58, 62, 69, 72, 78, 95)
 ALL_TEMPLATES = tuple(range(100))
 TRAIN_SEED = 1_000_000
+SHAPE = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+}
 RESERVED = {0: 20_000, TEST_SEED_OFFSET: 20_000}  # seed: rows kept out of the training data
 
 # Answer styles and their weights; {body} is the worked solution, {answer} the number.
@@ -61,8 +70,11 @@ def problems(seed: int, rows: int, templates: tuple[int, ...]) -> Iterator[Probl
             yield Problem(item["question"], body.strip(), answer.strip())
 
 
-def training_problems(count: int, seed: int, templates: tuple[int, ...]) -> list[Problem]:
-    """Return `count` problems, from this seed on, whose texts do not occur in RESERVED."""
+def training_problems(count: int, seed: int, *, wide: bool) -> list[Problem]:
+    """Return `count` problems, from this seed on, whose texts do not occur in RESERVED.
+
+    `wide`: of twice as many templates."""
+    templates = WIDE_TEMPLATES if wide else TEMPLATES
     reserved = {
         p.question for seed, rows in RESERVED.items() for p in problems(seed, rows, templates)
     }
@@ -78,6 +90,18 @@ def styled(problem: Problem, rng: random.Random) -> str:
     """Write the answer in a style drawn from STYLES."""
     (style,) = rng.choices(list(STYLES), weights=list(STYLES.values()))
     return style.format(body=problem.body, answer=problem.answer)
+
+
+def corpus(pool: list[Problem], rng: random.Random) -> list[str]:
+    """The texts that the tokenizer is trained on."""
+    texts = [text for p in pool[:20_000] for text in (p.question, styled(p, rng))]
+    texts += [SYSTEM_PROMPT] * 20_000
+    return texts + [p.question for p in problems(TRAIN_SEED, 5_000, ALL_TEMPLATES)]
+
+
+def sheet(pool: list[Problem], rng: random.Random) -> list[tuple[str, str]]:
+    """Lines of arithmetic, each as (left side, result)."""
+    return [drill(rng) for _ in range(rng.randint(9, 18))]
 
 
 def drill(rng: random.Random) -> tuple[str, str]:
