@@ -95,6 +95,47 @@ def compare(
     _check_ended(read_comparison(output / "compare.json").get("status"))
 
 
+@_train(short_help="a declared grid of arms, staleness and rates, tuned, then measured")
+def study(
+    context: typer.Context,
+    file: Annotated[Path, Argument(metavar="FILE", help="what is to be done, as YAML")],
+    output: Annotated[
+        Path | None, _Folder("--output", "-o", help="default: runs/<name of the file>")
+    ] = None,
+    budget: Annotated[
+        str | None, Option(metavar="TIME", help="begin no more runs after 3h, 90m, 1h30m")
+    ] = None,
+    dry_run: Annotated[bool, _Flag("--dry-run", help="say what would be done, and how long")] = (
+        False
+    ),
+    report: Annotated[
+        Path | None, _Folder(help="write it there from what is done; runs nothing")
+    ] = None,
+) -> None:
+    """Train every arm at every staleness with every learning rate, choose the rate by validation
+    accuracy as the file says, train fresh seeds with it, measure them, and answer the file's
+    questions. A stopped study goes on with the same command; several processes may do so at once.
+    """
+    from kit.study.declared import load_study
+    from kit.study.folder import StudyFolder
+    from kit.study.plan import parse_duration, plan
+
+    declaration = load_study(file)
+    folder = output or Path("runs") / file.stem
+    seconds = None if budget is None else parse_duration(budget)
+    if dry_run:
+        print(plan(StudyFolder(folder, declaration), seconds))
+        return
+    if report is None:
+        from kit.study.run import run_study
+
+        ended = run_study(declaration, folder, budget=seconds, command=context.obj)
+        _check_ended("finished" if ended else "interrupted")
+    from kit.study.report import report_study
+
+    report_study(declaration, folder, report or folder / "report", command=context.obj)
+
+
 @_train(short_help="GPU memory and time a configuration needs, before anything is downloaded")
 def estimate(
     targets: Configs,

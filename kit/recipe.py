@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -15,7 +16,6 @@ from kit.config import (
     TRUST_REGION_SETTINGS,
     YAML_ERRORS,
     Config,
-    RewardFunction,
     SettingsSection,
     parse_yaml,
     read_yaml,
@@ -36,13 +36,17 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises ConfigError for a missing file, bad YAML, an unknown key or a value out of range.
     """
     path = Path(path)
-    values = _read(path, seen=())
     layer: dict[str, Any] = {}
     for override in overrides or []:
         _apply_override(layer, override)
-    values = _merge(values, layer)
+    values = read_layers(path, [layer])
     values.setdefault("output", str(Path("runs") / path.stem))
     return build_config(values)
+
+
+def read_layers(path: Path, layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """A recipe with further layers over it, each merged as `extends` merges; not yet validated."""
+    return reduce(_merge, layers, _read(path, seen=()))
 
 
 def build_config(values: dict[str, Any]) -> Config:
@@ -201,8 +205,8 @@ def _known_keys(section: Any, location: tuple[str | int, ...]) -> list[str]:
             section = TRUST_REGION_SETTINGS[str(part)]
         elif isinstance(part, str) and part in section.model_fields:
             annotation = section.model_fields[part].annotation
-            # a list of sections is not one: reward.functions is the only list there is
-            section = annotation if hasattr(annotation, "model_fields") else RewardFunction
+            # a list of sections is not one
+            section = annotation if hasattr(annotation, "model_fields") else get_args(annotation)[0]
     return list(section.model_fields)
 
 

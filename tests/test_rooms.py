@@ -19,7 +19,7 @@ FLOORS = (
     ("commands",),
     ("app",),
     ("api",),
-    ("comparison", "demo", "doctor", "integrations"),
+    ("comparison", "demo", "doctor", "integrations", "study"),
     ("training",),
     ("reports",),
     ("adapters",),

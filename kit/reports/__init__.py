@@ -48,12 +48,19 @@ def report(
     folder = Path(output) if output else Path(paths[0]) / "report"
     sections, record = _build(evidence, measure_opinions(votes, judgements))
     command = _command(paths, folder, votes, judgements)
-    record = {"schema": SCHEMA, "command": command, **record, **_origins(sections, folder)}
     title = f"Report on {', '.join(arm.name for arm in evidence.arms)}"
-    _write(folder, title, sections, record)
+    write_report(folder, title, sections, {"schema": SCHEMA, "command": command, **record})
+    return folder
+
+
+def write_report(folder: Path, title: str, sections: list[Section], record: dict[str, Any]) -> None:
+    """Write what a report consists of into a folder, and print its text and tables.
+
+    `record` has the numbers, and the `command` that makes the report again.
+    """
+    _write(folder, title, sections, record | _origins(sections, folder))
     print(to_terminal(sections))
     print(f"\nThe whole report, with figures: {folder / 'report.html'}")
-    return folder
 
 
 def _build(
@@ -120,7 +127,7 @@ def _write(folder: Path, title: str, sections: list[Section], record: dict[str, 
             for section in sections:
                 for block in section.blocks:
                     if isinstance(block, Figure):
-                        write_atomically(folder / figure_path(block), block.png)
+                        write_atomically(folder / figure_path(block), block.drawing.render())
             text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False)
             write_atomically(folder / "report.json", text + "\n")
             command = record["command"]

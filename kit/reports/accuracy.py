@@ -15,10 +15,11 @@ from kit.reports.document import (
     percent,
 )
 from kit.reports.evidence import Evidence
-from kit.reports.figures import Dot, Line, Style, draw_bars_over, draw_dots
-from kit.reports.scores import MEASURES, Score, origin
+from kit.reports.figures import Dot, Line, Scale, Style, draw_dots, draw_lines
+from kit.reports.scores import MEASURES, Score, label, origin
 
 LENGTHS = ("mean", "median", "p95")
+BANDS = "Each arm in its colour, the others grey behind it; bands: 95 % intervals over problems."
 KINDS = {"pass_at": "pass@k", "majority_at": "Majority of k"}
 
 
@@ -40,7 +41,7 @@ def describe_accuracy(
         here = [score for score in scores if score.data == data]
         if here:
             section.blocks.append(_table(data, here))
-            section.blocks.extend(_figures(data, here, looks))
+            section.blocks.append(_figure(data, here, looks))
             section.blocks.extend(_over_samples(data, [s for s in here if _has_samples(s)], looks))
     return section
 
@@ -87,56 +88,28 @@ def _share(score: Score, measure: str) -> str:
     return f"{percent(figures['value'])}{spread}{interval(figures['ci95'])}"
 
 
-def _figures(data: str, scores: Sequence[Score], looks: dict[str, Style]) -> Iterator[Block]:
-    """Dots for one temperature, else lines over temperature."""
-    if len({score.temperature for score in scores}) == 1:
-        rows = {
+def _figure(data: str, scores: Sequence[Score], looks: dict[str, Style]) -> Figure:
+    """A panel for each temperature: what lies between two of them was not measured."""
+    temperatures = sorted({score.temperature for score in scores})
+    panels = {
+        label(temperature): {
             score.arm: [
-                Dot(
-                    score.arm,
-                    score.figures[measure]["value"],
-                    score.figures[measure]["ci95"],
-                    is_hollow=measure == "lenient",
-                )
+                Dot(score.arm, figures["value"], figures["ci95"], is_hollow=measure == "lenient")
                 for measure in MEASURES
+                if (figures := score.figures[measure])
             ]
             for score in scores
+            if score.temperature == temperature
         }
-        yield Figure(
-            name=f"accuracy-{data}",
-            title=f"Accuracy on {data}",
-            png=draw_dots(rows, looks, unit=f"% right on {data}"),
-            origin=origin(scores),
-            note="Filled: strict; hollow: lenient; lines: 95 % intervals.",
-        )
-        return
-    for measure in MEASURES:
-        yield Figure(
-            name=f"accuracy-{data}-{measure}",
-            title=f"Accuracy on {data} over temperature, {measure}",
-            png=draw_bars_over(
-                _lines(scores, measure),
-                looks,
-                x="sampling temperature",
-                y=f"% right, {measure}",
-            ),
-            origin=origin(scores),
-            note="Bars: 95 % intervals.",
-        )
-
-
-def _lines(scores: Sequence[Score], measure: str) -> dict[str, Line]:
-    lines = {}
-    for arm in dict.fromkeys(score.arm for score in scores):
-        mine = [score for score in scores if score.arm == arm]
-        figures = [score.figures[measure] for score in mine]
-        lines[arm] = Line(
-            [score.temperature for score in mine],
-            [figure["value"] for figure in figures],
-            [figure["ci95"][0] for figure in figures],
-            [figure["ci95"][1] for figure in figures],
-        )
-    return lines
+        for temperature in temperatures
+    }
+    return Figure(
+        name=f"accuracy-{data}",
+        title=f"Accuracy on {data}",
+        drawing=draw_dots(panels, looks, unit=f"% right on {data}"),
+        origin=origin(scores),
+        note="Filled: strict; hollow: lenient; lines: 95 % intervals.",
+    )
 
 
 def _has_samples(score: Score) -> bool:
@@ -166,16 +139,18 @@ def _over_samples(data: str, scores: Sequence[Score], looks: dict[str, Style]) -
                 note="Means over seeds; intervals over problems are given for single seeds.",
             )
         for kind, name in KINDS.items():
+            ks = sorted({int(k) for score in here for k in score.figures[kind]["strict"]})
             yield Figure(
                 name=f"{kind.replace('_', '-')}-{data}-{temperature:g}",
                 title=f"{name} {where}",
-                png=draw_bars_over(
+                drawing=draw_lines(
                     {score.arm: _over_k(score, kind) for score in here},
                     looks,
-                    x="samples k",
-                    y="% of problems, strict",
+                    x=Scale("samples k", places=ks),
+                    y=Scale("% of problems, strict", is_share=True),
                 ),
                 origin=origin(here),
+                note=BANDS,
             )
 
 

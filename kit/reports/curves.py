@@ -10,7 +10,7 @@ import pandas as pd
 
 from kit.reports.document import Figure, Origin, Section
 from kit.reports.evidence import Arm, Evidence
-from kit.reports.figures import Line, Style, draw_curves
+from kit.reports.figures import Line, Scale, Style, draw_lines
 
 WINDOWS = 25  # a curve is smoothed over this part of the run
 
@@ -70,11 +70,11 @@ def describe_curves(
         section.say("No step has been recorded yet.")
         return section
     section.say(
-        "Lines are means over an arm's seeds, bands reach from the lowest to the highest "
-        "seed; an arm of one seed is a thin line without a band. Every line is a moving "
-        "mean; the number of steps it spans is under each figure. Accuracy, length and "
-        "entropy while training are of the problems of each step, held-out accuracy is of "
-        "problems never trained on. docs/metrics.md explains every metric."
+        "A panel for each arm, with the others grey behind it. Lines are means over an arm's "
+        "seeds, bands reach from the lowest to the highest seed; an arm of one seed has no band. "
+        "Every line is a moving mean; the number of steps it spans is under each figure. "
+        "Accuracy, length and entropy while training are of the problems of each step, held-out "
+        "accuracy is of problems never trained on. docs/metrics.md explains every metric."
     )
     for curve in CURVES:
         if curve.metric in curves:
@@ -130,13 +130,16 @@ def _figure(
     return Figure(
         name=curve.metric.replace("/", "-"),
         title=curve.title,
-        png=draw_curves(
+        drawing=draw_lines(
             lines,
             looks,
-            unit=curve.unit,
-            is_share=curve.is_share,
-            is_log=curve.is_log,
-            top=_top(curve, curves) if curve.is_share else None,
+            x=Scale("training step"),
+            y=Scale(
+                curve.unit,
+                is_share=curve.is_share,
+                is_log=curve.is_log,
+                top=_top(curve, curves) if curve.is_share else None,
+            ),
         ),
         origin=Origin.of(
             (r.path / "metrics.jsonl" for r in evidence.runs if r.metrics),

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kit.reports.figures import Drawing
+
 SHOWN = 2  # files and commands named in a caption; report.json names all
 NONE = "-"
 
@@ -45,11 +47,11 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A PNG and what it shows in words."""
+    """A drawing and what it shows in words."""
 
     name: str  # of the file, without its ending
     title: str
-    png: bytes
+    drawing: Drawing
     origin: Origin
     note: str = ""
 

@@ -60,7 +60,7 @@ def to_terminal(sections: Sequence[Section]) -> str:
 def figure_path(figure: Figure) -> str:
     """Relative to the report; names of data sets may hold what file systems do not like."""
     name = re.sub(r"[^\w.-]", "_", figure.name)
-    return f"{FIGURES}/{name}.png"
+    return f"{FIGURES}/{name}.svg"
 
 
 def plain(text: str) -> str:
@@ -154,7 +154,8 @@ def _runs(blocks: Sequence[Block]) -> list[list[Block]]:
 
 
 def _data_uri(figure: Figure) -> str:
-    return "data:image/png;base64," + base64.b64encode(figure.png).decode("ascii")
+    picture = base64.b64encode(figure.drawing.render()).decode("ascii")
+    return f"data:image/svg+xml;base64,{picture}"
 
 
 def _anchor(title: str) -> str:

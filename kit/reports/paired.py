@@ -229,7 +229,7 @@ def _against(b: str, comparisons: list[Contrast], looks: dict[str, Style]) -> li
         Figure(
             name=f"difference-from-{b}",
             title=f"Difference from {against}, strict",
-            png=draw_dots(rows, looks, unit="percentage points", zero_line=True),
+            drawing=draw_dots({"": rows}, looks, unit="percentage points", zero_line=True),
             origin=everything,
             note="Lines: 95 % intervals, not corrected for the number of tests.",
         ),

@@ -80,7 +80,7 @@ def _by_slice(
         yield Figure(
             name=f"{kind}-{data}",
             title=f"Strict accuracy on {where}",
-            png=draw_dots(rows, looks, unit=f"% right on {data}, strict", legend=True),
+            drawing=draw_dots({"": rows}, looks, unit=f"% right on {data}, strict", legend=True),
             origin=origin(scores),
             note="Before each name the number of problems."
             + (f" The {DRAWN} largest; {left_out} more are in the table." if left_out else ""),

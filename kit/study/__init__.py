@@ -1,0 +1,1 @@
+"""`kit study`: trust regions over staleness and learning rate, tuned, then measured."""

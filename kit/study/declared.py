@@ -1,0 +1,275 @@
+"""What a study's file declares before anything is run: its grid, its tuning, its questions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from kit.config import (
+    TRUST_REGION_SETTINGS,
+    Config,
+    NonNegativeInt,
+    PositiveInt,
+    SettingsSection,
+    read_yaml,
+)
+from kit.errors import ConfigError, RunError
+from kit.evaluation.settings import EvalSettings, Temperature
+from kit.files import write_atomically
+from kit.reading import parse_json
+from kit.recipe import build_config, flatten, load_config, read_layers, read_settings
+from kit.runs import writing
+
+SCHEMA = 1  # of study.json, raised when a field changes its meaning
+BASE = "base"  # the bare base, on the right of a pair
+ALL = "all"  # every arm, on the left of a pair
+MOST_SAMPLES = 9  # per problem: records keep one digit for each
+MOST_SHOWN = 6  # differences of two declarations
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+# what the study's own fields decide; a recipe's values of these are not used
+DECIDED = {
+    "optim": ("learning_rate",),
+    "train": (
+        *("steps", "seed", "updates_per_rollout", "validate_every", "checkpoint_every"),
+        *("keep_checkpoints", "preflight_problems", "report_to"),
+    ),
+}
+
+
+class Tuning(SettingsSection):
+    """How the learning rate of each arm at each staleness is chosen."""
+
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    """Training seeds of the tuning runs; none of them is used again."""
+    measure: Literal["lenient", "strict"] = "lenient"
+    """The rate with the highest mean greedy accuracy on the validation problems at the end wins, of
+    equals the smaller one. A run that failed counts as 0."""
+
+
+class Question(SettingsSection):
+    """What is asked, and which comparisons decide it."""
+
+    name: str
+    """Short: `a`, `smoothing`."""
+    asks: str
+    """The question, as a sentence."""
+    pairs: Annotated[list[tuple[str, str]], Field(min_length=1)]
+    """Arms whose difference decides it, [left, right]. `all` on the left: every arm; `base` on the
+    right: the bare base."""
+    staleness: list[PositiveInt] | None = None
+    """At how many updates per rollout; None: at all of the grid."""
+    measure: Literal["lenient", "strict"] = "lenient"
+    """Which accuracy, on the problems of the evaluation."""
+    temperature: Temperature | None = None
+    """At which of the evaluation's temperatures; None: the lowest."""
+
+
+class StudySettings(SettingsSection):
+    """A study's file."""
+
+    recipe: str
+    """The recipe all arms share, as a path from the study's file."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """A layer over the recipe, as `extends` merges; it holds for all arms."""
+    arms: Annotated[dict[str, str | dict[str, Any] | None], Field(min_length=2)]
+    """By name: settings of `objective`, the name of a trust region, or a recipe whose objective is
+    taken; nothing, where the arm is called like its region."""
+    staleness: Annotated[list[PositiveInt], Field(min_length=1)]
+    """Updates per rollout, in the order in which they are done."""
+    learning_rates: Annotated[list[Rate], Field(min_length=1)]
+    """Rates to choose from, for every arm and staleness."""
+    tuning: Tuning
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    """Fresh training seeds for the tuned rates; a claim about methods needs five."""
+    rollouts: PositiveInt | dict[PositiveInt, PositiveInt]
+    """Rollouts of a run, or of a run at each staleness. Each is used `staleness` times, by every
+    arm alike."""
+    evaluation: EvalSettings
+    """As of `kit evaluate`, on the test problems of the recipe's data set."""
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Lenient accuracy while training whose first step is noted, as a mean over five steps."""
+    questions: Annotated[list[Question], Field(min_length=1)]
+    """Asked before anything is run."""
+    together: PositiveInt = 4
+    """Runs that train at a time in one process; changes no result."""
+    seconds: dict[PositiveInt, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """What a run takes at each staleness, for estimates before one has been measured."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> StudySettings:
+        for name, values in (
+            ("staleness", self.staleness),
+            ("learning_rates", self.learning_rates),
+            ("seeds", self.seeds),
+            ("tuning.seeds", self.tuning.seeds),
+            ("names of questions", [question.name for question in self.questions]),
+        ):
+            _check_different(name, values)
+        if isinstance(self.rollouts, dict) and self.rollouts.keys() != set(self.staleness):
+            raise ValueError(
+                f"rollouts must be one number, or one for each staleness {self.staleness}, got "
+                f"{self.rollouts}"
+            )
+        if again := set(self.seeds) & set(self.tuning.seeds):
+            raise ValueError(f"seeds must be fresh: {sorted(again)} are in tuning.seeds too")
+        if self.evaluation.samples > MOST_SAMPLES:
+            raise ValueError(f"evaluation.samples must be at most {MOST_SAMPLES}")
+        if reserved := {ALL, BASE} & self.arms.keys():
+            raise ValueError(f"no arm can be called {sorted(reserved)[0]!r}: it has a meaning")
+        for question in self.questions:
+            self._check_question(question)
+        return self
+
+    def rollouts_at(self, staleness: int) -> int:
+        return self.rollouts if isinstance(self.rollouts, int) else self.rollouts[staleness]
+
+    def _check_question(self, question: Question) -> None:
+        where = f"question {question.name!r}"
+        for left, right in question.pairs:
+            for arm, also in ((left, ALL), (right, BASE)):
+                if arm not in self.arms and arm != also:
+                    arms = ", ".join(self.arms)
+                    raise ValueError(f"{where} names {arm!r}; there are {arms} and {also!r}")
+            if left == right:
+                raise ValueError(f"{where} compares {left} with itself")
+        if unknown := set(question.staleness or []) - set(self.staleness):
+            raise ValueError(f"{where} asks at {sorted(unknown)[0]}; staleness is {self.staleness}")
+        there = self.evaluation.temperature
+        if question.temperature is not None and question.temperature not in there:
+            raise ValueError(f"{where} asks at temperature {question.temperature:g} of {there}")
+
+
+def _check_different(name: str, values: Sequence[Any]) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} must be different, got {list(values)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """A study's file, read and checked: its settings, and each arm's configuration."""
+
+    path: Path
+    settings: StudySettings
+    configs: dict[str, Config]  # by arm; rate, staleness, seed and output are those of a cell
+
+    @property
+    def base(self) -> Config:
+        """The configuration of the first arm, for what all have in common."""
+        return next(iter(self.configs.values()))
+
+    def record(self) -> dict[str, Any]:
+        """What binds the study, JSON-ready."""
+        settings = self.settings.model_dump(mode="json")
+        left_out = ("together", "seconds", "recipe", "overrides", "arms", "questions")
+        return {
+            **{key: value for key, value in settings.items() if key not in left_out},
+            "questions": {
+                question["name"]: {**question, "pairs": _joined(question["pairs"])}
+                for question in settings["questions"]
+            },
+            "arms": {arm: config.objective.model_dump() for arm, config in self.configs.items()},
+            "recipe": _shared(self.base),
+        }
+
+
+def _joined(pairs: list[list[str]]) -> str:
+    return ", ".join(f"{left} - {right}" for left, right in pairs)
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    """What all arms share and the study does not decide itself."""
+    values = config.model_dump(mode="json", exclude={"objective", "output"})
+    for section, keys in DECIDED.items():
+        values[section] = {k: v for k, v in values[section].items() if k not in keys}
+    return values
+
+
+def load_study(path: str | Path) -> Declaration:
+    """Read a study's file; ConfigError, before torch is imported, for what cannot be run."""
+    path = Path(path)
+    settings = read_settings(StudySettings, read_yaml(path))
+    for section, keys in DECIDED.items():
+        for key in keys:
+            if f"{section}.{key}" in flatten(settings.overrides):
+                raise ConfigError(
+                    f"{path}: overrides sets {section}.{key}, which the study decides itself "
+                    "(rollouts, staleness, learning_rates, seeds)"
+                )
+    recipe = path.parent / settings.recipe
+    configs = {arm: _arm(path, recipe, settings, arm) for arm in settings.arms}
+    declaration = Declaration(path, settings, configs)
+    if declaration.base.method != "grpo" or not declaration.base.data.validation_size:
+        raise ConfigError(
+            f"{path}: a study needs method: grpo and data.validation_size above 0, on which rates "
+            "are tuned"
+        )
+    return declaration
+
+
+def _arm(path: Path, recipe: Path, settings: StudySettings, arm: str) -> Config:
+    objective = _objective(path, arm, settings.arms[arm])
+    rest = {"output": None}
+    try:
+        return build_config(
+            read_layers(recipe, [settings.overrides, {"objective": objective}, rest])
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{path}, arm {arm!r}: {error}") from None
+
+
+def _objective(path: Path, arm: str, given: str | dict[str, Any] | None) -> dict[str, Any]:
+    """The settings of `objective` an arm adds to the recipe's."""
+    if isinstance(given, str) and given not in TRUST_REGION_SETTINGS:
+        if given.endswith((".yaml", ".yml")):
+            return load_config(path.parent / given).objective.model_dump()
+    elif isinstance(given, dict):
+        region = given.get("trust_region")
+        name = region.get("name") if isinstance(region, dict) else None
+        if name is None or name in TRUST_REGION_SETTINGS:
+            return given
+        given = str(name)
+    name = given or arm
+    if name not in TRUST_REGION_SETTINGS:
+        raise ConfigError(
+            f"{path}, arm {arm!r}: there is no trust region {name!r}; there are "
+            f"{', '.join(TRUST_REGION_SETTINGS)}"
+        )
+    return {"trust_region": {"name": name}}
+
+
+def begin(folder: Path, declaration: Declaration) -> None:
+    """Keep in the study's folder what was declared; RunError where it holds another study."""
+    kept = folder / "study.json"
+    record = {"schema": SCHEMA, **json.loads(json.dumps(declaration.record()))}
+    with writing(kept):
+        folder.mkdir(parents=True, exist_ok=True)
+        if kept.exists():
+            _check_unchanged(kept, record)
+        else:
+            write_atomically(kept, json.dumps(record, indent=2) + "\n")
+
+
+def _check_unchanged(kept: Path, now: Mapping[str, Any]) -> None:
+    try:
+        before = parse_json(kept.read_bytes())
+        old, new = flatten(before), flatten(dict(now))
+    except (ValueError, AttributeError) as error:
+        raise RunError(f"{kept} is damaged: {error}; choose another --output") from None
+    changed = [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        more = len(changed) - MOST_SHOWN
+        listed = "; ".join(changed[:MOST_SHOWN]) + (f"; {more} more" if more > 0 else "")
+        raise RunError(
+            f"{kept.parent} holds a study that was declared otherwise ({listed}); put the file "
+            "back, or choose another --output"
+        )
