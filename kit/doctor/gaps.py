@@ -6,6 +6,7 @@ N completion tokens of C completions. The same adapter, the same tokens, other k
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 
@@ -21,9 +22,10 @@ from kit.model.rollout import Sampling, sample
 from kit.training.engine_gap import EngineGap, in_words
 
 PROMPTS, GROUP, TOKENS = 8, 2, 48
+HalfType = Literal["float16", "bfloat16"]
 NOISE = 0.05  # of the adapter's B matrices, which are zero in a fresh one
 # mean nats per token; from 5e-2 on every run warns
-MOST = {"float16": 5e-3, "bfloat16": 5e-2}
+MOST: dict[HalfType, float] = {"float16": 5e-3, "bfloat16": 5e-2}
 IMITATED = {"float16": 1e-3, "bfloat16": 3e-3}
 LEAST_RATIO, MOST_RATIO = 2, 60
 
@@ -81,7 +83,7 @@ def measure(policy: Policy, dequantize: str) -> dict[str, float]:
     return {**gap.metrics(), "median": of_tokens.abs().median().item()}
 
 
-def _noisy(dtype: str, device: torch.device) -> Policy:
+def _noisy(dtype: HalfType, device: torch.device) -> Policy:
     """The embedded model in this type, with an adapter that says something."""
     base = load_base(ModelConfig(id=EMBEDDED, dtype=dtype, backend="transformers"), device)
     policy = Policy(base, add_lora(base, LoraConfig(rank=8, alpha=16), seed=0))

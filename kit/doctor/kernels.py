@@ -7,6 +7,7 @@ sampling and training can compute the same product in two ways.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from torch import Tensor
 from kit.doctor.findings import Finding, judged
 from kit.doctor.patient import Patient
 from kit.model.hardware import choose_hardware
+
+if TYPE_CHECKING:
+    from bitsandbytes.functional import QuantState
 
 ROWS = (1, 64, 512, 1536, 2048)
 # in units of the type's rounding, relative to the root mean square of the product: the packed
@@ -32,12 +36,14 @@ def agreement(patient: Patient) -> Iterator[Finding]:
     dtype = chosen if chosen.itemsize == 2 else torch.float16
     for name in ("mlp.gate_proj", "mlp.down_proj"):
         linear = next(one for one in patient.shape.linears if one.name == name)
-        packed = _packed(linear.outputs, linear.inputs, dtype, patient.device)
+        packed, state = _packed(linear.outputs, linear.inputs, dtype, patient.device)
         for rows in ROWS:
-            yield _compare(rows, *packed, dtype, name.removeprefix("mlp."))
+            yield _compare(rows, packed, state, dtype, name.removeprefix("mlp."))
 
 
-def _packed(outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> tuple:
+def _packed(
+    outputs: int, inputs: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, QuantState]:
     """A random weight in 4 bits as the kit loads them, and how it is packed."""
     from bitsandbytes.functional import quantize_4bit
 
@@ -46,7 +52,7 @@ def _packed(outputs: int, inputs: int, dtype: torch.dtype, device: torch.device)
     return quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
 
 
-def _compare(rows: int, packed: Tensor, state, dtype: torch.dtype, name: str) -> Finding:
+def _compare(rows: int, packed: Tensor, state: QuantState, dtype: torch.dtype, name: str) -> Finding:
     """One row count: bitsandbytes' choice against the product with the unpacked weight."""
     import bitsandbytes as bnb
 
