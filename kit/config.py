@@ -8,11 +8,12 @@ first.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from kit.errors import ConfigError
@@ -44,6 +45,26 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+UNITS = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20}
+SIZE = re.compile(rf"([0-9]{{1,6}}(?:\.[0-9]{{1,3}})?) ?({'|'.join(UNITS)})")
+
+
+def memory_size(text: str) -> int:
+    """Bytes of a size with its unit; ValueError for what is none."""
+    found = SIZE.fullmatch(text)
+    if found is None or not float(found[1]):
+        raise ValueError(f"must be a size with its unit ({', '.join(UNITS)}), such as 6GB")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def _check_size(text: str) -> str:
+    memory_size(text)
+    return text
+
+
+MemorySize = Annotated[str, AfterValidator(_check_size)]
+
+
 class SettingsSection(BaseModel):
     """A group of settings: unknown keys are refused, values are fixed once built."""
 
@@ -67,8 +88,9 @@ class ModelConfig(SettingsSection):
     """Attention kernel. sdpa: PyTorch's scaled_dot_product_attention as transformers calls it;
     auto: the same without repeated keys while decoding where the model has no windows or caps
     (Llama, Mistral, Qwen2, Qwen3), else sdpa; flash_attention_2: on a CUDA GPU."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about 30 % more time."""
+    gradient_checkpointing: Literal["auto", True, False] = "auto"
+    """Recompute activations in the backward pass: less memory, about 30 % more time. auto: on a
+    GPU, unless the update is estimated to fit without; on the CPU where memory_budget asks."""
     revision: str | None = None
     """Branch, tag or commit of the hub repository; None: its default branch."""
     backend: Literal["auto", "transformers", "unsloth"] = "auto"
@@ -479,7 +501,8 @@ class TrainConfig(SettingsSection):
     """Optimizer steps on each rollout. With 1 and old_policy sampler, every ratio is 1 and no trust
     region acts."""
     micro_batch_tokens: Annotated[int, Field(ge=16)] = 8192
-    """Tokens (padding counted) in one forward and backward; more is faster, less saves memory."""
+    """Tokens in one forward and backward, a prompt once for its completions there, padding counted;
+    more is faster, less saves memory."""
     seed: NonNegativeInt = 0
     """Seeds LoRA's start, the order of problems and every sample."""
     validate_every: NonNegativeInt = 25
@@ -515,6 +538,9 @@ class Config(SettingsSection):
     reward: RewardConfig = RewardConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    memory_budget: MemorySize | None = None
+    """Memory that training may take, e.g. 6GB (10^9 bytes) or 5.5GiB (2^30): rows decoded at once,
+    micro-batch, dequantized copy and checkpointing are chosen to fit. None: all there is."""
     output: str | None = None
     """The run folder; None: runs/<name of the configuration file>."""
 

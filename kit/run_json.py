@@ -19,7 +19,7 @@ NOT_STARTED = "not started"
 # the types of what it may hold
 FACTS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("status", "started", "hardware", "parent", "problems", "error"), (str,)),
-    **dict.fromkeys(("versions", "git", "base"), (dict,)),
+    **dict.fromkeys(("versions", "git", "base", "memory"), (dict,)),
     **dict.fromkeys(("seed", "steps"), (int,)),
     "best_validation": (int, float),
     "resumable": (bool,),

@@ -10,6 +10,7 @@ from kit.recipe import differences, flatten
 # settings that may change between the parts of one run without making it another experiment
 MAY_CHANGE = {
     # of these nothing but the memory depends, and the last digits
+    "memory_budget",
     "model.gradient_checkpointing",
     "rollout.dequantize",
     "rollout.max_rows",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kit.estimate.memory import Memory
+from kit.estimate.memory import Memory, with_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ def advise(memory: Memory) -> Iterator[Advice]:
         missing = min(left)
         value, memory = tried[left.index(missing)]  # the mildest of those that help most
         text = str(value).lower() if isinstance(value, bool) else value
-        yield Advice(f"{key}={text}", _peak(memory), price)
+        yield Advice(f"{key}={text}", memory.peak, price)
         if missing == 0:
             return
 
@@ -65,13 +65,7 @@ def _halves(value: int, least: int) -> list[int]:
 
 
 def _with(memory: Memory, key: str, value: Any) -> Memory:
-    name, field = key.split(".")
-    section = getattr(memory.config, name).model_copy(update={field: value})
-    return Memory(memory.shape, memory.config.model_copy(update={name: section}), memory.gpu)
-
-
-def _peak(memory: Memory) -> int:
-    return max(phase.total for phase in memory.phases())
+    return Memory(memory.shape, with_value(memory.config, key, value), memory.gpu)
 
 
 def _missing(memory: Memory) -> int:

@@ -13,11 +13,12 @@ from typing import Any
 
 from tabulate import tabulate
 
-from kit.config import Config
+from kit.config import Config, memory_size
 from kit.estimate.advice import Advice, advise
+from kit.estimate.fit import chosen, fit
 from kit.estimate.gpus import DEFAULT_GPU, GPU, GPUS, KNOWN, find_gpu
 from kit.estimate.memory import GIB, Memory, Phase
-from kit.estimate.times import FAST, SLOW, step_seconds
+from kit.estimate.times import FAST, LIKELY, SLOW, step_seconds
 from kit.model.shape import find_shape
 
 
@@ -34,6 +35,8 @@ class Forecast:
     micro_batch: tuple[int, int]  # tokens, of the longest row
     advice: tuple[Advice, ...]
     seconds: dict[str, tuple[float, float]]  # empty where the GPU's speed is not known
+    likely: dict[str, float]  # seconds, likewise
+    chosen: dict[str, Any]  # settings that memory_budget settled; empty without one
 
     @property
     def peak(self) -> int:
@@ -83,6 +86,9 @@ class Forecast:
         )
         lines = [f"Rows decoded at once: {decoded}."] if decoded else []
         lines.append(f"Micro-batches of {tokens} tokens; the longest row there can be has {row}.")
+        if self.chosen:
+            settled = " ".join(f"{key}={_shown(value)}" for key, value in self.chosen.items())
+            lines.append(f"Chosen to fit into memory_budget: {settled}.")
         return "\n".join([*lines, "The columns follow each other in time: the largest one counts."])
 
     def _changes(self) -> list[str]:
@@ -101,13 +107,17 @@ class Forecast:
     def _times(self) -> str:
         if not self.seconds:
             return f"Times: the speed of {self.gpu.name} is not known; name one of {KNOWN}."
-        lines = [f"  {name:12} {_span(*bounds)}" for name, bounds in self.seconds.items()]
+        lines = [
+            f"  {name:12} {_span(*bounds, self.likely[name])}"
+            for name, bounds in self.seconds.items()
+        ]
         return "\n".join(
             [
                 "Times, not measured: bytes and operations counted, speeds from the data sheet.",
                 *lines,
                 f"  least: texts of {FAST.length:.0%} of the limits, {FAST.signal:.0%} of the "
                 f"groups teach, {FAST.flops:.0%} of the peak arithmetic",
+                f"  likely: {LIKELY.length:.0%}, {LIKELY.signal:.0%} and {LIKELY.flops:.0%}",
                 f"  most: every text at its limit, every group teaches, {SLOW.flops:.0%} of it",
             ]
         )
@@ -121,7 +131,12 @@ def estimate(config: Config, gpu: str | None = None) -> Forecast:
     device = find_gpu(DEFAULT_GPU if gpu is None else gpu)
     model = config.model
     shape, source = find_shape(model.source if model.path else model.id, model.revision)
+    if config.memory_budget is not None:
+        room = min(device.memory, memory_size(config.memory_budget))
+        device = replace(device, name=f"{config.memory_budget} of {device.name}", memory=room)
+        config = fit(shape, config, room)
     memory = Memory(shape, config, device.memory)
+    seconds = step_seconds(memory, device)
     dtype = config.model.dtype
     found = Forecast(
         model=config.model.id,
@@ -132,7 +147,9 @@ def estimate(config: Config, gpu: str | None = None) -> Forecast:
         rows={wave.name: (memory.rows(wave), wave.rows) for wave in memory.waves},
         micro_batch=(memory.micro_batch, memory.row),
         advice=(),
-        seconds=step_seconds(memory, device),
+        seconds={name: (least, most) for name, (least, _, most) in seconds.items()},
+        likely={name: likely for name, (_, likely, _) in seconds.items()},
+        chosen=chosen(config) if config.memory_budget else {},
     )
     return found if found.fits else replace(found, advice=tuple(advise(memory)))
 
@@ -141,8 +158,15 @@ def _gib(size: int) -> str:
     return f"{size / GIB:.2f}"
 
 
-def _span(least: float, most: float) -> str:
-    """A range in the unit that suits its upper end."""
+def _shown(value: Any) -> str:
+    """A setting as an override has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _span(least: float, most: float, likely: float) -> str:
+    """A range in the unit that suits its upper end, and what is likely."""
     unit, name = (1, "s") if most < 120 else (60, "min") if most < 7200 else (3600, "h")
-    shown = [f"{x / unit:.0f}" if x >= 10 * unit else f"{x / unit:.1f}" for x in (least, most)]
-    return f"{shown[0]} to {shown[1]} {name}"
+    first, last, middle = (
+        f"{x / unit:.0f}" if x >= 10 * unit else f"{x / unit:.1f}" for x in (least, most, likely)
+    )
+    return f"{f'{first} to {last} {name}':18} likely {middle} {name}"

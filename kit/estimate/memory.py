@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from kit.config import PREFLIGHT_SAMPLES, Config
 from kit.model.shape import PREFILL_TOKENS, Shape, rows_that_fit
@@ -63,6 +64,13 @@ def _nf4_bytes(size: int) -> int:
     return math.ceil(size / 2) + scales + 4 * math.ceil(scales / SCALE_BLOCK) + NF4_TABLES
 
 
+def with_value(config: Config, key: str, value: Any) -> Config:
+    """The configuration with another value for a dotted name."""
+    name, field = key.split(".")
+    section = getattr(config, name).model_copy(update={field: value})
+    return config.model_copy(update={name: section})
+
+
 def lora_size(shape: Shape, config: Config) -> int:
     """Trained weights."""
     return sum(_lora_tensors(shape, config)) * shape.layers
@@ -86,11 +94,17 @@ def _lora_tensors(shape: Shape, config: Config) -> list[int]:
     return [rank * side for linear in adapted for side in (linear.inputs, linear.outputs)]
 
 
-def kept_per_token(shape: Shape, config: Config, c: int, row: int) -> int:
+def shares_prompts(config: Config) -> bool:
+    """Whether the update computes a prompt once for its group: see kit.model.packing."""
+    return config.method == "grpo" and config.model.attention == "auto"
+
+
+def kept_per_token(shape: Shape, config: Config, c: int, row: int, keys: float = 1.0) -> int:
     """Bytes that one layer keeps of a token until its backward pass.
 
     In 16 bits LoRA and the norms keep float32 copies of their inputs; in 32 bits those inputs are
-    shared. The attention mask is one row of S numbers per token.
+    shared. Where prompts are shared, attention keeps `keys` keys for each token, none of them
+    repeated; else every head has its own, and the mask is one row of S numbers per token.
     """
     adapted = shape.adapted(config.lora.targets)
     names = {linear.name.rpartition(".")[2] for linear in adapted}
@@ -102,7 +116,13 @@ def kept_per_token(shape: Shape, config: Config, c: int, row: int) -> int:
         inputs += 4 * shape.intermediate * ("down_proj" in names)
     else:
         inputs = 4 * sum(linear.inputs for linear in adapted)
-    attention = c * (4 * shape.query + row) + 4 * shape.heads
+    attention = 4 * shape.heads
+    if shares_prompts(config):
+        gathered = shape.query if c == 4 and "o_proj" in names else 0
+        attention += c * (2 * shape.query + gathered)
+        attention += int(2 * keys * c * shape.kv_heads * shape.head_dim)
+    else:
+        attention += c * (4 * shape.query + row)
     if config.model.attention == "eager":
         attention += shape.heads * row * (4 + (c if c < 4 else 0))
     return norms + inputs + low_rank + attention + 3 * c * shape.intermediate
@@ -125,6 +145,20 @@ class Memory:
             "CUDA context": int(CONTEXT),
         }
         self.copy = self._dequantized_copy()
+
+    @property
+    def checkpointed(self) -> bool:
+        """As the configuration says; auto: where the update would not fit without."""
+        asked = self.config.model.gradient_checkpointing
+        return self._update(False).total > self.gpu if asked == "auto" else asked
+
+    @property
+    def peak(self) -> int:
+        return max(phase.total for phase in self.phases())
+
+    @property
+    def sampling_peak(self) -> int:
+        return max((phase.total for phase in self.sampling()), default=0)
 
     @property
     def waves(self) -> list[Wave]:
@@ -157,15 +191,27 @@ class Memory:
     def micro_batch(self) -> int:
         """Tokens of the largest micro-batch; a row that is longer than the budget goes alone."""
         budget = max(self.config.train.micro_batch_tokens, self.row)
-        return min(budget, self.update_rows * self.row)
+        return min(budget, self.update_tokens)
+
+    @property
+    def update_tokens(self) -> int:
+        """Tokens that all rows of an optimizer step have, a shared prompt counted once."""
+        rows, prompt = self.update_rows, self.config.data.max_prompt_tokens
+        if not shares_prompts(self.config):
+            return rows * self.row
+        prompts = self.config.rollout.prompts_per_step
+        return prompts * prompt + rows * (self.row - prompt)
 
     def phases(self) -> list[Phase]:
         """Reading prompts and decoding, of the wave that needs most; the update."""
-        found = []
-        if self.waves:
-            for build in (self._prompts, self._decoding):
-                found.append(max((build(wave) for wave in self.waves), key=lambda p: p.total))
-        return [*found, self._update()]
+        return [*self.sampling(), self.update()]
+
+    def sampling(self) -> list[Phase]:
+        return [
+            max((build(wave) for wave in self.waves), key=lambda phase: phase.total)
+            for build in (self._prompts, self._decoding)
+            if self.waves
+        ]
 
     def _prompts(self, wave: Wave) -> Phase:
         """The last forward over distinct prompts of the rows."""
@@ -187,7 +233,8 @@ class Memory:
         # appending a token copies the keys of a layer, and so does giving every head its own
         cache = shape.cache_per_token(c)
         growing = cache / (2 * shape.layers)
-        repeated = 2 * shape.query * c if shape.heads > shape.kv_heads else 0
+        grouped = shape.heads == shape.kv_heads or self.config.model.attention == "auto"
+        repeated = 0 if grouped else 2 * shape.query * c
         rollout = self.config.rollout
         per_logit = 42 if rollout.top_p < 1 else 33 if rollout.top_k else 24
         return self._phase(
@@ -200,16 +247,19 @@ class Memory:
             },
         )
 
-    def _update(self) -> Phase:
+    def update(self) -> Phase:
+        return self._update(self.checkpointed)
+
+    def _update(self, checkpointed: bool) -> Phase:
         """Backward of the largest micro-batch, when gradients are there from an earlier one."""
         shape, c, tokens = self.shape, self.c, self.micro_batch
-        kept = kept_per_token(shape, self.config, c, self.row) * tokens
-        # the final norm's input in float32, and the hidden states that predict completions
-        positions = tokens * self.config.rollout.max_new_tokens // self.row
-        ends = (4 * tokens + c * positions) * shape.hidden
+        group, positions, keys = self._shares()
+        kept = kept_per_token(shape, self.config, c, self.row, keys) * tokens
+        # the final norm's input in float32, the states that predict completions, cosine and sine
+        ends = (4 * shape.hidden + 2 * c * shape.head_dim) * tokens
+        ends += c * positions * shape.hidden
         backward = tokens * ((3 if c < 4 else 2) * c * shape.intermediate + 8 * shape.hidden)
         backward += self._unpacked(with_copy=False)
-        checkpointed = self.config.model.gradient_checkpointing
         stored = c * shape.hidden * shape.layers * tokens if checkpointed else kept * shape.layers
         chunk = min(self.config.train.logprob_chunk, positions) * shape.vocab
         logits = chunk * (8 if c == 4 else 8 + c)
@@ -218,10 +268,30 @@ class Memory:
             "update",
             {
                 "gradients": 4 * lora_size(shape, self.config),
-                "activations": stored + ends,
+                "activations": stored + ends + self._masks(group),
                 "log-probs or backward": working,
             },
         )
+
+    def _shares(self) -> tuple[int, int, float]:
+        """Of the largest micro-batch: completions that share a prompt, the positions that predict
+        completions, and the keys there are for each token."""
+        prompt, new = self.config.data.max_prompt_tokens, self.config.rollout.max_new_tokens
+        if not shares_prompts(self.config):
+            return 1, self.micro_batch * new // self.row, 1.0
+        group = max(1, (self.micro_batch - prompt) // new)
+        group = min(group, self.config.rollout.group_size)
+        tokens = prompt + group * new
+        return group, self.micro_batch * group * new // tokens, 1 + group * prompt / tokens
+
+    def _masks(self, group: int) -> int:
+        """Who may look where, of every group in a micro-batch; the same for all layers."""
+        if not shares_prompts(self.config):
+            return 0
+        prompt, new = self.config.data.max_prompt_tokens, self.config.rollout.max_new_tokens
+        groups = max(1, self.micro_batch // (prompt + group * new))
+        cells = prompt * prompt + new * self.row
+        return groups * cells * self.c * self.shape.heads // self.shape.kv_heads
 
     def _forward_per_token(self, row: int) -> int:
         """Bytes of one layer's intermediate results, none of them kept, and of its mask."""

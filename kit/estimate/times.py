@@ -11,9 +11,9 @@ from kit.estimate.memory import Memory, Wave
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """One end of the range of times: how long texts get, and how well the GPU is used.
+    """How long texts get and how well the GPU is used: the ends of the range, and in between.
 
-    Chosen so that published times fall in between; docs/estimate.md lists them.
+    Chosen so that published times fall into the range; docs/estimate.md lists them.
     """
 
     length: float  # of the longest prompt and completion allowed
@@ -24,19 +24,20 @@ class Pace:
 
 
 FAST = Pace(length=0.5, signal=0.5, bandwidth=0.8, flops=0.4, operation=8e-6)
+LIKELY = Pace(length=0.6, signal=0.7, bandwidth=0.6, flops=0.25, operation=18e-6)
 SLOW = Pace(length=1.0, signal=1.0, bandwidth=0.4, flops=0.1, operation=25e-6)
 
 # operations launched per layer, counted: a forward of the base, LoRA on one linear layer, backward
 LAYER_OPERATIONS, LORA_OPERATIONS, BACKWARD_OPERATIONS = 50, 7, 139
 
 
-def step_seconds(memory: Memory, gpu: GPU) -> dict[str, tuple[float, float]]:
-    """{what: (least, most)}; empty where the speed of the GPU is not known."""
+def step_seconds(memory: Memory, gpu: GPU) -> dict[str, tuple[float, float, float]]:
+    """{what: (least, likely, most)}; empty where the speed of the GPU is not known."""
     if gpu.bandwidth is None or gpu.flops is None:
         return {}
     train = memory.config.train
     ends = []
-    for pace in (FAST, SLOW):
+    for pace in (FAST, LIKELY, SLOW):
         sampling = {
             wave.name: _sampling(memory, wave, pace, gpu.bandwidth, gpu.flops)
             for wave in memory.waves
@@ -55,7 +56,11 @@ def step_seconds(memory: Memory, gpu: GPU) -> dict[str, tuple[float, float]]:
                 "whole run": run,
             }
         )
-    return {name: (ends[0][name], ends[1][name]) for name in ends[0] if ends[1][name]}
+    return {
+        name: (least, ends[1][name], ends[2][name])
+        for name, least in ends[0].items()
+        if ends[2][name]
+    }
 
 
 def _sampling(memory: Memory, wave: Wave, pace: Pace, bandwidth: float, flops: float) -> float:
@@ -85,10 +90,10 @@ def _update(memory: Memory, pace: Pace, flops: float) -> float:
     updates, learns = config.train.updates_per_rollout, config.method == "grpo"
     if not learns:
         updates = 1
-    again = config.model.gradient_checkpointing
-    rows = memory.update_rows * (pace.signal if learns else 1.0)
-    row = pace.length * memory.row
-    tokens = rows * row
+    again = memory.checkpointed
+    signal = pace.signal if learns else 1.0
+    rows, row = memory.update_rows * signal, pace.length * memory.row
+    tokens = memory.update_tokens * signal * pace.length
     forward = 2 * tokens * (shape.linear_size + shape.layers * shape.query * row)
     head = 2 * rows * pace.length * config.rollout.max_new_tokens * shape.vocab * shape.hidden
     work = forward * (learns + updates * (2 + again)) + head * (learns + 3 * updates)

@@ -138,13 +138,12 @@ def pack(
             positions += range(len(prompt), len(prompt) + len(completion))
         groups.append(_group(start, len(prompt), firsts, counts, heads_per_key, dtype, device))
     targets, mask = pad_right(completions, 0)
-    cells = mask.flatten().nonzero().squeeze(1)
     return Packed(
         input_ids=torch.tensor([tokens], device=device),
         position_ids=torch.tensor([positions], device=device),
         targets=targets.to(device),
         mask=mask.bool().to(device),
-        cells=cells.to(device),
+        cells=torch.tensor(_cells([len(tokens) for tokens in completions]), device=device),
         predictors=torch.tensor(predictors, device=device),
         groups=tuple(groups),
     )
@@ -167,10 +166,16 @@ def _group(
     return Group(
         prompt=slice(start, start + prompt),
         places=places.to(device),
-        real=(steps < lengths).flatten().nonzero().squeeze(1).to(device),
+        real=torch.tensor(_cells(counts), device=device),
         prompt_mask=_causal(prompt, prompt, heads_per_key, dtype, device),
         mask=_causal(longest, prompt + longest, heads_per_key, dtype, device),
     )
+
+
+def _cells(counts: Sequence[int]) -> list[int]:
+    """The places of tokens in rows of so many, padded to the longest and flattened."""
+    width = max(counts)
+    return [row * width + step for row, count in enumerate(counts) for step in range(count)]
 
 
 def _causal(

@@ -15,6 +15,7 @@ from kit.adapters.card import write_card
 from kit.adapters.save import save_adapter
 from kit.config import Config
 from kit.errors import NotFiniteError, TrainingError
+from kit.estimate.fit import chosen
 from kit.evaluation.figures import Evaluation, evaluate
 from kit.model.adapter_files import adapter_fault
 from kit.model.base import Base
@@ -106,6 +107,7 @@ class Learner:
             process=this_process(),
             base={"id": self.base.id, "revision": self.base.revision},
             hardware=self.base.hardware.reason,
+            memory={"budget": self.config.memory_budget, **chosen(self.config)},
             seed=self.config.train.seed,
             parent=self.config.model.adapter,
             trained_with=list(companions),

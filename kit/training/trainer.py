@@ -40,6 +40,7 @@ from kit.stopping import HANGUP, on_signals
 from kit.training.data import TrainingData, load_training_data
 from kit.training.learner import Learner
 from kit.training.remarks import say_cut_off
+from kit.training.room import limited, settle
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # learners that train together sample together, on the same problems
-SHARED = ("method", "model", "data", "rollout")
+SHARED = ("method", "model", "data", "rollout", "memory_budget")
 SHOWN = {
     "reward": "reward/mean",
     "accuracy": "accuracy/strict",
@@ -100,14 +101,17 @@ def train_together(
         )
         for config in configs
     ]
+    device = accelerators[0].device
+    asked, configs = configs, settle(configs, device)
     runs = [RunFolder(config.output or "runs/unnamed") for config in configs]
     with ExitStack() as locks:
         if accelerators[0].is_main_process:
-            for run, config in zip(runs, configs, strict=True):
+            for run, config in zip(runs, asked, strict=True):
                 locks.callback(run.open(config, resume).release)
             locks.enter_context(_ends_noted(runs))
         accelerators[0].wait_for_everyone()
-        _train_together(configs, runs, accelerators, base)
+        with limited(configs[0].memory_budget, device):
+            _train_together(configs, runs, accelerators, base)
     return runs
 
 

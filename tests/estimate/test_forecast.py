@@ -176,7 +176,8 @@ def test_cache_and_rows():
 
 
 def test_what_a_layer_keeps_of_a_token():
-    every = config(lora={"rank": 32})
+    padded = {"id": "Qwen/Qwen2.5-0.5B", "attention": "sdpa"}
+    every = config(model=padded, lora={"rank": 32})
     # 16 bits, a row of 128: two norms 4 x 896 + 4; float32 inputs of LoRA 4 x (3 x 896 + 896 +
     # 2 x 896 + 4864); their products with A 7 x 4 x 32; query, keys, values, result 4 x 2 x 896,
     # mask 2 x 128, normalizers 4 x 14; gate, its silu, up 3 x 2 x 4864
@@ -186,8 +187,17 @@ def test_what_a_layer_keeps_of_a_token():
         7176 + 2 * 3584 + 19_456 + 896 + 4 * 3584 + 512 + 56 + 3 * 19_456
     )
     # attention alone: the MLP keeps no inputs for LoRA
-    query = config(lora={"rank": 1, "targets": ["q_proj"]})
+    query = config(model=padded, lora={"rank": 1, "targets": ["q_proj"]})
     assert kept_per_token(SMALL, query, 2, 0) == 7176 + 3584 + 4 + 7168 + 56 + 29_184
+    # prompts shared: query and result 2 x 2 x 896; 1.5 keys and values of 2 heads a token, in
+    # 2 bytes; no mask, which all layers share
+    shared = config(lora={"rank": 1, "targets": ["q_proj"]})
+    attention = 3584 + int(1.5 * 2 * 2 * 128) + 56
+    assert kept_per_token(SMALL, shared, 2, 999, 1.5) == 7176 + 3584 + 4 + attention + 29_184
+    # 32 bits: what goes into o_proj is a copy, gathered from the groups
+    output = config(lora={"rank": 1, "targets": ["o_proj"]})
+    attention = 4 * 3 * 896 + 4 * 2 * 128 + 56
+    assert kept_per_token(SMALL, output, 4, 999) == 7176 + 4 + attention + 58_368
 
 
 def test_phases_of_a_recipe():
@@ -202,14 +212,21 @@ def test_phases_of_a_recipe():
     # 8192 tokens at once; one token of one layer: 12 x (4864 + 896), and 3 bytes of mask for
     # 512 positions
     assert prompts.parts["activations"] == 8192 * (12 * 5760 + 3 * 512)
-    # the cache, half a layer of it twice, and the keys or values of one layer for 14 heads
-    assert decoding.parts["key-value cache"] == 128 * 1024 * (12_288 + 256 + 2 * 896 * 2)
+    # the cache, and half a layer of it twice
+    assert decoding.parts["key-value cache"] == 128 * 1024 * (12_288 + 256)
+    # with the keys and values of one layer for 14 heads
+    repeating = estimate(load_config(RECIPE, ["model.attention=sdpa"]), "T4").phases[1]
+    repeated = repeating.parts["key-value cache"] - decoding.parts["key-value cache"]
+    assert repeated == 128 * 1024 * 2 * 896 * 2
     assert decoding.parts["logits"] == 128 * 24 * 151_936
     assert update.parts["gradients"] == 4 * 17_596_416
     # checkpointing keeps the input of every layer, 2 x 896 x 24; the last hidden states in
-    # float32, and those of completions, half of all
-    assert update.parts["activations"] == 8192 * (43_008 + 3584) + 4096 * 1792
-    kept = kept_per_token(SMALL, load_config(RECIPE), 2, 1024)
+    # float32, cosine and sine 2 x 2 x 64, the states of completions: 8 of 9 tokens, 512 after a
+    # prompt of 512; masks of the prompt 512 x 512 and completions 512 x 1024, for 7 heads a key
+    masks = 2 * 7 * (512 * 512 + 512 * 1024)
+    assert update.parts["activations"] == 8192 * (43_008 + 3840) + 7281 * 1792 + masks
+    # 8 completions have the prompt's keys besides their own: 8 x 512 more than 4608 tokens
+    kept = kept_per_token(SMALL, load_config(RECIPE), 2, 1024, 1 + 8 / 9)
     backward = 8192 * (6 * 4864 + 8 * 896) + 2 * 4864 * 896
     assert update.parts["log-probs or backward"] == 8192 * kept + backward
     passing = sum(update.parts[name] for name in ("gradients", "activations"))
@@ -222,19 +239,23 @@ def test_phases_of_a_recipe():
 
 
 def test_checkpointing_dtype_and_chunk_change_the_update():
-    def update(*overrides):
-        return estimate(load_config(RECIPE, list(overrides)), "H100").phases[-1].parts
+    on, padded = "model.gradient_checkpointing=true", "model.attention=sdpa"
 
-    kept = kept_per_token(SMALL, load_config(RECIPE), 2, 1024)
+    def update(*overrides):
+        return estimate(load_config(RECIPE, [padded, *overrides]), "H100").phases[-1].parts
+
+    kept = kept_per_token(SMALL, load_config(RECIPE, [padded]), 2, 1024)
     plain = update("model.gradient_checkpointing=false")
-    assert plain["activations"] == 8192 * (24 * kept + 3584) + 4096 * 1792
+    assert plain["activations"] == 8192 * (24 * kept + 3840) + 4096 * 1792
+    assert update() == plain  # there is room for it
     # 4096 positions x 151,936 x (two float32 and one 16-bit tensor) outweigh one backward
     large = update("model.gradient_checkpointing=false", "train.logprob_chunk=4096")
     assert large["log-probs or backward"] == 4096 * 151_936 * 10
-    wide = update("model.dtype=float32", "train.logprob_chunk=8192")
+    wide = update(on, "model.dtype=float32", "train.logprob_chunk=8192")
     assert wide["log-probs or backward"] == 4096 * 151_936 * 8
     # one row at least, even where the budget is smaller
-    assert update("train.micro_batch_tokens=16")["activations"] == 1024 * (43_008 + 3584 + 896)
+    single = update(on, "train.micro_batch_tokens=16")
+    assert single["activations"] == 1024 * (43_008 + 3840 + 896)
 
 
 def test_the_copy_is_made_where_it_takes_less_than_a_third_of_the_free_memory():
@@ -450,12 +471,14 @@ def test_what_nothing_helps_says_so():
 def test_published_steps_lie_in_the_range(model, new, seconds):
     overrides = [f"model.id={model}", "rollout.prompts_per_step=1", f"rollout.max_new_tokens={new}"]
     overrides += ["data.max_prompt_tokens=256", "train.updates_per_rollout=1"]
+    overrides += ["model.attention=sdpa"]  # each completion with a prompt of its own, as there
     least, most = estimate(load_config(RECIPE, overrides), "T4").seconds["one step"]
     assert least < seconds < most
 
 
 def test_a_step_by_hand():
     overrides = ["lora.targets=[q_proj]", "train.updates_per_rollout=1", "rollout.dequantize=never"]
+    overrides += ["model.gradient_checkpointing=true"]
     overrides += ["train.validate_every=0", "train.preflight_problems=0", "train.steps=10"]
     seconds = estimate(load_config(RECIPE, overrides), "T4").seconds
     # slow: 512 tokens, one after the other; 4.5 bytes per weight, head, cache, logits; 40 % of
@@ -465,8 +488,9 @@ def test_a_step_by_hand():
     prompts = 2 * 357_826_560 * 8 * 512
     slow = 512 * moved / 128e9 + prompts / 6.5e12
     assert seconds["sampling"][1] == pytest.approx(slow, rel=1e-12)
-    # reference, forward, forward again, backward of 65,536 tokens; the head 1 + 3 times; at 10 %
-    forward = 2 * 65_536 * (357_826_560 + 24 * 896 * 1024)
+    # reference, forward, forward again, backward of 8 prompts and 64 completions, 36,864 tokens;
+    # the head 1 + 3 times; at 10 %
+    forward = 2 * 36_864 * (357_826_560 + 24 * 896 * 1024)
     head = 2 * 64 * 512 * 151_936 * 896
     assert seconds["update"][1] == pytest.approx((4 * forward + 4 * head) / 6.5e12, rel=1e-12)
     # fast: half the length and half the groups; reading 0.5 bytes per weight is quicker than the
@@ -475,8 +499,8 @@ def test_a_step_by_hand():
     moved = 0.5 * 357_826_560 + 2 * 136_134_656 + cache + 64 * 24 * 151_936
     fast = 256 * max(24 * 57 * 8e-6, moved / 256e9) + prompts / 2 / 26e12
     assert seconds["sampling"][0] == pytest.approx(fast, rel=1e-12)
-    # half of 65,536 tokens, half of the length; four micro-batches at the least
-    forward = 2 * 16_384 * (357_826_560 + 24 * 896 * 512)
+    # half of 36,864 tokens, half of the length
+    forward = 2 * 9_216 * (357_826_560 + 24 * 896 * 512)
     head = 2 * 32 * 256 * 151_936 * 896
     assert seconds["update"][0] == pytest.approx((4 * forward + 4 * head) / 26e12, rel=1e-12)
     assert seconds["one step"][0] == seconds["sampling"][0] + seconds["update"][0]
@@ -504,8 +528,8 @@ def test_small_models_are_bound_by_launches():
         "train.micro_batch_tokens=1024",
     ]
     seconds = estimate(load_config(RECIPE, overrides), "H100").seconds
-    # 64 micro-batches of 4 layers: reference 50, forward with LoRA 99 twice, backward 139
-    launches = 64 * 4 * (50 + 2 * 99 + 139)
+    # 36 micro-batches of 4 layers: reference 50, forward with LoRA 99, backward 139
+    launches = 36 * 4 * (50 + 99 + 139)
     assert seconds["update"][1] == pytest.approx(launches * 25e-6, rel=1e-12)
 
 

@@ -12,12 +12,17 @@ from accelerate import Accelerator
 
 from kit.config import LoraConfig, ModelConfig, OptimConfig, TrainConfig
 from kit.errors import ModelError, OutOfMemoryError
+from kit.estimate.memory import CONTEXT
 from kit.model import base as base_module
 from kit.model.base import dequantized, load_base
+from kit.model.batching import make_batch
 from kit.model.lora import add_lora
+from kit.model.packing import Packed
 from kit.model.policy import Policy
 from kit.model.rollout import Request, Sampling, sample
+from kit.reading import read_metrics
 from kit.training.optimizer import Optimizer
+from kit.training.trainer import train
 
 QUESTIONS = ("Ann has 3 apples and buys 4 more. How many?", "Ann has 3 apples. How many?")
 
@@ -121,3 +126,36 @@ def test_while_the_first_update_makes_its_moments(gpu, name):
     optimizer.scaler.step = failing(optimizer.scaler.step, gpu)
     with pytest.raises(OutOfMemoryError, match=r"applying an update; set optim.name=adamw_8bit"):
         optimizer.step([1], lambda rows: (weight.sum(), None))
+
+
+def test_training_keeps_to_its_budget(gpu, make_config):
+    total, before = gpu.memory, gpu.allocated
+    run = train(make_config(memory_budget="700MB"))
+    record = run.read_description()["memory"]
+    assert record["budget"] == "700MB" and record["rollout.max_rows"] >= 1
+    assert gpu.memory == total
+    steps = [metrics for metrics in read_metrics(run.metrics) if "memory/peak_mb" in metrics]
+    assert steps and all(m["memory/peak_mb"] * 2**20 - before < 700e6 - CONTEXT for m in steps)
+
+
+def test_prompts_are_shared_in_float16(policy):
+    """Log-probabilities and gradients of packed rows against padded ones."""
+    prompts = [request.prompt for request in requests_of(policy, "default")]
+    prompts = [prompts[0], prompts[0], prompts[1], prompts[1]]
+    completions = [[10, 11, 12], [13], [14, 15], [16, 17, 18, 19]]
+    policy.activate()
+    found = []
+    pad_id, device = policy.base.tokenizer.pad_token_id, torch.device("cuda")
+    for batch in (
+        policy.batch(prompts, completions),
+        make_batch(prompts, completions, pad_id=pad_id, device=device),
+    ):
+        logprobs, _ = policy.logprobs(batch)
+        (1000 * logprobs.sum()).backward()
+        found.append((logprobs.detach(), torch.cat([p.grad.flatten() for p in policy.trainable])))
+        for parameter in policy.trainable:
+            parameter.grad = None
+    (packed, one), (padded, other) = found
+    assert isinstance(policy.batch(prompts, completions), Packed)
+    assert (packed - padded).abs().max() < 2e-2
+    assert (one - other).norm() < 2e-2 * other.norm()

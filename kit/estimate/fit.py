@@ -1,0 +1,103 @@
+"""Choose what fits into a memory budget: rows, micro-batch, dequantized copy, checkpointing.
+
+Sampling and the update follow each other, so each gets the whole budget. What the configuration
+settles stays as it is; rollout.max_rows and train.micro_batch_tokens are the most there may be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from kit.config import Config
+from kit.errors import ConfigError
+from kit.estimate.memory import Memory, with_value
+from kit.model.shape import Shape
+
+# rather checkpointing than micro-batches below this share of what was asked for
+LEAST_SHARE = 0.5
+# rather packed weights than fewer rows at once than this share of what there could be
+LEAST_ROWS = 0.5
+
+CHOSEN = (
+    "rollout.max_rows",
+    "rollout.dequantize",
+    "train.micro_batch_tokens",
+    "model.gradient_checkpointing",
+)
+
+
+def fit(shape: Shape, config: Config, room: int) -> Config:
+    """The configuration with all that CHOSEN names settled so that it runs in `room` bytes.
+
+    Raises ConfigError where nothing does, with the smallest budget that would.
+    """
+    settled = _sampling(shape, _update(shape, config, room), room)
+    memory = Memory(shape, settled, room)
+    if memory.peak > room:
+        raise ConfigError(
+            f"memory_budget={config.memory_budget}: {room / 1e9:.2f}GB are not enough for this "
+            f"configuration however it is cut up; the smallest that is: "
+            f"memory_budget={math.ceil(memory.peak / 1e7) / 100:.2f}GB"
+        )
+    return settled
+
+
+def chosen(config: Config) -> dict[str, Any]:
+    """What `fit` has settled, by dotted name."""
+    return {key: getattr(getattr(config, key.split(".")[0]), key.split(".")[1]) for key in CHOSEN}
+
+
+def _update(shape: Shape, config: Config, room: int) -> Config:
+    """Checkpointing and micro-batch; the leanest where nothing fits."""
+    memory = Memory(shape, config, room)
+    asked, most = config.model.gradient_checkpointing, memory.micro_batch
+    least = min(memory.row, most)
+    for checkpointed in (False, True) if asked == "auto" else (asked,):
+        settled = with_value(config, "model.gradient_checkpointing", checkpointed)
+
+        def fits(tokens: int, settled: Config = settled) -> bool:
+            changed = with_value(settled, "train.micro_batch_tokens", tokens)
+            return Memory(shape, changed, room).update().total <= room
+
+        enough = least if checkpointed or asked is False else int(LEAST_SHARE * most)
+        if fits(max(least, enough)):
+            break
+    return with_value(settled, "train.micro_batch_tokens", _largest(least, most, fits))
+
+
+def _sampling(shape: Shape, config: Config, room: int) -> Config:
+    """The copy and the rows decoded at once; the leanest where nothing fits."""
+    asked = config.rollout.dequantize
+    found = {}
+    for mode in ("always", "never") if asked == "auto" else (asked,):
+        changed = with_value(config, "rollout.dequantize", mode)
+        found[mode] = with_value(changed, "rollout.max_rows", _rows(shape, changed, room))
+    fast, lean = next(iter(found.values())), found[mode]
+    fits = Memory(shape, fast, room).sampling_peak <= room
+    enough = fast.rollout.max_rows >= LEAST_ROWS * lean.rollout.max_rows
+    return fast if fits and enough else lean
+
+
+def _rows(shape: Shape, config: Config, room: int) -> int:
+    """The most rows at once that fit, at least one."""
+    rows = max((wave.rows for wave in Memory(shape, config, room).waves), default=1)
+    most = min(rows, config.rollout.max_rows or rows)
+
+    def fits(rows: int) -> bool:
+        changed = with_value(config, "rollout.max_rows", rows)
+        return Memory(shape, changed, room).sampling_peak <= room
+
+    return _largest(1, most, fits)
+
+
+def _largest(least: int, most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number that fits; `least` where none does."""
+    while least < most:
+        middle = (least + most + 1) // 2
+        if fits(middle):
+            least = middle
+        else:
+            most = middle - 1
+    return least
