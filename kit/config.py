@@ -171,6 +171,9 @@ class RolloutConfig(SettingsSection):
     dequantize: Literal["auto", "always", "never"] = "auto"
     """Hold a full-precision copy of the quantized weights while sampling: same numbers, faster
     decoding. auto: when it fits into memory."""
+    cuda_graph: bool = True
+    """On a CUDA GPU record a decoding step and replay it, instead of launching its kernels one by
+    one. Where it cannot be recorded, the log and `decoding` in run.json say why."""
 
 
 class TrustRegionSettings(SettingsSection):

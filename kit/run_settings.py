@@ -12,6 +12,7 @@ MAY_CHANGE = {
     # of these nothing but the memory depends, and the last digits
     "memory_budget",
     "model.gradient_checkpointing",
+    "rollout.cuda_graph",
     "rollout.dequantize",
     "rollout.max_rows",
     "train.logprob_chunk",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kit.config import PREFLIGHT_SAMPLES, Config
-from kit.model.shape import PREFILL_TOKENS, Shape, rows_that_fit
+from kit.model.shape import PREFILL_TOKENS, Shape, bucketed, rows_that_fit
 
 GIB = 2**30
 CONTEXT = 0.6 * GIB  # CUDA context, kernels and cuBLAS workspaces: an allowance
@@ -145,6 +145,8 @@ class Memory:
             "CUDA context": int(CONTEXT),
         }
         self.copy = self._dequantized_copy()
+        lora_copy = shape.lora_side_by_side(config.lora.targets, config.lora.rank)
+        self.side_by_side = 4 * lora_copy
 
     @property
     def checkpointed(self) -> bool:
@@ -222,6 +224,7 @@ class Memory:
             f"prompts ({wave.name})",
             {
                 "dequantized copy": self.copy,
+                "LoRA, side by side": self.side_by_side,
                 "key-value cache": tokens * self.shape.cache_per_token(self.c),
                 "activations": at_once * self._forward_per_token(prompt) + self._unpacked(),
             },
@@ -230,7 +233,7 @@ class Memory:
     def _decoding(self, wave: Wave) -> Phase:
         """The last token of rows that all reach the cap."""
         shape, c, rows = self.shape, self.c, self.rows(wave)
-        # appending a token copies the keys of a layer, and so does giving every head its own
+        # dropping rows copies the keys of a layer, and so does giving every head its own
         cache = shape.cache_per_token(c)
         growing = cache / (2 * shape.layers)
         grouped = shape.heads == shape.kv_heads or self.config.model.attention == "auto"
@@ -241,7 +244,8 @@ class Memory:
             f"decoding ({wave.name})",
             {
                 "dequantized copy": self.copy,
-                "key-value cache": int(rows * self.row * (cache + growing + repeated)),
+                "LoRA, side by side": self.side_by_side,
+                "key-value cache": int(rows * bucketed(self.row) * (cache + growing + repeated)),
                 "logits": rows * per_logit * shape.vocab,
                 "activations": rows * self._forward_per_token(self.row) + self._unpacked(),
             },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from kit.errors import (
 )
 from kit.model.attention import suits, use_grouped
 from kit.model.finite import watched
+from kit.model.graphs import Replay
 from kit.model.hardware import (
     MAKE_ROOM,
     Hardware,
@@ -62,6 +63,7 @@ class Base:
     end_id: int  # ends an assistant's turn; what supervised completions are closed with
     hardware: Hardware
     unsloth: Unsloth | None = None  # None: the transformers backend
+    replay: Replay = field(default_factory=Replay, compare=False)
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of a chat prompt, up to where the assistant's answer begins."""

@@ -78,6 +78,11 @@ class GrowingCache:
         self.cache, self.mask = read, mask
         self.keep(owner)
 
+    @property
+    def length(self) -> int:
+        """Positions that have been read."""
+        return self.mask.shape[1]
+
     def extend(self, tokens: int) -> None:
         """It makes room as it goes."""
 

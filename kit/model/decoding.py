@@ -9,7 +9,7 @@ come from its own seed, so what it says does not depend on which rows it was bat
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -19,9 +19,11 @@ from kit.model.attention import GROUPED
 from kit.model.caches import GrowingCache, StaticCache
 from kit.model.draw import Chosen, choose, uniform_numbers
 from kit.model.finite import watched
+from kit.model.graphs import Player
 from kit.model.policy import BASE, NextLogits, Policy
 from kit.model.prefill import Prompts, read_prompts
 from kit.model.requests import Request, Sampling
+from kit.model.shape import LENGTH_BUCKET
 
 COMPACT_SHARE = 8  # rows are removed once they are 1/8 of the batch: removing copies it
 
@@ -36,6 +38,14 @@ class Pace:
 
 
 EVERY_TOKEN = Pace(1, 1, 1)  # on the CPU a look costs nothing, and what is masked is computed
+ON_GPU = Pace(16, LENGTH_BUCKET, 8)
+
+
+def pace_of(device: torch.device, *, watched: bool = False) -> Pace:
+    """How to decode on a device; `watched`: somebody reads along."""
+    if device.type != "cuda":
+        return EVERY_TOKEN
+    return replace(ON_GPU, tokens=1) if watched else ON_GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +113,13 @@ class Decoding:
         requests: Sequence[Request],
         prompts: Prompts,
         cache: StaticCache | GrowingCache,
+        player: Player,
         stops: Tensor,
         sampling: Sampling,
         pace: Pace,
     ) -> None:
         self.next_logits, self.cache, self.stops = next_logits, cache, stops
-        self.sampling, self.pace = sampling, pace
+        self.player, self.sampling, self.pace = player, sampling, pace
         self.adapters = [request.adapter for request in requests]  # of the rows in the batch
         self.order = list(range(len(requests)))  # the request of each row, those that left too
         self.all = Buffers.of(requests, prompts, sampling.max_new_tokens)
@@ -146,7 +157,7 @@ class Decoding:
         steps = min(self.pace.tokens, self.sampling.max_new_tokens - self.drawn)
         self.cache.extend(steps)
         for _ in range(steps):
-            self.step()
+            self.player.play(self.step, (len(self.adapters), self.cache.length))
         self.drawn += steps
 
     def _compact(self, alive: list[int]) -> None:
@@ -200,12 +211,14 @@ def _begun(
     prompts = read_prompts(next_logits, requests, base.tokenizer.pad_token_id, device)
     given = (prompts.cache, prompts.owner, prompts.mask)
     cache: StaticCache | GrowingCache
-    if base.hardware.attention == GROUPED:
+    stays = base.hardware.attention == GROUPED
+    if stays:
         cache = StaticCache(*given, sampling.max_new_tokens - 1, pace.length)
     else:
         cache = GrowingCache(*given)
+    player = base.replay.player(device, asked=sampling.cuda_graph, cache_stays=stays)
     stops = torch.tensor(sorted(base.stop_ids), device=device)
-    return Decoding(next_logits, requests, prompts, cache, stops, sampling, pace)
+    return Decoding(next_logits, requests, prompts, cache, player, stops, sampling, pace)
 
 
 def _first_bad(decoding: Decoding, requests: Sequence[Request]) -> list[tuple[Request, list[int]]]:

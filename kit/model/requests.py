@@ -26,6 +26,7 @@ class Sampling:
     top_k: int = 0
     max_rows: int = 0
     dequantize: str = "auto"
+    cuda_graph: bool = True
 
     @property
     def truncates(self) -> bool:
@@ -41,4 +42,5 @@ class Sampling:
             top_k=config.top_k,
             max_rows=config.max_rows,
             dequantize=config.dequantize,
+            cuda_graph=config.cuda_graph,
         )

@@ -17,7 +17,7 @@ import torch
 
 from kit.errors import ModelError, OutOfMemoryError, is_out_of_memory
 from kit.model.base import dequantized
-from kit.model.decoding import EVERY_TOKEN, Decoding, decode
+from kit.model.decoding import Decoding, decode, pace_of
 from kit.model.hardware import empty_cache, free_memory
 from kit.model.policy import Policy
 from kit.model.requests import Request, Sampling
@@ -110,7 +110,8 @@ def stream(
             "load the base with model.backend=transformers"
         )
     with _ready(policy, sampling):
-        for decoding in decode(policy, requests, sampling, EVERY_TOKEN):
+        pace = pace_of(policy.base.hardware.device, watched=True)
+        for decoding in decode(policy, requests, sampling, pace):
             yield _completions(policy, decoding)
 
 
@@ -156,7 +157,7 @@ def _ready(policy: Policy, sampling: Sampling) -> Iterator[None]:
 @torch.no_grad()
 def _decode(policy: Policy, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
     """Decode one batch of rows to the end."""
-    *_, decoding = decode(policy, requests, sampling, EVERY_TOKEN)
+    *_, decoding = decode(policy, requests, sampling, pace_of(policy.base.hardware.device))
     return _completions(policy, decoding)
 
 

@@ -14,6 +14,9 @@ from kit.config import EMBEDDED_PATHS
 from kit.errors import ConfigError, ModelError, first_line
 
 PREFILL_TOKENS = 8192  # of prompts, padding included, that the sampler reads in one forward pass
+LENGTH_BUCKET = 128  # on a GPU the cache has room for a multiple of so many tokens
+# modules of a layer that read the same input; the sampler computes them side by side
+TOGETHER = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "gate_proj": 1, "up_proj": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +99,28 @@ class Shape:
             raise ConfigError(f"lora.targets = {targets!r} matches no module; there are {names}")
         return found
 
+    def lora_side_by_side(self, targets: str | list[str], rank: int) -> int:
+        """Numbers in the sampler's copy of an adapter: zeros between the modules of a group."""
+        groups: dict[str | int, list[Linear]] = {}
+        for linear in self.adapted(targets):
+            name = linear.name.rpartition(".")[2]
+            groups.setdefault(TOGETHER.get(name, name), []).append(linear)
+        sizes = (
+            len(group) * (group[0].inputs + sum(linear.outputs for linear in group))
+            for group in groups.values()
+        )
+        return self.layers * rank * sum(sizes)
+
+
+def bucketed(tokens: int) -> int:
+    """Tokens that the cache has room for, where it is to hold so many."""
+    return -(-tokens // LENGTH_BUCKET) * LENGTH_BUCKET
+
 
 def rows_that_fit(cache_per_token: int, vocab: int, longest: int, free: float) -> int:
     """Rows the sampler decodes at once: their cache and logits take less than half of `free`."""
-    # growing the cache by a token copies a layer of it; logits exist in several forms at once
-    per_row = 1.5 * cache_per_token * longest + 32 * vocab
+    # rows that leave have a layer of the cache copied; logits exist in several forms at once
+    per_row = 1.5 * cache_per_token * bucketed(longest) + 32 * vocab
     return max(1, int(free / 2 / per_row))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-TOGETHER = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "gate_proj": 1, "up_proj": 1}
+from kit.model.shape import TOGETHER
 
 
 def siblings(model: nn.Module, kind: type) -> list[list[Any]]:

@@ -313,6 +313,7 @@ class Learner:
             temperature=0.0,
             max_rows=rollout.max_rows,
             dequantize=rollout.dequantize,
+            cuda_graph=rollout.cuda_graph,
         )
         return evaluate(
             self.policy,

@@ -260,6 +260,8 @@ class Trainer:
                     raise TrainingError(f"step {step + 1}, problem {problem}: {error}") from error
         seconds = time.perf_counter() - started
         self.said_cut_off = self.said_cut_off or say_cut_off(completions)
+        if completions and step == self.first_step:
+            self.describe(decoding=self.base.replay.said)
         speed = count_tokens(completions) / seconds
         remaining = iter(completions)
         return {

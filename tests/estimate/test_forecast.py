@@ -233,7 +233,10 @@ def test_phases_of_a_recipe():
     passing += update.parts["log-probs or backward"]
     assert update.parts["fragmentation"] == passing // 10
     # the copy stays in one piece
+    # rank 32 of q, k, v: 3 x (896 + 1152); o: 1792; gate, up: 2 x (896 + 9728); down: 5760
+    assert prompts.parts["LoRA, side by side"] == 4 * 24 * 32 * (6144 + 1792 + 21_248 + 5760)
     passing = prompts.parts["key-value cache"] + prompts.parts["activations"]
+    passing += prompts.parts["LoRA, side by side"]
     assert prompts.parts["fragmentation"] == passing // 10
     assert found.peak == max(phase.total for phase in found.phases)
 

@@ -13,6 +13,7 @@ from kit.model.base import dequantized
 from kit.model.lora import add_lora
 from kit.model.mixed_lora import is_plain, mixed_lora
 from kit.model.policy import BASE, Policy
+from tests.noise import add_noise
 
 ADAPTERS = {"one": 2, "two": 4, "three": 3}  # name: rank
 
@@ -44,14 +45,23 @@ def packed_policy(base):
     model.unload()
 
 
-def logits(policy, names):
-    """(R, V) after prompts of different length, with padding on the left."""
+def inputs(rows):
+    """Prompts of different length, with padding on the left."""
     width = 12
-    ids = torch.arange(3, 3 + len(names) * width).view(len(names), width)
-    mask = (torch.arange(width) >= torch.arange(len(names))[:, None] % 4).long()
+    ids = torch.arange(3, 3 + rows * width).view(rows, width)
+    mask = (torch.arange(width) >= torch.arange(rows)[:, None] % 4).long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+
+def logits(policy, names):
+    """(R, V) after `inputs`."""
     with policy.sampling(), policy.decoder(names) as next_logits:
-        return next_logits(names, input_ids=ids, attention_mask=mask, position_ids=positions)
+        return next_logits(names, **inputs(len(names)))
+
+
+def logits_of(model, rows):
+    return model(**inputs(rows)).logits[:, -1].float()
 
 
 def test_every_row_is_computed_by_its_own_adapter(policy):
@@ -63,6 +73,35 @@ def test_every_row_is_computed_by_its_own_adapter(policy):
         torch.testing.assert_close(mixed[rows], alone[rows], atol=4e-6, rtol=0)
         others = [i for i in range(len(names)) if i not in rows]
         assert ((mixed - alone)[others].abs().amax(dim=1) > 1e-3).all()
+
+
+def test_one_adapter_alone_computes_what_peft_does(policy, monkeypatch):
+    ours = {name: logits(policy, [name] * 3) for name in ADAPTERS}
+    monkeypatch.setattr("kit.model.policy.is_plain", lambda model, adapters: False)
+    for name, found in ours.items():
+        torch.testing.assert_close(found, logits(policy, [name] * 3), atol=4e-6, rtol=0)
+
+
+def test_adapters_need_not_be_on_the_same_layers(double_base):
+    """One on queries, one on values and gates; a layer that neither has is the base's."""
+    model = None
+    for seed, (name, targets) in enumerate(
+        {"one": ["q_proj"], "two": ["v_proj", "gate_proj"]}.items()
+    ):
+        config = LoraConfig(rank=2 + seed, alpha=6, targets=targets)
+        model = add_lora(double_base, config, seed, name=name, model=model)
+    add_lora(double_base, LoraConfig(rank=2), 3, name="everywhere", model=model)
+    add_noise(model, 1)
+    policy = Policy(double_base, model.double(), "one")
+    try:
+        names = ["two", BASE, "one", "two"]
+        mixed = logits(policy, names)
+        for row, name in enumerate(names):
+            with policy.sampling(), policy.view(name):
+                alone = logits_of(policy.causal, 4)
+            torch.testing.assert_close(mixed[row], alone[row], atol=4e-6, rtol=0)
+    finally:
+        model.unload()
 
 
 def test_it_agrees_with_pefts_own_rows(policy, monkeypatch):

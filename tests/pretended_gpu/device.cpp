@@ -71,6 +71,14 @@ struct Memory final : c10::Allocator {
 };
 Memory memory;
 
+// ---- what is asked of it ------------------------------------------------------------------------
+int64_t launches = 0, waits = 0, uploads = 0;
+
+bool answers_the_host(const std::string& name) {
+  return name == "aten::nonzero" || name == "aten::equal" || name == "aten::_unique2" ||
+      name == "aten::masked_select";
+}
+
 // ---- the device itself --------------------------------------------------------------------------
 struct Guard final : c10::impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
   static Stream only() { return Stream(Stream::DEFAULT, GPU); }
@@ -134,10 +142,12 @@ const Tensor& resize_(const Tensor& self, Size size, std::optional<at::MemoryFor
 }
 
 at::Scalar local_scalar_dense(const Tensor& self) {
+  waits++;
   return at::native::_local_scalar_dense_cpu(as_cpu(self));
 }
 
 Tensor& copy_(Tensor& self, const Tensor& source, bool) {
+  (!on_gpu(self) ? waits : !on_gpu(source) ? uploads : launches)++;
   as_cpu(self).copy_(as_cpu(source));
   return self;
 }
@@ -255,6 +265,9 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   TORCH_CHECK(!(operands.gpu && operands.host) || takes_both(schema.name()),
       "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and "
       "cpu! (", schema, ")");
+  if (answers_the_host(schema.name())) waits++;
+  const auto* alias = schema.returns().empty() ? nullptr : schema.returns()[0].alias_info();
+  if (!alias || alias->isWrite()) launches++;  // the others are views
   op.callBoxed(stack);
   first = stack->size() - schema.returns().size();
   for (size_t i = 0; i < schema.returns().size(); i++) {
@@ -329,4 +342,7 @@ int64_t gpu_peak() { return peak; }
 void gpu_reset_peak() { peak = allocated; }
 void gpu_set_limit(int64_t bytes) { limit = bytes; }
 void gpu_fail_after(int64_t allocations) { fail_after = allocations; }
+int64_t gpu_launches() { return launches; }
+int64_t gpu_waits() { return waits; }
+int64_t gpu_uploads() { return uploads; }
 }

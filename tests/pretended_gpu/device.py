@@ -17,7 +17,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 SOURCE = Path(__file__).with_name("device.cpp")
 CACHE = Path(__file__).parents[2] / "build" / "pretended_gpu"
@@ -27,12 +27,23 @@ CARDS = {  # name, capability, bytes, multiprocessors
 }
 
 
+class Asked(NamedTuple):
+    """Counts."""
+
+    launches: int  # of kernels
+    waits: int  # of the host for what the card has computed
+    uploads: int  # of numbers that were the host's
+
+    def since(self, before: Asked) -> Asked:
+        return Asked(*(now - then for now, then in zip(self, before, strict=True)))
+
+
 class Card:
     """The card, and what happens to its memory."""
 
     def __init__(self, library: ctypes.CDLL, card: str) -> None:
         self.name, self.capability, self.memory, self.multiprocessors = CARDS[card]
-        for name in ("gpu_allocated", "gpu_peak"):
+        for name in ("gpu_allocated", "gpu_peak", "gpu_launches", "gpu_waits", "gpu_uploads"):
             getattr(library, name).restype = ctypes.c_int64
         for name in ("gpu_set_limit", "gpu_fail_after"):
             getattr(library, name).argtypes = [ctypes.c_int64]
@@ -47,6 +58,12 @@ class Card:
     @property
     def peak(self) -> int:
         return self._library.gpu_peak()
+
+    @property
+    def asked(self) -> Asked:
+        """What the host has asked of the card since it was made."""
+        library = self._library
+        return Asked(library.gpu_launches(), library.gpu_waits(), library.gpu_uploads())
 
     def reset_peak(self) -> None:
         self._library.gpu_reset_peak()
