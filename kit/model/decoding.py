@@ -125,7 +125,6 @@ class Decoding:
         self.all = Buffers.of(requests, prompts, sampling.max_new_tokens)
         self.batch = self.all
         self.column = torch.zeros(1, dtype=torch.long, device=stops.device)
-        self.drawn = 0
         self._draw(prompts.logits[prompts.owner])
         self.drawn = 1
 

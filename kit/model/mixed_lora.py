@@ -57,11 +57,11 @@ class RowAdapters:
         self.tables: dict[Columns, Tensor] = {}  # (k + 1, N), the last of the bare base
         self.masks: dict[Columns, Tensor] = {}  # (R, 1, N), of the rows at hand
 
-    def add(self, columns: Columns) -> None:
+    def add(self, columns: Columns, dtype: torch.dtype) -> None:
         """There is a group with these columns."""
         if columns not in self.tables:
             width = sum(rank for _, rank, _ in columns)
-            table, start = torch.zeros(len(self.numbers) + 1, width), 0
+            table, start = torch.zeros(len(self.numbers) + 1, width, dtype=dtype), 0
             for number, rank, scaling in columns:
                 table[number, start : start + rank] = scaling
                 start += rank
@@ -107,7 +107,7 @@ def _together(layers: Sequence[Any], rows: RowAdapters, alone: bool) -> Callable
     if alone:
         b = b * torch.cat([b.new_full((rank,), scaling) for _, rank, scaling in columns])
     else:
-        rows.add(columns)
+        rows.add(columns, a.dtype)
 
     def compute(x: Tensor) -> Tensor:
         low = linear(x.to(a.dtype), a)

@@ -175,7 +175,7 @@ def test_rows_that_have_ended_may_hold_anything(policy):
     """They stay in the batch until enough of them do; what is computed for them is not used."""
     prompt = torch.ones(1, 1, dtype=torch.long)
     read = Prompts(DynamicCache(), prompt, torch.zeros(1, 9), torch.zeros(2).long(), prompt[0])
-    drawn = Buffers.of(requests(policy.base, samples=1)[:2], read, 4)
+    drawn = Buffers.of(requests(policy.base), read, 4)
     columns, stops = torch.arange(4).split(1), torch.tensor([7])
     drawn.record(Chosen(torch.tensor([7, 1]), torch.zeros(2), None), columns[0], stops)
     bad = Chosen(torch.tensor([3, 2]), torch.tensor([math.nan, -1.0]), torch.ones(2).double())

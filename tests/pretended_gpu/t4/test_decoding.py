@@ -67,7 +67,8 @@ class Graph:
     """In place of a recording: calls the step, in the same memory as when it was made."""
 
     def __init__(self, step: Any) -> None:
-        self.step, self.addresses = step, self.memory()
+        self.step = step
+        self.addresses = self.memory()
 
     def memory(self) -> list[int]:
         decoding: Decoding = self.step.__self__
