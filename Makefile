@@ -7,6 +7,8 @@
 # make fuzz    the property tests, with twenty times the cases and new ones on every run
 # make mutants faults put into the pure modules, which their tests must notice
 # make faults  a hundred kills and full disks, after each of which everything must go on
+# make bench   speed against TRL, transformers and the kit itself, into build/bench: half an hour;
+#              BENCH=--quick takes a few minutes, BENCH="--only rollout --output FOLDER" a part
 # Each makes .venv first when it is missing. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo app test lint docs check fuzz mutants faults clean
+.PHONY: demo app test lint docs check fuzz mutants faults bench clean
 
 demo: $(READY)
 	$(BIN)/kit demo
@@ -47,6 +49,9 @@ mutants: $(READY)
 
 faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --faults 120
+
+bench: $(READY)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python benchmarks/bench.py $(BENCH)
 
 $(READY): requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

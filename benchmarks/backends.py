@@ -45,6 +45,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--backend", action="append", choices=BACKENDS)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--json", type=Path, help="write the table to this file too")
     parser.add_argument("--part", choices=("training", "numbers"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args()
@@ -57,7 +58,10 @@ def main() -> int:
                 command = [sys.executable, __file__, options.recipe, *options.overrides]
                 command += [f"--steps={options.steps}", f"--backend={backend}"]
                 subprocess.run([*command, f"--part={name}", f"--folder={folder}"], check=True)
-        return report(Path(folder), backends)
+        rows, status = report(Path(folder), backends)
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows), encoding="utf-8")
+    return status
 
 
 def part(options: argparse.Namespace, folder: Path) -> int:
@@ -108,8 +112,8 @@ def numbers(config: Config, folder: Path, backend: str) -> None:
     )
 
 
-def report(folder: Path, backends: list[str]) -> int:
-    """Print the table; 1 when the numbers disagree."""
+def report(folder: Path, backends: list[str]) -> tuple[list[dict[str, Any]], int]:
+    """Print the table, and return it; 1 when the numbers disagree."""
     rows, status = [], 0
     reference = torch.load(folder / f"{backends[0]}.pt", weights_only=True)
     for backend in backends:
@@ -131,7 +135,7 @@ def report(folder: Path, backends: list[str]) -> int:
     allowed = TOLERANCE[reference["dtype"]]
     print(f"differences of a token's log-prob in nats; allowed in the mean: {allowed:g}")
     print(tabulate(rows, headers="keys", floatfmt=".3g", tablefmt="github"))
-    return int(status)
+    return rows, int(status)
 
 
 def speed(run: Path) -> dict[str, Any]:

@@ -1,100 +1,163 @@
-"""Sampling speed against `transformers`' generate: same model, prompts, length and temperature.
+"""Sampling against transformers' `generate` and its continuous batching, and vLLM where installed.
 
-    python benchmarks/rollout.py [--model embedded] [--prompts 8] [--group 8] [--tokens 96]
+    OMP_NUM_THREADS=1 python benchmarks/rollout.py [--quick]
 
-Both run in turn; the figure to quote is the median of the paired ratios. generate pads finished
-rows and computes every copy of a prompt; the kit's sampler does neither. Stop tokens are ignored
-for the first table and honoured for the second, where rows leave the batch early.
+The same model, prompts, cap and temperature, all of the vocabulary. A row counts up to its stop
+token. Not counted are what vLLM takes to load, and the cache that continuous batching would
+else make of all free memory: on the CPU it is given what the rows need.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import statistics
-import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
 
 import torch
+from measuring import (
+    CUDA,
+    TINY,
+    Size,
+    Table,
+    against,
+    asked,
+    benchmark,
+    measured_base,
+    paired,
+    peer,
+    without_ends,
+)
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
 from kit.config import ModelConfig
-from kit.model.attention import library_attention
-from kit.model.base import load_base
-from kit.model.policy import BASE, Policy
-from kit.model.rollout import Request, Sampling, sample
+from kit.model.base import Base
+from kit.model.policy import Policy
+from kit.model.rollout import Request, Sampling, count_tokens, sample
 
-QUESTION = "Tom has {} apples and buys {} more. He gives half of them to Mia. How many are left?"
+BLOCK = 256  # tokens, of the cache of continuous batching
+
+Side = Callable[[int], float]  # the number of a run -> tokens sampled in it
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=96)
-    parser.add_argument("--runs", type=int, default=5)
-    options = parser.parse_args()
-    base = load_base(ModelConfig(id=options.model))
-    for stop_ids, title in ((frozenset(), "fixed length"), (base.stop_ids, "rows end early")):
-        policy = Policy(dataclasses.replace(base, stop_ids=stop_ids))
-        pairs = [compare(policy, options, run) for run in range(options.runs + 1)][1:]
-        print(f"{title}: {options.prompts} prompts x {options.group}, {options.tokens} tokens")
-        names = ("kit", "kit, weights packed", "generate")
-        for name, column in zip(names, zip(*pairs, strict=True), strict=True):
-            print(f"  {name:20} {statistics.median(column):8.0f} tokens/s (median of {len(pairs)})")
-        ratios = [kit / generate for kit, _, generate in pairs]
-        print(f"  kit / generate       {statistics.median(ratios):8.2f} (median of paired ratios)")
+    benchmark(str(__doc__), (fixed, ragged, packed))
 
 
-def compare(policy: Policy, options: argparse.Namespace, run: int) -> tuple[float, float, float]:
-    """Tokens per second of the kit (weights unpacked and packed) and of generate."""
-    base = policy.base
-    prompts = [
-        tuple(base.prompt_ids([{"role": "user", "content": QUESTION.format(3 * i, 100 - i)}]))
-        for i in range(options.prompts)
-    ]
-    requests = [
-        Request(prompt, (run, i, j), BASE)
-        for i, prompt in enumerate(prompts)
-        for j in range(options.group)
-    ]
-    speeds = []
-    for dequantize in ("always", "never"):
-        sampling = Sampling(options.tokens, max_rows=len(requests), dequantize=dequantize)
-        started = time.perf_counter()
-        completions = sample(policy, requests, sampling)
-        tokens = sum(len(completion.tokens) for completion in completions)
-        speeds.append(tokens / (time.perf_counter() - started))
-    return speeds[0], speeds[1], generate(policy, requests, options.tokens)
+def fixed(size: Size) -> Table:
+    """Sampling, every completion as long as the cap"""
+    with measured_base(size) as base:
+        return measure(without_ends(base), size)
 
 
-def generate(policy: Policy, requests: list[Request], tokens: int) -> float:
-    """Tokens per second of `generate`, counting each row up to its stop token."""
-    tokenizer, stops = policy.base.tokenizer, sorted(policy.base.stop_ids)
-    width = max(len(request.prompt) for request in requests)
-    ids = torch.tensor(
-        [[tokenizer.pad_token_id] * (width - len(r.prompt)) + list(r.prompt) for r in requests]
+def ragged(size: Size) -> Table:
+    """Sampling, completions that end early"""
+    with measured_base(size) as base:
+        return measure(base, size)
+
+
+def packed(size: Size) -> Table:
+    """Sampling from 4-bit weights, completions that end early"""
+    with measured_base(size, "nf4") as base:
+        return measure(base, size)
+
+
+def measure(base: Base, size: Size) -> Table:
+    policy, model = Policy(base), peer(base)
+
+    def requests(run: int) -> list[Request]:
+        return asked(base, size.prompts, size.group, run)
+
+    def kit(run: int) -> float:
+        return count_tokens(sample(policy, requests(run), Sampling(size.tokens)))
+
+    sides: dict[str, Side] = {
+        "kit": kit,
+        "generate": lambda run: generate(model, base, requests(run), size.tokens),
+        "continuous batching": lambda run: continuous(model, base, requests(run), size.tokens),
+    }
+    if CUDA and size is not TINY and find_spec("vllm"):
+        sides["vLLM"] = vllm(base, size.tokens, requests)
+    speeds = paired(sides, size.runs)
+    note = f"{size.prompts} prompts x {size.group}, at most {size.tokens} tokens each."
+    return Table("", against(speeds, "tokens/s"), note, runs=speeds)
+
+
+def generation(base: Base, tokens: int) -> GenerationConfig:
+    return GenerationConfig(
+        max_new_tokens=tokens,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=sorted(base.stop_ids) or [-1],
+        pad_token_id=base.tokenizer.pad_token_id,
     )
-    mask = torch.tensor([[0] * (width - len(r.prompt)) + [1] * len(r.prompt) for r in requests])
-    device = policy.base.hardware.device
-    started = time.perf_counter()
-    with torch.no_grad(), library_attention(policy.causal, policy.base.hardware.attention):
-        output = policy.causal.generate(
-            ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=tokens,
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            eos_token_id=stops or [-1],
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    seconds = time.perf_counter() - started
-    new = output[:, width:]
-    if not stops:
-        return new.numel() / seconds
-    ended = torch.isin(new, torch.tensor(stops, device=device)).int()
-    lengths = torch.where(ended.any(1), ended.argmax(1) + 1, new.shape[1])
-    return int(lengths.sum()) / seconds
+
+
+@torch.no_grad()
+def generate(model: PreTrainedModel, base: Base, requests: list[Request], tokens: int) -> int:
+    """Tokens sampled, each row up to its stop token."""
+    prompts = [list(request.prompt) for request in requests]
+    width = max(map(len, prompts))
+    pad = base.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    output = model.generate(
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        generation_config=generation(base, tokens),
+    )
+    return lengths(output[:, width:], base)
+
+
+def lengths(new: torch.Tensor, base: Base) -> int:
+    ended = torch.isin(new, torch.tensor(sorted(base.stop_ids), device=new.device)).int()
+    until = torch.where(ended.any(1), ended.argmax(1) + 1, new.shape[1])
+    return int(until.sum())
+
+
+def continuous(model: PreTrainedModel, base: Base, requests: list[Request], tokens: int) -> int:
+    """Tokens sampled by transformers' continuous batching, which shares the blocks of prompts."""
+    prompts = [list(request.prompt) for request in requests]
+    room: dict[str, Any] = {}
+    if not CUDA:
+        each = -(-(max(map(len, prompts)) + tokens) // BLOCK)
+        room = {"num_blocks": len(prompts) * each + 2, "max_batch_tokens": 8 * BLOCK}
+    outputs = model.generate_batch(
+        prompts,
+        generation_config=generation(base, tokens),
+        continuous_batching_config=ContinuousBatchingConfig(block_size=BLOCK, **room),
+    )
+    if len(outputs) < len(prompts):
+        raise RuntimeError(f"it answered {len(outputs)} of {len(prompts)} requests")
+    return sum(len(output.generated_tokens) for output in outputs.values())
+
+
+def vllm(base: Base, tokens: int, requests: Callable[[int], list[Request]]) -> Side:
+    """vLLM on the same checkpoint, in 16 bits, without its tokenizer."""
+    from vllm import LLM, SamplingParams
+
+    engine = LLM(
+        ModelConfig(id=base.id).source,
+        dtype=str(base.hardware.dtype).removeprefix("torch."),
+        gpu_memory_utilization=0.4,
+        skip_tokenizer_init=True,
+        disable_log_stats=True,
+    )
+    sampled = SamplingParams(
+        temperature=1.0,
+        max_tokens=tokens,
+        stop_token_ids=sorted(base.stop_ids),
+        ignore_eos=True,
+        detokenize=False,
+    )
+
+    def side(run: int) -> float:
+        prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests(run)]
+        outputs = engine.generate(prompts, sampled, use_tqdm=False)
+        return sum(len(output.outputs[0].token_ids) for output in outputs)
+
+    return side
 
 
 if __name__ == "__main__":

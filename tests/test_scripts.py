@@ -13,7 +13,7 @@ from kit.tasks.problems import load_problems
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [
-    *sorted((ROOT / "benchmarks").glob("*.py")),
+    *sorted({*(ROOT / "benchmarks").glob("*.py")} - {ROOT / "benchmarks" / "measuring.py"}),
     ROOT / "scripts" / "embedded_model" / "train_tiny.py",
 ]
 
