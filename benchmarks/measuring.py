@@ -19,6 +19,9 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,6 +40,7 @@ from kit.run_json import environment
 QWEN = "Qwen/Qwen2.5-0.5B"
 QUESTION = "Tom has {} apples and buys {} more. He gives half of them to Mia. How many are left?"
 ENDS_ONE_IN = 40  # of random weights' tokens: their completions end after so many on average
+PEERS = ("trl", "vllm", "unsloth")
 CUDA = torch.cuda.is_available()
 
 Row = dict[str, Any]
@@ -56,8 +60,8 @@ class Size:
     growth: int  # points of a growth curve
 
 
-FULL = Size("full", 7, 8, 8, 128, (2, 128, 128), 5)
-QUICK = Size("quick", 3, 4, 8, 64, (2, 64, 64), 3)
+FULL = Size("full", 7, 8, 8, 128, (2, 64, 128), 5)
+QUICK = Size("quick", 3, 4, 8, 64, (2, 32, 32), 3)
 TINY = Size("tiny", 1, 2, 2, 6, (2, 8, 6), 2)  # says nothing: a test of the programs
 SIZES = {size.name: size for size in (FULL, QUICK, TINY)}
 
@@ -117,19 +121,33 @@ def measured(measure: Callable[[Size], Table], size: Size) -> Table:
         return Table(title, missing=str(reason))
     except Exception as error:
         traceback.print_exc()
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        return Table(title, missing=said[:300], failed=True)
+        return Table(title, missing=in_a_line(error), failed=True)
 
 
-def paired(sides: Mapping[str, Callable[[int], float]], runs: int) -> Speeds:
+def in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def paired(
+    sides: Mapping[str, Callable[[int], float]], runs: int, lost: dict[str, str] | None = None
+) -> Speeds:
     """Work per second of all sides, in turn, `runs` times after one to warm up.
 
     A side takes the number of the run and returns the work that it did, in tokens for example.
+    With `lost`, a side that fails is left out, but for the first, and its reason noted there.
     """
     speeds: Speeds = {name: [] for name in sides}
     for run in range(runs + 1):
-        for name, work in sides.items():
-            speeds[name].append(per_second(lambda work=work, run=run: work(run)))
+        for name in list(speeds):
+            work = partial(sides[name], run)
+            try:
+                speeds[name].append(per_second(work))
+            except Exception as error:
+                if lost is None or name == next(iter(sides)):
+                    raise
+                traceback.print_exc()
+                del speeds[name]
+                lost[name] = in_a_line(error)
     return {name: values[1:] for name, values in speeds.items()}
 
 
@@ -164,13 +182,14 @@ def machine() -> dict[str, Any]:
     """What it was measured on, and how busy that was."""
     facts = environment()
     gpu = torch.cuda.get_device_name() if CUDA else None
+    peers = {name: metadata.version(name) for name in PEERS if find_spec(name)}
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "load": round(os.getloadavg()[0], 1),
-        "versions": facts["versions"],
+        "versions": facts["versions"] | peers,
         "git": facts["git"],
         "date": facts["started"],
     }

@@ -86,7 +86,8 @@ def measure(name: str, changes: list[str]) -> Row:
     with tempfile.TemporaryDirectory() as place:
         steps = [f"train.steps={STEPS}", f"train.checkpoint_every={STEPS}"]
         config = load_config(path_of(name), [*GENERATED, *changes, *steps, f"output={place}/run"])
-        train(config)
+        if train(config).status != "finished":
+            raise KeyboardInterrupt  # it was told to stop
         records = read_metrics(Path(place, "run", "metrics.jsonl"))[1:]
 
     def middle(key: str) -> float:

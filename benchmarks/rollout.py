@@ -77,9 +77,11 @@ def measure(base: Base, size: Size) -> Table:
     }
     if CUDA and size is not TINY and find_spec("vllm"):
         sides["vLLM"] = vllm(base, size.tokens, requests)
-    speeds = paired(sides, size.runs)
+    lost: dict[str, str] = {}
+    speeds = paired(sides, size.runs, lost)
     note = f"{size.prompts} prompts x {size.group}, at most {size.tokens} tokens each."
-    return Table("", against(speeds, "tokens/s"), note, runs=speeds)
+    failed = [f"Failed: {name}, {reason}." for name, reason in lost.items()]
+    return Table("", against(speeds, "tokens/s"), " ".join([note, *failed]), runs=speeds)
 
 
 def generation(base: Base, tokens: int) -> GenerationConfig:

@@ -90,6 +90,23 @@ def test_medians_are_of_pairs(benchmarks):
     assert measuring.against({"kit": [4.0]})[0]["seconds"] == 0.25
 
 
+def test_a_peer_that_fails_leaves_the_others(benchmarks):
+    measuring = benchmarks("measuring")
+
+    def fails(run: int) -> float:
+        raise RuntimeError(f"no memory in run {run}")
+
+    sides = {"kit": float, "broken": fails, "other": lambda _: 1.0}
+    lost: dict[str, str] = {}
+    speeds = measuring.paired(sides, 2, lost)
+    assert {name: len(values) for name, values in speeds.items()} == {"kit": 2, "other": 2}
+    assert lost == {"broken": "RuntimeError: no memory in run 0"}
+    with pytest.raises(RuntimeError):
+        measuring.paired({"kit": fails, "other": float}, 2, lost)
+    with pytest.raises(RuntimeError):
+        measuring.paired(sides, 2)
+
+
 def test_a_table_that_fails_is_a_sentence(benchmarks):
     measuring = benchmarks("measuring")
 
