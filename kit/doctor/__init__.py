@@ -140,4 +140,4 @@ def _page(found: dict[str, list[Finding]], form: str, seconds: float) -> str:
 
 def _table(title: str, findings: list[Finding]) -> Table:
     rows = [[f.what, f.verdict, f.found, f.expected, f.why] for f in findings]
-    return Table(title, title, ("what", "verdict", "found", "expected", "why"), rows, Origin())
+    return Table(title, "Findings", ("what", "verdict", "found", "expected", "why"), rows, Origin())
