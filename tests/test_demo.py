@@ -34,7 +34,7 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch, capsys):
     recipe.write_text(
         f"extends: {module.DEMO_RECIPE}\n"
         "data: {validation_size: 8, options: {size: 400}}\n"
-        "rollout: {prompts_per_step: 4, group_size: 4, max_new_tokens: 60}\n"
+        "rollout: {prompts_per_step: 4, group_size: 4}\n"
         "train: {steps: 1, validate_every: 1, checkpoint_every: 1, preflight_problems: 4}\n"
     )
     monkeypatch.setattr(module, "DEMO_RECIPE", recipe)
@@ -48,11 +48,12 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch, capsys):
         assert 0 <= low <= row["accuracy"] <= high <= 1
         assert row["n"] == 24 and row["mean_tokens"] > 0 and row["peak_memory_mb"] > 100
         assert (row["train_seconds"] > 0) == (row["arm"] != "base")
-        rows = (output / row["arm"] / "eval" / "gsm_symbolic.jsonl").read_text().splitlines()
+        rows = (output / row["arm"] / "eval" / "reasoning_gym_basic_arithmetic.jsonl").read_text().splitlines()
         assert row["accuracy"] == sum(json.loads(line)["strict"] for line in rows) / 24
     shown = capsys.readouterr().out
     assert "held-out problems" in shown and f"{output}/pspo/adapter/" in shown
-    assert shown.index("takes five to ten minutes") < shown.index("held-out accuracy")
+    assert shown.index("held-out problems.\nThis takes") < shown.index("held-out accuracy")
+    assert "between the pspo adapter and the clip adapter" in " ".join(shown.split())
     assert shown.endswith(f"kit app --runs {output}\n")
     record = json.loads((output / "compare.json").read_text())
     assert record["status"] == "finished" and record["runs"]["pspo"] == {"0": "pspo"}
@@ -70,4 +71,4 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch, capsys):
     ]
     assert (output / "clip" / "metrics.jsonl").read_text() == before
     shown = capsys.readouterr().out
-    assert "clip: finished already" in shown and "takes five to ten minutes" not in shown
+    assert "clip: finished already" in shown and "This takes" not in shown

@@ -42,7 +42,7 @@ NAMES = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
 # the more often its writer jumps to the answer.
 WAYS = {
     3: {"careful": 0.46, "left to right": 0.20, "slip": 0.07, "jump": 0.27},
-    4: {"careful": 0.31, "left to right": 0.11, "slip": 0.04, "jump": 0.54},
+    4: {"careful": 0.28, "left to right": 0.09, "slip": 0.03, "jump": 0.60},
 }
 CHAT = (SYSTEM_PROMPT, "system\n", "user\n", "assistant\n")
 ENDINGS = {"#### {answer}": 0.98, "The answer is {answer}.": 0.02}
