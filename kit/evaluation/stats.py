@@ -247,6 +247,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in corrected]
 
 
+def family_p(differences: Sequence[Difference]) -> list[float]:
+    """p of each of several differences that are tested together.
+
+    Holm's correction is of the first test of each. The second, over seeds, has to be below the
+    level by itself: five seeds allow it no p so small that a correction would leave anything.
+    """
+    corrected = holm([next(iter(d.tests.values())) for d in differences])
+    return [
+        max([p, *list(d.tests.values())[1:]]) for p, d in zip(corrected, differences, strict=True)
+    ]
+
+
 def _within(mean: CrossedMean, least: float, most: float) -> Estimate:
     """With its interval, cut off at the bounds of what is possible."""
     low, high = mean.interval(LEVEL)

@@ -127,7 +127,7 @@ def _write(folder: Path, title: str, sections: list[Section], record: dict[str, 
             for section in sections:
                 for block in section.blocks:
                     if isinstance(block, Figure):
-                        write_atomically(folder / figure_path(block), block.drawing.render())
+                        write_atomically(folder / figure_path(block), block.drawing.svg)
             text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False)
             write_atomically(folder / "report.json", text + "\n")
             command = record["command"]

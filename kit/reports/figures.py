@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from matplotlib import rc_context
@@ -33,23 +34,28 @@ STYLE: dict[Any, Any] = {
     **{"svg.fonttype": "none", "svg.hashsalt": "kit", "pdf.fonttype": 42},
 }
 TITLE: dict[str, Any] = {"loc": "left", "pad": 2.5, "fontsize": FONT}
-NUMBER = re.compile(rb"-?\d+\.\d{3,}")
-
-Format = Literal["svg", "pdf", "png"]
+NUMBER = re.compile(rb"-?\d+\.\d{2,}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Drawing:
-    """A finished figure, to be written in whatever format is asked for."""
+    """A finished figure."""
 
     figure: Figure
 
-    def render(self, form: Format = "svg") -> bytes:
+    @cached_property
+    def svg(self) -> bytes:
+        return _smaller(self._saved("svg", {"Date": None, "Creator": None}))
+
+    @cached_property
+    def pdf(self) -> bytes:
+        return self._saved("pdf", {"CreationDate": None})
+
+    def _saved(self, form: str, metadata: dict[str, None]) -> bytes:
         drawn = io.BytesIO()
-        dates = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}}
         with rc_context(STYLE):
-            self.figure.savefig(drawn, format=form, dpi=200, metadata=dates.get(form))
-        return _smaller(drawn.getvalue()) if form == "svg" else drawn.getvalue()
+            self.figure.savefig(drawn, format=form, metadata=metadata)
+        return drawn.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,14 +290,14 @@ def _plain(axes: Axes, grid: Literal["x", "y"] = "y") -> None:
 
 
 def _smaller(svg: bytes) -> bytes:
-    """The same picture in fewer bytes: hundredths of a point, no comments, no white space."""
+    """The same picture in fewer bytes: tenths of a point, no comments, no white space."""
     svg = re.sub(rb"<!--.*?-->|<metadata>.*?</metadata>", b"", svg, flags=re.S)
     svg = re.sub(rb"<[^>]+>", lambda tag: NUMBER.sub(_rounded, tag[0]), svg)
     return re.sub(rb"\s*\n\s*", b" ", svg).replace(b"> <", b"><")
 
 
 def _rounded(number: re.Match[bytes]) -> bytes:
-    return f"{round(float(number[0]), 2):g}".encode()
+    return f"{round(float(number[0]), 1):g}".encode()
 
 
 def _percent(axes: Axes, which: str) -> None:

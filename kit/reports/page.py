@@ -154,7 +154,7 @@ def _runs(blocks: Sequence[Block]) -> list[list[Block]]:
 
 
 def _data_uri(figure: Figure) -> str:
-    picture = base64.b64encode(figure.drawing.render()).decode("ascii")
+    picture = base64.b64encode(figure.drawing.svg).decode("ascii")
     return f"data:image/svg+xml;base64,{picture}"
 
 

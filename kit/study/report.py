@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def report_study(
         _answers(evidence, verdicts, looks, origin),
         _accuracy(evidence, looks, origin),
         _stability(evidence, looks, origin),
-        _tuning(evidence, looks, origin),
+        _tuning(evidence, origin),
         _differences(verdicts, origin),
         _declared(declaration, origin),
     ]
@@ -57,9 +58,16 @@ def report_study(
             for (arm, s), rate in evidence.tuned.items()
         ],
         "base": evidence.base,
-        "runs": [dataclasses.asdict(record) for record in evidence.records.values()],
+        "runs": _runs(evidence.records.values()),
     }
     write_report(into, f"Study {declaration.path.stem}", sections, record)
+
+
+def _runs(records: Iterable[Record]) -> dict[str, Any]:
+    """A column for each field, and a row for each run, in few bytes."""
+    columns = [field.name for field in dataclasses.fields(Record)]
+    rows = [[getattr(record, name) for name in columns] for record in records]
+    return {"columns": columns, "rows": rows}
 
 
 def _answers(
@@ -120,12 +128,12 @@ def _accuracy_at(
         origin=origin,
         note="Mean over fresh seeds, and 95 % interval for other seeds and problems.",
     )
-    for measure, grid in means.items():
+    for measure in dict.fromkeys(question.measure for question in evidence.settings.questions):
         yield Figure(
             name=f"accuracy-{measure}-{temperature:g}",
             title=f"Accuracy against staleness, {measure}, {how}",
             drawing=draw_lines(
-                _lines(grid),
+                _lines(means[measure]),
                 looks,
                 x=_places(evidence),
                 y=Scale("% of test problems", is_share=True),
@@ -296,57 +304,37 @@ def _small(value: float | None) -> str:
     return NONE if value is None else f"{value:.2g}"
 
 
-def _tuning(evidence: StudyEvidence, looks: dict[str, Style], origin: Origin) -> Section:
+def _tuning(evidence: StudyEvidence, origin: Origin) -> Section:
     settings = evidence.settings
     rates = sorted(settings.learning_rates)
-    section = Section("Tuned learning rates")
-    section.blocks.append(
-        Table(
-            name="tuned",
-            title="The rate of each arm at each staleness",
-            header=("arm", *(f"staleness {s}" for s in settings.staleness)),
-            rows=[
-                (arm, *(_tuned(evidence, arm, s) for s in settings.staleness))
-                for arm in evidence.arms
-            ],
-            origin=origin,
-            note=f"The highest mean {settings.tuning.measure} accuracy on the validation problems "
-            f"after the last step, over {len(settings.tuning.seeds)} tuning seeds; of equals the "
-            "smaller rate. In brackets that accuracy, in %. Edge: the rate is the smallest or "
-            "largest of the grid.",
-        )
-    )
-    for staleness in settings.staleness:
-        lines = {
-            arm: Line(at, [scores[rate] for rate in at])
-            for arm in evidence.arms
-            if (at := sorted(scores := evidence.tuning[arm, staleness]))
-        }
-        if lines:
-            section.blocks.append(
-                Figure(
-                    name=f"tuning-{staleness}",
-                    title=f"Validation accuracy by learning rate, staleness {staleness}",
-                    drawing=draw_lines(
-                        lines,
-                        looks,
-                        x=Scale("learning rate", places=rates),
-                        y=Scale(f"% {settings.tuning.measure}", is_share=True),
-                    ),
-                    origin=origin,
-                    note=f"{GREY_OTHERS}; means over tuning seeds.",
-                )
+    table = Table(
+        name="tuned",
+        title=f"Validation accuracy ({settings.tuning.measure}, %) by learning rate, and choice",
+        header=("arm", "staleness", *(f"rate {rate:g}" for rate in rates), "chosen"),
+        rows=[
+            (
+                arm,
+                str(staleness),
+                *(percent(scores.get(rate)) for rate in rates),
+                _chosen(evidence, arm, staleness),
             )
-    return section
+            for (arm, staleness), scores in evidence.tuning.items()
+        ],
+        origin=origin,
+        note=f"After the last step, mean over {len(settings.tuning.seeds)} tuning seeds that were "
+        "not used again. The highest is chosen, of equals the smaller rate. Edge: it is the "
+        "smallest or largest of the grid, and another rate may be better.",
+        folded=True,
+    )
+    return Section("Tuned learning rates", [table])
 
 
-def _tuned(evidence: StudyEvidence, arm: str, staleness: int) -> str:
+def _chosen(evidence: StudyEvidence, arm: str, staleness: int) -> str:
     rate = evidence.tuned[arm, staleness]
     if rate is None:
         return NONE
     edge = evidence.is_at_edge(arm, staleness)
-    accuracy = percent(evidence.tuning[arm, staleness][rate])
-    return f"{rate:g} ({accuracy})" + (f", edge: {edge}" if edge else "")
+    return f"{rate:g}" + (f" (edge: {edge})" if edge else "")
 
 
 # --- what it rests on -----------------------------------------------------------------------------
@@ -377,8 +365,8 @@ def _differences(verdicts: Sequence[Verdict], origin: Origin) -> Section:
         ],
         origin=origin,
         note="p: the larger of Student's over seeds and problems and of a wild bootstrap over "
-        "seeds; Holm: corrected over the comparisons of the question. Questions are not corrected "
-        "for each other. docs/reports.md has the statistics.",
+        "seeds. Holm: Student's corrected over the comparisons of the question, and never below "
+        "the other. Questions are not corrected for each other; docs/reports.md has more.",
     )
     return Section("Differences", [table])
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.evaluation.stats import ENOUGH_SEEDS, Difference, holm, paired_difference
+from kit.evaluation.stats import ENOUGH_SEEDS, Difference, family_p, paired_difference
 from kit.reports.document import number
 from kit.reports.scores import label
 from kit.study.declared import ALL, BASE, Question
@@ -28,7 +28,7 @@ class Contrast:
     right: str
     staleness: int
     difference: Difference
-    corrected_p: float  # by Holm's method, over the contrasts of its question
+    corrected_p: float  # over the contrasts of its question
 
     @property
     def finding(self) -> str:
@@ -137,7 +137,7 @@ def _verdict(question: Question, evidence: StudyEvidence) -> Verdict:
         for key in asked
         if (difference := _difference(*key, question.measure, temperature, evidence)) is not None
     }
-    corrected = holm([difference.p for difference in found.values()])
+    corrected = family_p(list(found.values()))
     contrasts = [
         Contrast(*key, difference, p)
         for (key, difference), p in zip(found.items(), corrected, strict=True)
