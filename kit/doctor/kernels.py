@@ -52,7 +52,9 @@ def _packed(
     return quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
 
 
-def _compare(rows: int, packed: Tensor, state: QuantState, dtype: torch.dtype, name: str) -> Finding:
+def _compare(
+    rows: int, packed: Tensor, state: QuantState, dtype: torch.dtype, name: str
+) -> Finding:
     """One row count: bitsandbytes' choice against the product with the unpacked weight."""
     import bitsandbytes as bnb
 
