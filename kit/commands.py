@@ -47,6 +47,9 @@ def train(
     configuration can be overridden by key=value, e.g. optim.learning_rate=3e-5 output=runs/second.
     """
     _, config = read_config("train", targets)
+    from kit.estimate.fit import check_budget
+
+    check_budget(config)
     from kit.training.trainer import train
 
     run = train(config, resume=resume)

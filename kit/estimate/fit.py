@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from kit.config import Config
-from kit.errors import ConfigError
+from kit.config import Config, memory_size
+from kit.errors import ConfigError, ModelError
 from kit.estimate.memory import Memory, with_value
-from kit.model.shape import Shape
+from kit.model.shape import Shape, find_shape
 
 # rather checkpointing than micro-batches below this share of what was asked for
 LEAST_SHARE = 0.5
@@ -42,6 +42,26 @@ def fit(shape: Shape, config: Config, room: int) -> Config:
             f"memory_budget={math.ceil(memory.peak / 1e7) / 100:.2f}GB"
         )
     return settled
+
+
+def check_budget(config: Config) -> None:
+    """Raise ConfigError, without torch, for a budget that is too small even in 16 bits."""
+    if config.memory_budget is not None:
+        fit(shape_for_budget(config), config, memory_size(config.memory_budget))
+
+
+def shape_for_budget(config: Config) -> Shape:
+    """The shape of the base; ConfigError where it is not known and so no budget can be obeyed."""
+    try:
+        return shape_of(config)
+    except ModelError as error:
+        raise ConfigError(f"memory_budget cannot be obeyed: {error}") from error
+
+
+def shape_of(config: Config) -> Shape:
+    """The shape of the base; ModelError where it is not known."""
+    model = config.model
+    return find_shape(model.source if model.path else model.id, model.revision)[0]
 
 
 def chosen(config: Config) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from contextlib import contextmanager
 import torch
 
 from kit.config import Config, memory_size
-from kit.errors import ConfigError, ModelError
-from kit.estimate.fit import chosen, fit
+from kit.errors import ModelError
+from kit.estimate.fit import chosen, fit, shape_for_budget, shape_of
 from kit.estimate.memory import CONTEXT, Memory, with_value
 from kit.model.hardware import free_memory
-from kit.model.shape import Shape, find_shape
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +51,7 @@ def limited(budget: str | None, device: torch.device) -> Iterator[None]:
 def _fitted(config: Config, device: torch.device) -> Config:
     """As kit.estimate.fit has it, on the CPU by the arithmetic of float32."""
     assert config.memory_budget is not None
-    try:
-        shape = _shape(config)
-    except ModelError as error:
-        raise ConfigError(f"memory_budget cannot be obeyed: {error}") from error
+    shape = shape_for_budget(config)
     room = memory_size(config.memory_budget)
     dtype = config.model.dtype
     if device.type == "cuda":
@@ -80,12 +76,7 @@ def _checkpointed(config: Config, device: torch.device) -> Config:
     on = device.type == "cuda"
     if on:
         try:
-            on = Memory(_shape(config), config, free_memory(device)).checkpointed
+            on = Memory(shape_of(config), config, free_memory(device)).checkpointed
         except ModelError as error:
             log.info("gradient checkpointing is on: %s", error)
     return with_value(config, "model.gradient_checkpointing", on)
-
-
-def _shape(config: Config) -> Shape:
-    model = config.model
-    return find_shape(model.source if model.path else model.id, model.revision)[0]

@@ -116,3 +116,20 @@ def test_kit_estimate_knows_the_budget():
     refused = command("memory_budget=1GB")
     assert refused.returncode == 1 and "the smallest that is: memory_budget=" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_kit_train_refuses_without_torch():
+    program = (
+        "import sys; from kit.cli import main\n"
+        "code = main(['train', sys.argv[1], 'memory_budget=1GB'])\n"
+        "sys.exit(f'torch is there, {code}' if 'torch' in sys.modules or code != 1 else 0)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(RECIPE)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "the smallest that is: memory_budget=" in ran.stderr

@@ -73,6 +73,10 @@ class Card:
         self.memory = size
         self._library.gpu_set_limit(size)
 
+    def restrict(self, share: float) -> None:
+        """Let PyTorch have this share of the card, which stays as large as it is."""
+        self._library.gpu_set_limit(int(share * self.memory))
+
     def fail_after(self, allocations: int) -> None:
         """The allocation after so many raises torch.OutOfMemoryError, once; -1: none."""
         self._library.gpu_fail_after(allocations)
@@ -149,7 +153,7 @@ def _answer_for(gpu: Card, torch: ModuleType) -> None:
             L2_cache_size=4 * 2**20,
         )
 
-    cuda, inside, total = torch.cuda, torch._C, gpu.memory
+    cuda, inside = torch.cuda, torch._C
     for name in (
         *("_lazy_init", "init", "set_device", "synchronize", "empty_cache", "ipc_collect"),
         *("manual_seed", "manual_seed_all", "set_rng_state", "set_rng_state_all"),
@@ -163,7 +167,7 @@ def _answer_for(gpu: Card, torch: ModuleType) -> None:
     cuda.get_device_properties = properties
     cuda.get_arch_list = lambda: ["sm_75", "sm_80"]
     cuda.mem_get_info = lambda device=None: (gpu.memory - gpu.allocated, gpu.memory)
-    cuda.set_per_process_memory_fraction = lambda share, device=None: gpu.limit(int(share * total))
+    cuda.set_per_process_memory_fraction = lambda share, device=None: gpu.restrict(share)
     cuda.memory_allocated = cuda.memory_reserved = allocated
     cuda.max_memory_allocated = cuda.max_memory_reserved = peak
     cuda.reset_peak_memory_stats = lambda device=None: gpu.reset_peak()
