@@ -1,0 +1,47 @@
+"""The estimate and the targets against what the kit's own code would allocate at real sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kit.config import memory_size
+from kit.estimate.fit import fit
+from kit.estimate.memory import CONTEXT, FRAGMENTATION, GIB, Memory
+from kit.model.shape import find_shape
+from kit.recipe import load_config
+from tests.estimate.tracing import trace
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+# 8 prompts x 8 completions, 512 + 512 tokens, of the shipped recipes and of models beyond them
+TARGETS = [
+    ("qwen2.5-0.5b-pspo", "Qwen/Qwen2.5-0.5B", "4GB"),
+    ("qwen2.5-1.5b-pspo", "Qwen/Qwen2.5-1.5B", "6GB"),
+    ("qwen2.5-1.5b-pspo", "Qwen/Qwen2.5-3B", "9GB"),
+    ("qwen2.5-1.5b-pspo", "Qwen/Qwen2.5-7B", "14GB"),
+    ("qwen2.5-0.5b-pspo", "Qwen/Qwen2.5-0.5B", "20GB"),  # without checkpointing
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "model", "budget"), TARGETS)
+def test_every_phase_fits_and_is_estimated_within_a_tenth(recipe, model, budget):
+    config = load_config(
+        CONFIGS / f"{recipe}.yaml", [f"model.id={model}", f"memory_budget={budget}"]
+    )
+    rollout = config.rollout
+    assert (rollout.prompts_per_step, rollout.group_size, rollout.max_new_tokens) == (8, 8, 512)
+    shape, room = find_shape(model)[0], memory_size(budget)
+    settled = fit(shape, config, room)
+    assert settled.rollout.max_rows >= 64  # all of a step at once
+    assert settled.model.gradient_checkpointing is (budget != "20GB")
+    traced = trace(shape, settled)
+    for phase in Memory(shape, settled, room).phases():
+        peak, stays = traced[phase.name.partition(" ")[0]]
+        # the copy stays in one piece
+        passing = peak - stays - phase.parts.get("dequantized copy", 0)
+        real = CONTEXT + peak + FRAGMENTATION * passing
+        print(f"{model} {budget} {phase.name}: {real / GIB:.2f} GiB, said {phase.total / GIB:.2f}")
+        assert real <= room, f"{phase.name}: {real / 1e9:.2f} GB"
+        assert 0.9 <= phase.total / real <= 1.1, f"{phase.name}: {phase.total / real:.3f}"

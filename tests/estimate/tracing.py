@@ -1,0 +1,239 @@
+"""What a training would take on a card, at a model's real size, without the card or the weights.
+
+The kit's own forward and backward run on fake tensors, which have shapes and no numbers; a dispatch
+mode sees every operation and adds up what is alive. bitsandbytes' layers are quantized by its own
+function, so that they have the real parts. What a card has besides (its context, the gaps between
+blocks) is not here.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import bitsandbytes as bnb
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
+
+from kit.config import Config
+from kit.model.attention import use_grouped
+from kit.model.base import Base, dequantized
+from kit.model.hardware import Hardware
+from kit.model.lora import add_lora
+from kit.model.packing import Packed
+from kit.model.policy import Policy
+from kit.model.rollout import Request, Sampling, choose
+from kit.model.rollout import _DecodingState as DecodingState
+from kit.model.rollout import _prefill as prefill
+from kit.model.shape import Shape
+
+BLOCK = 512  # bytes that CUDA's allocator rounds up to
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of all tensors that operations inside have made and that are still there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self.seen:
+            return
+        size = -(-storage.nbytes() // BLOCK) * BLOCK
+        self.seen[storage] = None
+        weakref.finalize(storage, self._gone, size)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+    @contextmanager
+    def peak_of(self) -> Iterator[list[int]]:
+        """The most that is alive at once inside, put in the list that is yielded."""
+        self.peak = self.now
+        found: list[int] = []
+        yield found
+        found.append(self.peak)
+
+
+@contextmanager
+def fake_card() -> Iterator[Alive]:
+    """Inside, whatever is made is fake, and counted."""
+    # bitsandbytes' table of 8-bit numbers is computed, once
+    bnb.functional.name2qmap.setdefault("dynamic", bnb.functional.create_dynamic_map())
+    with FakeTensorMode(allow_non_fake_inputs=True), Alive() as alive:
+        yield alive
+
+
+def fake_policy(shape: Shape, config: Config) -> Policy:
+    """A model of this shape with fresh LoRA, 4-bit where the configuration says so, in float16."""
+    settings = Qwen2Config(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        intermediate_size=shape.intermediate,
+        tie_word_embeddings=shape.tied,
+        dtype=torch.float16,
+    )
+    model = Qwen2ForCausalLM._from_config(settings)
+    if config.model.quantization == "nf4":
+        for layer in model.model.layers:
+            for part in (layer.self_attn, layer.mlp):
+                for name, child in list(part.named_children()):
+                    if isinstance(child, torch.nn.Linear):
+                        setattr(part, name, packed_linear(child))
+        model.is_loaded_in_4bit = True
+    model.requires_grad_(False)
+    model.eval()
+    use_grouped(model)
+    hardware = Hardware(torch.device("cpu"), torch.float16, "sdpa", "fake")
+    tokenizer: Any = SimpleNamespace(pad_token_id=0)
+    base = Base("fake", None, model, tokenizer, frozenset({1}), 1, hardware)
+    # everything is where it belongs, and fake parameters cannot be moved
+    with (
+        patch.object(
+            BaseTunerLayer, "_move_adapter_to_device_of_base_layer", lambda *_, **__: None
+        ),
+        patch.object(torch.nn.Module, "to", lambda module, *_, **__: module),
+    ):
+        return Policy(base, add_lora(base, config.lora, seed=0))
+
+
+def packed_linear(linear: torch.nn.Linear) -> bnb.nn.Linear4bit:
+    """The same layer in 4 bits, with the parts that loading a checkpoint gives it."""
+    weight, state = bnb.functional.quantize_4bit(
+        linear.weight.data, blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    new = bnb.nn.Linear4bit.__new__(bnb.nn.Linear4bit)
+    torch.nn.Module.__init__(new)
+    new.in_features, new.out_features = linear.in_features, linear.out_features
+    new.weight = torch.nn.Parameter(weight, requires_grad=False)
+    for key, value in {
+        "quant_state": state,
+        "blocksize": 64,
+        "compress_statistics": True,
+        "quant_type": "nf4",
+        "quant_storage": torch.uint8,
+        "bnb_quantized": True,
+    }.items():
+        setattr(new.weight, key, value)
+    new.bias = linear.bias
+    new.compute_dtype, new.compute_type_is_set = linear.weight.dtype, True
+    new.quant_state, new.quant_storage = state, torch.uint8
+    new.support_avx512bf16_for_cpu = False
+    return new
+
+
+def trace(shape: Shape, config: Config) -> dict[str, tuple[int, int]]:
+    """{phase: (bytes at its fullest moment, of which stay from phase to phase)}.
+
+    What a micro-batch, a batch of prompts and a batch of rows hold is the most that the
+    configuration allows.
+    """
+    with fake_card() as alive:
+        policy = fake_policy(shape, config)
+        moments = [torch.zeros_like(p) for p in policy.trainable for _ in range(2)]
+        resident = alive.now
+        found = {
+            "prompts": prompts_peak(policy, config, alive),
+            "decoding": decoding_peak(policy, config, alive),
+            "update": update_peak(policy, config, alive),
+        }
+        del moments
+    return {phase: (peak, resident) for phase, peak in found.items()}
+
+
+def update_peak(policy: Policy, config: Config, alive: Alive) -> int:
+    """Backward of a full micro-batch when the gradients of an earlier one are there."""
+    batch = full_micro_batch(policy, config)
+    if config.model.gradient_checkpointing:
+        policy.causal.train()
+        policy.causal.gradient_checkpointing_enable({"use_reentrant": False})
+    chunk = config.train.logprob_chunk
+    for parameter in policy.trainable:
+        parameter.grad = torch.zeros_like(parameter)
+    with alive.peak_of() as peak:
+        with torch.no_grad():
+            policy.logprobs(batch, policy.reference, chunk=chunk)
+        policy.logprobs(batch, chunk=chunk)[0].sum().backward()
+    for parameter in policy.trainable:
+        parameter.grad = None
+    policy.causal.gradient_checkpointing_disable()
+    policy.causal.eval()
+    return peak[0]
+
+
+def full_micro_batch(policy: Policy, config: Config) -> Packed:
+    """Whole groups, as many as are nearest to full length and fill the micro-batch; else a part."""
+    prompt, new = config.data.max_prompt_tokens, config.rollout.max_new_tokens
+    tokens, group = config.train.micro_batch_tokens, config.rollout.group_size
+    groups = max(1, -(-tokens // (prompt + group * new)))
+    each = tokens // groups
+    if groups == 1:
+        group = max(1, (each - prompt) // new)
+    length = min(new, (each - prompt) // group)
+    prompts = [(5 + number,) * prompt for number in range(groups) for _ in range(group)]
+    return policy.batch(prompts, [[7] * length] * len(prompts))  # type: ignore[return-value]
+
+
+def prompts_peak(policy: Policy, config: Config, alive: Alive) -> int:
+    """Distinct prompts of the most rows at once, of the wave that has most of them."""
+    prompt = config.data.max_prompt_tokens
+    asked = [
+        Request((5,) * (prompt - 1) + (10 + number,), (0, number), policy.trained)
+        for number in range(config.rollout.max_rows)
+    ]
+    with _decoding(policy, config, alive) as (next_logits, peak):
+        prefill(next_logits, asked, 0, torch.device("cpu"))
+    return peak[0]
+
+
+def decoding_peak(policy: Policy, config: Config, alive: Alive) -> int:
+    """The last token of rows that have come to the cap."""
+    rows, settings = config.rollout.max_rows, policy.causal.config
+    length = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    keys, width = settings.num_key_value_heads, settings.hidden_size // settings.num_attention_heads
+    cache = DynamicCache()
+    for layer in range(settings.num_hidden_layers):
+        held = (torch.zeros(rows, keys, length - 1, width, dtype=torch.float16) for _ in range(2))
+        cache.update(*held, layer)
+    mask = torch.ones(rows, length - 1, dtype=torch.long)
+    names = [policy.trained] * rows
+    with _decoding(policy, config, alive) as (next_logits, peak):
+        state = DecodingState(cache, mask, torch.zeros(rows, settings.vocab_size), names)
+        state.advance(next_logits, torch.zeros(rows, dtype=torch.long))
+        choose(state.logits, torch.zeros(rows), Sampling.from_config(config.rollout))
+    return peak[0]
+
+
+@contextmanager
+def _decoding(policy: Policy, config: Config, alive: Alive) -> Iterator[Any]:
+    """The sampler's surroundings, with or without unpacked weights."""
+    hardware = policy.base.hardware
+    with (
+        policy.sampling(),
+        alive.peak_of() as peak,
+        dequantized(policy.causal, config.rollout.dequantize, hardware),
+        policy.decoder([policy.trained]) as next_logits,
+    ):
+        yield next_logits, peak
