@@ -32,7 +32,10 @@ def run(tmp_path_factory) -> RunFolder:
 
 
 def test_training(run):
-    assert run.read_description()["hardware"].startswith("Tesla T4: this GPU has no bfloat16; ")
+    description = run.read_description()
+    assert description["hardware"].startswith("Tesla T4: this GPU has no bfloat16; ")
+    # there is nothing to record kernels with
+    assert description["decoding"].startswith("each step is called: a step could not be recorded (")
     steps = [record for record in read_metrics(run.metrics) if "update/not_finite" in record]
     assert steps and all(record["update/not_finite"] == 0 for record in steps)
     assert all(record["rollout/engine_gap_mean"] < 5e-2 for record in steps)
