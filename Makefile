@@ -1,4 +1,4 @@
-# make demo    the embedded example, end to end: five to ten minutes on two CPU cores, and what
+# make demo    the embedded example, end to end: two to five minutes on two CPU cores, and what
 #              installing takes the first time
 # make app     the inspect app on http://127.0.0.1:7860
 # make test    the tests, but for the slow ones

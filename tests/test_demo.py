@@ -48,11 +48,8 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch, capsys):
         assert 0 <= low <= row["accuracy"] <= high <= 1
         assert row["n"] == 24 and row["mean_tokens"] > 0 and row["peak_memory_mb"] > 100
         assert (row["train_seconds"] > 0) == (row["arm"] != "base")
-        rows = (
-            (output / row["arm"] / "eval" / "reasoning_gym_basic_arithmetic.jsonl")
-            .read_text()
-            .splitlines()
-        )
+        results = output / row["arm"] / "eval" / "reasoning_gym_basic_arithmetic.jsonl"
+        rows = results.read_text().splitlines()
         assert row["accuracy"] == sum(json.loads(line)["strict"] for line in rows) / 24
     shown = capsys.readouterr().out
     assert "held-out problems" in shown and f"{output}/pspo/adapter/" in shown

@@ -147,7 +147,7 @@ def advice(catalogue: Catalogue) -> str | None:
         return None
     return (
         f"There is no adapter for {catalogue.model.id} here yet: `make demo` (or `kit demo`) "
-        "trains three on the embedded model in minutes, and `kit train` one on a model of yours."
+        "trains three on an embedded model in minutes, and `kit train` one on a model of yours."
     )
 
 
