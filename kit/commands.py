@@ -259,13 +259,19 @@ def report(
     output: Annotated[Path | None, _Folder(help="default: <first path>/report")] = None,
     votes: Annotated[list[Path] | None, _File(help="blind votes of the app")] = None,
     judge: Annotated[list[Path] | None, _File(help="a summary that kit judge wrote")] = None,
+    paper: Annotated[
+        Path | None, _Folder(help="write figures (SVG, PDF) and tables (LaTeX) alone there")
+    ] = None,
 ) -> None:
     """Set runs side by side from the files in their folders: a table here, report.md, a
     self-contained report.html and figures in --output.
     """
-    from kit.reports import report
+    from kit.reports import report, report_for_paper
 
-    report(paths, output, votes or [], judge or [])
+    if paper is None:
+        report(paths, output, votes or [], judge or [])
+    else:
+        print(f"figures and tables -> {report_for_paper(paths, paper)}")
 
 
 @_measure(short_help="let a model judge the reasoning in two results, or score it in one")

@@ -27,7 +27,7 @@ from kit.reports.document import Figure, Section, Table
 from kit.reports.evidence import BASE
 from kit.reports.figures import styles
 from kit.reports.page import sections_html
-from kit.reports.paired import compare_arms, describe_differences
+from kit.reports.paired import compare_arms, describe_answers
 from kit.reports.scores import measure_scores
 
 # the few curves that tell whether training goes well; the app and the report have all
@@ -91,15 +91,15 @@ def curves_html(folder: Path) -> str:
 
 
 def show_results(folder: Path) -> None:
-    """Accuracy of base and arms, and which differences are shown: the report's main sections."""
+    """Which differences are shown, and accuracy of base and arms: the report's main sections."""
     from IPython.display import HTML, display
 
     evidence = collect([folder])
     looks = styles([arm.name for arm in evidence.arms], BASE)
     scores = measure_scores(evidence)
+    answers = describe_answers(evidence, compare_arms(evidence, scores), looks)
     accuracy = describe_accuracy(evidence, scores, looks)
-    differences = describe_differences(evidence, compare_arms(evidence, scores), looks)
-    for section in (accuracy, differences):
+    for section in (answers, accuracy):
         display(HTML(_section_html(section)))
 
 

@@ -18,10 +18,11 @@ from kit.reports.costs import describe_costs, measure_costs
 from kit.reports.curves import describe_curves, measure_curves
 from kit.reports.document import Figure, Section, Table
 from kit.reports.evidence import BASE, Evidence
+from kit.reports.excerpts import write_for_paper
 from kit.reports.figures import styles
 from kit.reports.opinions import describe_opinions, measure_opinions
 from kit.reports.page import FIGURES, figure_path, to_html, to_markdown, to_terminal
-from kit.reports.paired import compare_arms, describe_differences
+from kit.reports.paired import compare_arms, describe_answers, describe_differences
 from kit.reports.paper import describe_paper, measure_paper
 from kit.reports.scores import measure_scores
 from kit.reports.slices import describe_slices
@@ -53,6 +54,16 @@ def report(
     return folder
 
 
+def report_for_paper(paths: str | Path | Sequence[str | Path], folder: str | Path) -> Path:
+    """Write the figures (SVG and PDF) and the tables (LaTeX and Markdown) alone into a folder.
+
+    `paths` as for `report`, which raises the same.
+    """
+    paths = [paths] if isinstance(paths, str | Path) else paths
+    sections, _ = _build(collect(paths), measure_opinions((), ()))
+    return write_for_paper(Path(folder), sections)
+
+
 def write_report(folder: Path, title: str, sections: list[Section], record: dict[str, Any]) -> None:
     """Write what a report consists of into a folder, and print its text and tables.
 
@@ -73,14 +84,15 @@ def _build(
     curves, costs = measure_curves(evidence), measure_costs(evidence)
     paper = measure_paper(evidence, scores)
     sections = [
-        describe_arms(evidence),
+        describe_answers(evidence, comparisons, looks),
         describe_accuracy(evidence, scores, looks),
-        describe_differences(evidence, comparisons, looks),
+        *([describe_differences(comparisons)] if comparisons else []),
         describe_curves(evidence, curves, looks),
         describe_slices(evidence, scores, looks),
         *([describe_opinions(opinions)] if any(opinions.values()) else []),
         describe_costs(evidence, costs),
         describe_paper(evidence, paper, scores),
+        describe_arms(evidence),
     ]
     record = {
         "remarks": evidence.remarks,

@@ -7,15 +7,13 @@ from typing import Any
 
 from kit.recipe import differences, flatten
 from kit.reports.collect import NOT_OF_THE_ARM
-from kit.reports.document import NONE, Origin, Section, Table, Text
+from kit.reports.document import NONE, Origin, Section, Table
 from kit.reports.evidence import Arm, Evidence, TrainedRun
 
 
 def describe_arms(evidence: Evidence) -> Section:
     """Arms with their differing fields, the fields they share, and every run."""
     section = Section("What was compared")
-    if evidence.remarks:
-        section.blocks.append(Text(evidence.remarks, is_list=True, title="To bear in mind"))
     differing = differing_fields(evidence.arms)
     configs = Origin.of((run.path / "config.yaml" for run in evidence.runs), _commands(evidence))
     flat = {arm.name: flatten(arm.config.model_dump(mode="json")) for arm in evidence.arms}

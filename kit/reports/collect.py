@@ -17,6 +17,7 @@ from kit.evaluation.results import Result, find_results
 from kit.reading import read_metrics
 from kit.recipe import did_you_mean_path, differences
 from kit.reports.evidence import BASE, Arm, Evidence, Measured, TrainedRun, check
+from kit.reports.figures import short_names
 from kit.runs import RunFolder
 
 NOT_OF_THE_ARM = {"train.seed", "output"}
@@ -203,7 +204,9 @@ def _sort_into_arms(runs: Sequence[tuple[str | None, TrainedRun]]) -> list[Arm]:
         else:
             groups.append([(name, run)])
     arms: list[Arm] = []
-    for group in groups:
+    given = [_given_name(group) for group in groups]
+    short = short_names(given)
+    for group, name in zip(groups, given, strict=True):
         by_seed: dict[int, TrainedRun] = {}
         for _, run in sorted(group, key=lambda member: member[1].seed):
             other = by_seed.setdefault(run.seed, run)
@@ -212,10 +215,14 @@ def _sort_into_arms(runs: Sequence[tuple[str | None, TrainedRun]]) -> list[Arm]:
                     f"{other.path} and {run.path} have the same configuration and seed {run.seed}; "
                     "give one of them"
                 )
-        given = next((name for name, _ in group if name), None)
-        name = _unused(given or _arm_name(group[0][1].path), {BASE, *(arm.name for arm in arms)})
-        arms.append(Arm(name, by_seed))
+        arms.append(Arm(_unused(short[name], {BASE, *(arm.name for arm in arms)}), by_seed))
     return arms
+
+
+def _given_name(group: Sequence[tuple[str | None, TrainedRun]]) -> str:
+    """What a comparison calls an arm, else what its folder is called like."""
+    given = next((name for name, _ in group if name), None)
+    return given or _arm_name(group[0][1].path)
 
 
 def _arm_name(path: Path) -> str:

@@ -106,16 +106,21 @@ def _block_to_markdown(block: Block, folder: Path) -> str:
     caption = _caption(block, folder)
     if isinstance(block, Figure):
         return f"![{_escape(block.title)}]({quote(figure_path(block))})\n\n{caption}"
-    table = tabulate(
-        [[_escape(cell) for cell in row] for row in block.rows],
-        headers=[_escape(cell) for cell in block.header],
-        tablefmt="github",
-        disable_numparse=True,
-    )
+    table = table_markdown(block)
     title = _escape(block.title)
     if block.folded:
         return f"<details><summary>{title}</summary>\n\n{table}\n\n{caption}\n\n</details>"
     return f"**{title}**\n\n{table}\n\n{caption}"
+
+
+def table_markdown(table: Table) -> str:
+    """Header and rows."""
+    return tabulate(
+        [[_escape(cell) for cell in row] for row in table.rows],
+        headers=[_escape(cell) for cell in table.header],
+        tablefmt="github",
+        disable_numparse=True,
+    )
 
 
 def _caption(block: Table | Figure, folder: Path) -> str:

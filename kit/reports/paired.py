@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kit.evaluation.stats import ENOUGH_SEEDS, Difference, holm, mcnemar_exact, paired_difference
-from kit.reports.document import NONE, Block, Figure, Section, Table, Text, number
+from kit.reports.document import NONE, Figure, Section, Table, Text, number
 from kit.reports.evidence import BASE, Arm, Evidence
 from kit.reports.figures import Dot, Style, draw_dots
 from kit.reports.scores import MEASURES, Score, label, origin, verdicts
@@ -129,10 +129,19 @@ def compare_arms(evidence: Evidence, scores: Sequence[Score]) -> list[Contrast]:
     ]
 
 
-def describe_differences(
+def describe_answers(
     evidence: Evidence, comparisons: Sequence[Contrast], looks: dict[str, Style]
 ) -> Section:
-    section = Section("Differences")
+    """What a report opens with: what was found in words, and one figure of all differences."""
+    section = Section("Answers")
+    if comparisons:
+        for b in _opponents(comparisons):
+            told = sorted(_told(comparisons, b), key=lambda c: not c.is_shown)
+            title = f"Against {_against(b)}"
+            section.blocks.append(Text([f"{c}." for c in told], is_list=True, title=title))
+        section.blocks.append(_figure(comparisons, looks))
+    else:
+        section.say("Nothing to compare: no two arms were evaluated on the same data.")
     reference = _reference(evidence)
     alone = [a.name for a in evidence.arms if not a.runs.keys() & reference.runs.keys()]
     if alone:
@@ -140,9 +149,14 @@ def describe_differences(
             f"Not compared with {reference.name}, because they share no seed with it: "
             f"{', '.join(alone)}."
         )
-    if not comparisons:
-        section.say("Nothing to compare: no two arms were evaluated on the same data.")
-        return section
+    if evidence.remarks:
+        section.blocks.append(Text(evidence.remarks, is_list=True, title="To bear in mind"))
+    return section
+
+
+def describe_differences(comparisons: Sequence[Contrast]) -> Section:
+    """Every comparison in full, and how it was tested."""
+    section = Section("Differences")
     section.say(
         "All arms answered the same problems, so differences are taken problem by "
         "problem. In brackets the 95 % interval of the difference in percentage points, "
@@ -155,8 +169,7 @@ def describe_differences(
         "\u201cNo difference shown\u201d does not mean that there is none: the interval "
         "says how large it may be."
     )
-    for b in dict.fromkeys(c.b.arm for c in comparisons):
-        section.blocks.extend(_against(b, [c for c in comparisons if c.b.arm == b], looks))
+    section.blocks.extend(_table(b, comparisons) for b in _opponents(comparisons))
     return section
 
 
@@ -207,46 +220,59 @@ def _test(
     return paired_difference(a, b), per_seed
 
 
-def _against(b: str, comparisons: list[Contrast], looks: dict[str, Style]) -> list[Block]:
-    """Sentences and figure at each data set's lowest temperature, and a table of everything."""
+def _opponents(comparisons: Sequence[Contrast]) -> list[str]:
+    """What arms are compared with."""
+    return list(dict.fromkeys(c.b.arm for c in comparisons))
+
+
+def _told(comparisons: Sequence[Contrast], b: str) -> list[Contrast]:
+    """Those with `b`, at each data set's lowest temperature."""
     lowest: dict[str, float] = {}
     for c in comparisons:
         lowest[c.a.data] = min(c.a.temperature, lowest.get(c.a.data, c.a.temperature))
-    told = [c for c in comparisons if c.a.temperature == lowest[c.a.data]]
-    told.sort(key=lambda c: not c.is_shown)
-    everything = origin(score for c in comparisons for score in (c.a, c.b))
-    against = "the base" if b == BASE else b
-    several = len(lowest) > 1
-    rows = {
-        f"{c.a.arm} on {c.a.data}" if several else c.a.arm: [
-            Dot(c.a.arm, c.difference.value, (c.difference.low, c.difference.high))
-        ]
-        for c in sorted(told, key=lambda c: c.a.data)
-        if c.measure == "strict"
-    }
-    return [
-        Text([f"{c}." for c in told], is_list=True, title=f"Against {against}"),
-        Figure(
-            name=f"difference-from-{b}",
-            title=f"Difference from {against}, strict",
-            drawing=draw_dots({"": rows}, looks, unit="percentage points", zero_line=True),
-            origin=everything,
-            note="Lines: 95 % intervals, not corrected for the number of tests.",
+    return [c for c in comparisons if c.b.arm == b and c.a.temperature == lowest[c.a.data]]
+
+
+def _against(b: str) -> str:
+    return "the base" if b == BASE else b
+
+
+def _figure(comparisons: Sequence[Contrast], looks: dict[str, Style]) -> Figure:
+    """A panel for each opponent, a row for each arm, strict and lenient."""
+    several = len({c.a.data for c in comparisons}) > 1
+    panels: dict[str, dict[str, list[Dot]]] = {}
+    for b in _opponents(comparisons):
+        rows = panels.setdefault(f"against {_against(b)}", {})
+        for c in sorted(_told(comparisons, b), key=lambda c: c.a.data):
+            d = c.difference
+            name = f"{c.a.arm} on {c.a.data}" if several else c.a.arm
+            dot = Dot(c.a.arm, d.value, (d.low, d.high), is_hollow=c.measure == "lenient")
+            rows.setdefault(name, []).append(dot)
+    return Figure(
+        name="differences",
+        title="Paired differences",
+        drawing=draw_dots(panels, looks, unit="percentage points", zero_line=True),
+        origin=origin(score for c in comparisons for score in (c.a, c.b)),
+        note="Filled: strict; hollow: lenient; lines: 95 % intervals, not corrected for the number "
+        "of tests.",
+    )
+
+
+def _table(b: str, comparisons: Sequence[Contrast]) -> Table:
+    mine = [c for c in comparisons if c.b.arm == b]
+    return Table(
+        name=f"differences from {b}",
+        title=f"Every comparison with {_against(b)}",
+        header=(
+            *("arm", "data", "temperature", "measure", "seeds", "points", "95 % interval"),
+            *("p", "p (Holm)", "test", "better / worse", "McNemar's p per seed", "finding"),
         ),
-        Table(
-            name=f"differences from {b}",
-            title=f"Every comparison with {against}",
-            header=(
-                *("arm", "data", "temperature", "measure", "seeds", "points", "95 % interval"),
-                *("p", "p (Holm)", "test", "better / worse", "McNemar's p per seed", "finding"),
-            ),
-            rows=[_row(c) for c in comparisons],
-            origin=everything,
-            note="p: the larger one where two tests are named. Better / worse: pairs of problem "
-            "and seed on which only one of the two is right (or right more often).",
-            folded=True,
-        ),
-    ]
+        rows=[_row(c) for c in mine],
+        origin=origin(score for c in mine for score in (c.a, c.b)),
+        note="p: the larger one where two tests are named. Better / worse: pairs of problem "
+        "and seed on which only one of the two is right (or right more often).",
+        folded=True,
+    )
 
 
 def _row(c: Contrast) -> tuple[str, ...]:

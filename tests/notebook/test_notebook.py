@@ -1100,7 +1100,7 @@ def test_all_cells_run_and_go_on_where_a_killed_session_ended(tmp_path, monkeypa
     assert "Verdict: ready." in text_of(cells["install"])
     assert "as expected     one step of the embedded model" in text_of(cells["doctor"])
     assert "There already: embedded-clip, interrupted." in text_of(cells["plan"])
-    assert page_of(cells["train"]).count("data:image/png;base64,") == 6
+    assert page_of(cells["train"]).count("data:image/svg+xml;base64,") == 6
     assert "Accuracy and length on gsm_symbolic (12 problems)" in page_of(cells["results"])
     assert "embedded-pspo" in page_of(cells["answers"])
     assert "<iframe" in page_of(cells["app"])

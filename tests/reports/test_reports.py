@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import platform
 import re
@@ -12,12 +11,13 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
-from PIL import Image
 from scipy.stats import binom
 
+from kit.cli import main
 from kit.errors import ResultsError
 from kit.evaluation.figures import summarize
 from kit.recipe import build_config, load_config
@@ -25,7 +25,17 @@ from kit.reports import report
 from kit.reports.collect import collect
 from kit.reports.costs import measure_costs
 from kit.reports.curves import measure_curves
-from kit.reports.document import number
+from kit.reports.document import Origin, Table, number
+from kit.reports.excerpts import to_latex
+from kit.reports.figures import (
+    Dot,
+    Line,
+    Scale,
+    draw_dots,
+    draw_lines,
+    short_names,
+    styles,
+)
 from kit.reports.paired import Contrast, compare_arms
 from kit.reports.paper import measure_paper
 from kit.reports.scores import Score, measure_scores
@@ -693,7 +703,7 @@ def test_the_page_stands_alone(made):
     page = Page((made / "report.html").read_text())
     assert page.tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form"})
     loaded = [value for name, value in page.attributes if name in ("src", "href", "srcset")]
-    assert loaded and all(value.startswith(("data:image/png;base64,", "#")) for value in loaded)
+    assert loaded and all(value.startswith(("data:image/svg+xml;base64,", "#")) for value in loaded)
     assert not any(name.startswith("on") for name, _ in page.attributes)
     style = (made / "report.html").read_text().partition("<style>")[2].partition("</style>")[0]
     assert "url(" not in style and "@import" not in style
@@ -735,7 +745,7 @@ def test_every_figure_and_table_is_traced_to_files(made):
         for file in origin["files"]:
             assert (made / file).exists()
             assert file in html
-    assert record["figures"]["figures/reward-mean.png"]["commands"] == [
+    assert record["figures"]["figures/reward-mean.svg"]["commands"] == [
         shlex.join(["kit", "train", str(made.parent / name / "config.yaml")])
         for name in ("clip", HOSTILE)
     ]
@@ -746,11 +756,89 @@ def test_figures_are_pictures_and_small(made):
     drawn = sorted(path.name for path in (made / "figures").iterdir())
     assert sorted(Path(link).name for link in linked) == drawn
     for path in (made / "figures").iterdir():
-        content = path.read_bytes()
-        assert len(content) < 80_000
-        with Image.open(io.BytesIO(content)) as image:
-            assert image.format == "PNG" and image.width == 816
-            assert len(image.convert("RGB").getcolors()) > 4  # something is drawn
+        assert path.stat().st_size < 80_000
+        picture = ElementTree.fromstring(path.read_bytes())
+        assert picture.get("width") == "244.8pt"  # 3.4 inches, a column of a paper
+        tags = {element.tag.rpartition("}")[2] for element in picture.iter()}
+        assert {"path", "text"} <= tags  # something is drawn, and text stays text
+        assert tags.isdisjoint({"script", "image", "a", "foreignObject", "img"})
+
+
+def test_the_report_opens_with_its_answers_and_ends_with_the_settings(made):
+    titles = re.findall("^## (.*)$", (made / "report.md").read_text(), flags=re.MULTILINE)
+    assert titles[:2] == ["Answers", "Accuracy"] and titles[-1] == "What was compared"
+
+
+def test_temperatures_have_panels_of_their_own_and_no_line_joins_them(tmp_path):
+    run = write_run(tmp_path / "clip")
+    verdicts = {0.0: first(20), 0.5: first(22), 1.0: first(18)}
+    write_result(run / "eval", verdicts, data="d")
+    folder = report([run])
+    picture = (folder / "figures" / "accuracy-d.svg").read_text()
+    for title in ("greedy", "temperature 0.5", "temperature 1"):
+        assert f">{title}</text>" in picture
+
+
+def test_numbers_in_a_figures_text_are_left_as_they_are():
+    line = Line([1, 2], [0.00031, 0.00042])
+    looks = styles(["a"], "base")
+    drawn = draw_lines({"a": line}, looks, x=Scale("0.00037"), y=Scale("y")).svg.decode()
+    assert ">0.00037</text>" in drawn and not re.search(r'd="[^"]*\d\.\d\d', drawn)
+
+
+def test_legends_are_as_wide_as_the_figure_at_most():
+    arms = [f"a rather long name of an arm {i}" for i in range(9)]
+    rows = {"row": [Dot(arm, 0.5) for arm in arms]}
+    drawing = draw_dots({"": rows}, styles(arms, "base"), unit="%", legend=True)
+    assert drawing.svg
+    figure = drawing.figure
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    width, height = figure.canvas.get_width_height()
+    assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["embedded-clip", "embedded-pspo"], ["clip", "pspo"]),
+        (["pspo", "pspo-sequence"], ["pspo", "pspo-sequence"]),
+        (["m-pspo", "m-pspo-sequence"], ["pspo", "pspo-sequence"]),
+        (["embedded-clip"], ["embedded-clip"]),
+        (["a-", "a-b"], ["a-", "b"]),
+    ],
+)
+def test_names_lose_what_all_begin_with(names, short):
+    assert list(short_names(names).values()) == short
+
+
+def test_arms_are_called_by_what_tells_them_apart(tmp_path):
+    runs = [
+        write_run(tmp_path / f"small-{region}-seed0", region=region) for region in ("clip", "sapo")
+    ]
+    assert [arm.name for arm in collect(runs).arms] == ["clip", "sapo"]
+
+
+def test_a_paper_gets_figures_and_tables_alone(tmp_path, capsys):
+    paths = write_arms(tmp_path, {"clip": [20], "sapo": [30]}, base=10)
+    folder = tmp_path / "paper"
+    assert main(["report", *map(str, paths), "--paper", str(folder)]) == 0
+    assert f"figures and tables -> {folder}" in capsys.readouterr().out
+    kinds = {path.suffix for path in folder.iterdir()}
+    assert kinds == {".svg", ".pdf", ".tex", ".md"}
+    assert (folder / "accuracy-d.pdf").read_bytes().startswith(b"%PDF")
+    latex = (folder / "accuracy_d.tex").read_text()
+    assert r"clip & 0 & 0 & 1 & 50.0 [35.2, 64.8]" in latex and latex.count(r"\toprule") == 1
+    assert r"strict, \%" in latex
+
+
+def test_latex_prints_names_as_they_are():
+    table = Table("t", "50 % of {a}", ("a_b", "x"), [(r"\input{x}", "~^<|>")], Origin(), "n#1")
+    latex = to_latex(table)
+    assert r"a\_b & x \\" in latex
+    assert r"\textbackslash{}input\{x\} & " in latex
+    assert r"\textasciitilde{}\textasciicircum{}\textless{}\textbar{}\textgreater{}" in latex
+    assert r"\caption{50 \% of \{a\}. n\#1}" in latex
 
 
 def test_the_report_has_the_words_and_the_tables(made):
