@@ -324,7 +324,13 @@ def _check_weights(source: str, path: Path, settings: dict[str, Any]) -> None:
 def _tensors(path: Path) -> dict[str, tuple[list[int], str]]:
     """Shape and type of each tensor in a file; AdapterError for one that cannot be read."""
     try:
-        with safe_open(path, framework="pt") as file:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:  # torch cannot open it
+        raise AdapterError(
+            f"cannot read the adapter {path}: its name is not valid UTF-8; rename it"
+        ) from None
+    try:
+        with safe_open(path, framework="numpy") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             return {key: (one.get_shape(), one.get_dtype()) for key, one in slices.items()}
     except (OSError, SafetensorError, IndexError) as error:
