@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,10 @@ from kit.app.report.pages import (
     locate,
     make_report,
 )
+from kit.app.training import health
 from kit.app.training import view as training_view
-from kit.app.training.curves import COLOURS, NOTES, SHOWN, colours, draw, unit_of
+from kit.app.training.curves import COLOURS, GROUPS, NOTES, SHOWN, colours, draw
+from kit.app.training.plots import plot
 from kit.errors import ResultsError, RunError
 from kit.reading import read_metrics
 from kit.recipe import build_config
@@ -374,60 +377,104 @@ def test_shares_are_percent_and_a_later_line_counts(tmp_path):
         {"step": 3, "accuracy/strict": "0.9"},
         {"accuracy/strict": 0.9},
     )
-    table = draw(read_all(tmp_path, run=text), CURVE["accuracy/strict"], 1)
-    assert table is not None
-    assert table.to_dict("list") == {
-        "step": [1, 2],
-        "run": ["run", "run"],
-        "value": [12.5, 50.0],
-        "recorded": ["12.5", "50"],
-    }
+    lines_ = draw(read_all(tmp_path, run=text), CURVE["accuracy/strict"], 1)
+    assert lines_ == {"run": [(1, 12.5, "12.5"), (2, 50.0, "50")]}
 
 
 def test_smoothing_stays_within_a_run_and_keeps_what_was_recorded(tmp_path):
     a = lines(*({"step": n, "reward/mean": v} for n, v in enumerate([0.0, 3.0, 6.0, 0.0])))
     b = lines({"step": 0, "reward/mean": 100.0}, {"step": 3, "reward/mean": 200.0})
-    table = draw(read_all(tmp_path, a=a, b=b), CURVE["reward/mean"], 3)
-    assert table is not None
+    drawn = draw(read_all(tmp_path, a=a, b=b), CURVE["reward/mean"], 3)
     # (0 + 3) / 2, (0 + 3 + 6) / 3, (3 + 6 + 0) / 3, (6 + 0) / 2; (100 + 200) / 2 twice
-    assert list(table["value"]) == [1.5, 3.0, 3.0, 3.0, 150.0, 150.0]
-    assert list(table["recorded"]) == ["0", "3", "6", "0", "100", "200"]
+    assert [value for _, value, _ in drawn["a"]] == [1.5, 3.0, 3.0, 3.0]
+    assert drawn["b"] == [(0, 150.0, "100"), (3, 150.0, "200")]
+    assert [said for _, _, said in drawn["a"]] == ["0", "3", "6", "0"]
+
+
+def test_lines_are_drawn_as_differences_from_a_run_where_it_has_the_step(tmp_path):
+    a = lines({"step": 1, "reward/mean": 1.0}, {"step": 2, "reward/mean": 2.0})
+    b = lines({"step": 2, "reward/mean": 5.0}, {"step": 3, "reward/mean": 7.0})
+    drawn = draw(read_all(tmp_path, a=a, b=b), CURVE["reward/mean"], 1, "a")
+    assert drawn == {"b": [(2, 3.0, "5")]}  # 5 - 2
+
+
+def test_plots_tell_equal_lines_apart(tmp_path):
+    text = lines({"step": 1, "reward/mean": 1.0}, {"step": 2, "reward/mean": 2.0})
+    runs = read_all(tmp_path, a=text, b=text, **{"<img>": text})
+    drawn = plot(CURVE["reward/mean"], draw(runs, CURVE["reward/mean"], 1), colours(list(runs)))
+    assert len(set(re.findall(r'stroke-dasharray="([^"]*)"', drawn))) == 3
+    ends = [float(y) for y in re.findall(r'y="([\d.]+)" style="fill', drawn)]
+    assert len(ends) == 3 and min(b - a for a, b in pairwise(sorted(ends))) >= 12
+    assert "<img>" not in drawn and "a, step 2: 2" in drawn
+
+
+def test_a_run_is_healthy_by_rules_that_are_told(tmp_path):
+    good = lines(
+        *(
+            {
+                "step": n,
+                "reward/mean": n / 8,
+                "policy/entropy": 0.5 - n / 20,
+                "completion/truncated_share": 0.0,
+            }
+            for n in range(8)
+        )
+    )
+    bad = lines(
+        *(
+            {
+                "step": n,
+                "reward/mean": 1 - n / 8,
+                "completion/truncated_share": 0.3,
+                "policy/entropy": 0.5**n,
+            }
+            for n in range(8)
+        )
+    )
+    runs = read_all(tmp_path, good=good, bad=bad, short=lines({"step": 1, "reward/mean": 1.0}))
+    assert [word.text for word in health.words(runs["good"])] == [
+        "reward rises",
+        "entropy fine",
+        "nothing cut off",
+    ]
+    shown = health.in_html(runs["good"])
+    assert shown.startswith("healthy: ") and "above that of the first" in shown
+    assert [word.text for word in health.words(runs["bad"])] == [
+        "reward does not rise",
+        "entropy collapsed",
+        "answers cut off",
+    ]
+    assert "look at it" in health.in_html(runs["bad"]) and health.in_html(runs["short"]) == ""
 
 
 def test_held_out_accuracy_is_not_smoothed(tmp_path):
     text = lines({"step": 0, "validation/strict": 0.1}, {"step": 25, "validation/strict": 0.3})
-    table = draw(read_all(tmp_path, run=text), CURVE["validation/strict"], 5)
-    assert table is not None and list(table["value"]) == [10.0, 30.0]
+    drawn = draw(read_all(tmp_path, run=text), CURVE["validation/strict"], 5)
+    assert [value for _, value, _ in drawn["run"]] == [10.0, 30.0]
 
 
 @pytest.mark.parametrize("metric", ["ratio/max", "ratio/min", "policy/k3_to_base"])
 def test_orders_of_magnitude_are_drawn_as_logarithms(tmp_path, metric):
     values = [1000.0, 0.01, 0.0, -1.0]
     text = lines(*({"step": n, metric: value} for n, value in enumerate(values)))
-    table = draw(read_all(tmp_path, run=text), CURVE[metric], 1)
-    assert table is not None
-    assert list(table["value"]) == pytest.approx([3.0, -2.0], abs=1e-12)
-    assert list(table["recorded"]) == ["1000", "0.01"]
-    assert unit_of(CURVE[metric]).startswith("log10 of ")
-    assert unit_of(CURVE["policy/entropy"]) == "nats per token"
+    drawn = draw(read_all(tmp_path, run=text), CURVE[metric], 1)["run"]
+    assert [value for _, value, _ in drawn] == pytest.approx([3.0, -2.0], abs=1e-12)
+    assert [said for _, _, said in drawn] == ["1000", "0.01"]
+    assert ">1e+03<" in plot(CURVE[metric], {"run": drawn}, {"run": "#000000"})
 
 
-def test_a_run_without_the_metric_holds_its_place(tmp_path):
-    """The plots cannot take new runs while they are shown, only new values."""
+def test_a_run_without_the_metric_has_no_line(tmp_path):
     runs = read_all(tmp_path, a=lines({"step": 4, "sft/loss": 2.0}), b="")
-    table = draw(runs, CURVE["sft/loss"], 1)
-    assert table is not None
-    assert list(table["run"]) == ["a", "b"] and list(table["step"]) == [4, 4]
-    assert table["value"][0] == 2.0 and math.isnan(table["value"][1])
-    assert table["recorded"][1] == ""
-    assert draw(runs, CURVE["reward/mean"], 1) is None
-    assert draw({}, CURVE["reward/mean"], 1) is None
+    assert draw(runs, CURVE["sft/loss"], 1) == {"a": [(4, 2.0, "2")]}
+    assert draw(runs, CURVE["reward/mean"], 1) == draw({}, CURVE["reward/mean"], 1) == {}
 
 
 def test_every_curve_is_explained_and_in_the_glossary():
     glossary = Path(__file__).parents[2] / "docs" / "metrics.md"
     known = set(re.findall(r"`(\w+/\w+)`", glossary.read_text(encoding="utf-8")))
     assert set(NOTES) == set(CURVE) and len(CURVE) == len(SHOWN)
+    groups = [[m for m in CURVE if m.startswith(first)] for first in GROUPS.values()]
+    assert sorted(metric for group in groups for metric in group) == sorted(CURVE)
     assert set(CURVE) <= known
 
 
@@ -472,22 +519,21 @@ def test_paths_that_are_no_runs_below_the_roots_are_not_read(tmp_path):
 
 def test_a_tick_shows_nothing_new_until_a_file_changes(tab, tmp_path):
     run = write_run(tmp_path / "run", lines({"step": 1, "reward/mean": 0.5}))
-    legend, seen, *_ = tab.show([str(run)], 1)
+    legend, seen, _ = tab.show([str(run)], 1)
     assert "1 of 9" in legend
-    assert tab.follow([str(run)], 1, seen) == gr.skip()
+    assert tab.follow([str(run)], 1, "values", seen) == gr.skip()
     with (run / "metrics.jsonl").open("a") as file:
         file.write(lines({"step": 2, "reward/mean": 0.75}))
-    legend, _, reward, *_ = tab.follow([str(run)], 1, seen)
+    legend, _, drawn = tab.follow([str(run)], 1, "values", seen)
     assert "2 of 9" in legend
-    assert list(reward["value"]["value"]) == [0.5, 0.75]
+    assert "step 1: 0.5" in drawn and "step 2: 0.75" in drawn
 
 
-def test_the_same_choice_again_leaves_the_plots_alone(tab):
-    assert tab.choose(["a", "b"], ["a", "b"]) == gr.skip()
-    assert tab.choose([], []) == gr.skip()
-    chosen, *plots = tab.choose(["b"], ["a", "b"])
-    assert chosen == ["b"] and plots == [gr.update(visible=False)] * len(SHOWN)
-    assert tab.choose([], ["b"])[0] == []
+def test_attempts_that_failed_at_once_are_not_in_the_way(tab, tmp_path):
+    write_run(tmp_path / "good", lines({"step": 1, "reward/mean": 0.5}))
+    write_run(tmp_path / "bad", "", status="failed")
+    assert [name for name, _ in tab.look()[0]["choices"]] == ["good"]
+    assert [name for name, _ in tab.look(None, True)[0]["choices"]] == ["bad", "good"]
 
 
 def test_a_choice_outlives_a_new_look(tab, tmp_path):

@@ -1,12 +1,10 @@
-"""Training curves of several runs, as the tables that the page's plots are drawn from."""
+"""Training curves of several runs, as the lines that its plots are drawn from."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import pandas as pd
 
 from kit.app.library.runs import Run, number, step_of
 from kit.reports.curves import CURVES, Curve
@@ -17,6 +15,13 @@ COSTS = (
     Curve("memory/peak_mb", "Peak memory", "MiB"),
 )
 SHOWN = (*CURVES, *COSTS)
+GROUPS = {  # of SHOWN, by the beginnings of their names
+    "Right or wrong": ("reward/mean", "accuracy/", "validation/"),
+    "What is written": ("completion/", "policy/entropy"),
+    "How far the policy moves": ("ratio/", "policy/k3", "update/", "sft/"),
+    "Signal and cost": ("reward/zero", "time/", "memory/"),
+}
+Points = list[tuple[int, float, str]]  # step, value as it is drawn, what was recorded
 NOTES = {
     "reward/mean": "Mean total reward of the step's completions: rises, with noise.",
     "accuracy/strict": "Right, and in the form '#### <number>', of the step's completions.",
@@ -60,43 +65,43 @@ def colours(runs: Sequence[str]) -> dict[str, str]:
     return {run: COLOURS[i % len(COLOURS)] for i, run in enumerate(runs)}
 
 
-def unit_of(curve: Curve) -> str:
-    """What the values of `draw` are counted in."""
-    return f"log10 of {curve.unit}" if _is_log(curve) else curve.unit
-
-
-def draw(runs: Mapping[str, Run], curve: Curve, window: int) -> pd.DataFrame | None:
-    """A metric of runs by name: step, run, value (as drawn) and recorded (as text).
+def draw(
+    runs: Mapping[str, Run], curve: Curve, window: int, against: str | None = None
+) -> dict[str, Points]:
+    """A metric of runs by name, in the order of the steps; runs without it are left out.
 
     Values are moving means over `window` recorded steps, but held-out accuracy is not smoothed: it
-    is of many problems and seldom measured. A run without the metric has one row without a value,
-    so that the runs in a plot stay the same while they are written. None where no run has it.
+    is of many problems and seldom measured. With `against`, another run's are taken off them where
+    it has recorded the same step.
     """
-    points = {name: _points(run, curve) for name, run in runs.items()}
-    first = min((step for recorded in points.values() for step in recorded), default=None)
-    if first is None:
-        return None
-    rows = [
-        (step, name, value)
-        for name, recorded in points.items()
-        for step, value in (recorded or {first: math.nan}).items()
-    ]
-    table = pd.DataFrame(rows, columns=["step", "run", "value"])
-    table["recorded"] = ["" if math.isnan(v) else f"{v:.4g}" for v in table["value"]]
-    if window > 1 and not curve.metric.startswith("validation/"):
-        by_run = table.groupby("run", sort=False)["value"]
-        table["value"] = by_run.transform(
-            lambda values: values.rolling(window, center=True, min_periods=1).mean()
-        )
-    if _is_log(curve):
-        table["value"] = table["value"].map(math.log10)
-    return table
+    recorded = {name: _points(run, curve) for name, run in runs.items()}
+    lines = {name: _drawn(points, curve, window) for name, points in recorded.items() if points}
+    base = {step: value for step, value, _ in lines.get(against or "", [])}
+    if base:
+        lines = {
+            name: [(step, value - base[step], said) for step, value, said in line if step in base]
+            for name, line in lines.items()
+            if name != against
+        }
+    return {name: line for name, line in lines.items() if line}
 
 
-def _is_log(curve: Curve) -> bool:
+def is_log(curve: Curve) -> bool:
     """Metrics that span orders of magnitude when training goes wrong; decided once for all runs,
     so that a plot keeps its scale while a run is written."""
     return curve.is_log or curve.metric == "policy/k3_to_base"
+
+
+def _drawn(points: Mapping[int, float], curve: Curve, window: int) -> Points:
+    """Step, value as it is drawn, and what was recorded."""
+    window = 1 if curve.metric.startswith("validation/") else window
+    values = list(points.values())
+    shown = []
+    for i, (step, value) in enumerate(points.items()):
+        near = values[max(0, i - window // 2) : i + (window - 1) // 2 + 1]
+        mean = sum(near) / len(near)
+        shown.append((step, math.log10(mean) if is_log(curve) else mean, f"{value:.4g}"))
+    return shown
 
 
 def _points(run: Run, curve: Curve) -> dict[int, float]:
@@ -112,6 +117,6 @@ def _points(run: Run, curve: Curve) -> dict[int, float]:
 def _value(record: dict[str, Any], curve: Curve) -> float | None:
     """Shares in percent; nothing that a logarithmic scale has no place for."""
     value = number(record.get(curve.metric))
-    if value is None or (_is_log(curve) and value <= 0):
+    if value is None or (is_log(curve) and value <= 0):
         return None
     return 100 * value if curve.is_share else value

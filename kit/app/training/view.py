@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,31 +17,32 @@ from kit.app.library.folders import Folder
 from kit.app.library.runs import Run
 from kit.app.options import AppOptions
 from kit.app.parts import PROSE, QUIET
-from kit.app.training import curves
+from kit.app.training import curves, health, plots
+from kit.app.training.plots import plot
 from kit.errors import RunError
 
 SECONDS = 5.0  # between two looks at the files of the runs that are shown
 LONGEST_WINDOW = 50  # steps
+VALUES, DIFFERENCE = "values", "difference from "
 SAMPLES = 16  # of one step that are shown
 Update = dict[str, Any]  # gr.update's
-COLUMNS = ("run", "status", "step", "last change", "remarks")
+COLUMNS = ("run", "verdict", "status", "step", "last change", "remarks")
 
-CSS = """
-.kit-curves {
-  display: grid;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr));
-}
+CSS = (
+    plots.CSS
+    + """
 .kit-runs [role=region] { overflow-x: auto; }
 .kit-runs :is(th, td) {
   padding: 0.25rem 0.75rem; vertical-align: top; border-color: var(--border-color-primary);
 }
 .kit-runs th[scope=row] { min-width: 9rem; font-weight: normal; overflow-wrap: anywhere; }
-.kit-runs td:nth-child(4) { white-space: nowrap; }
+.kit-runs td:nth-child(5) { white-space: nowrap; }
 .kit-runs i {
   display: inline-block; width: 1em; height: 0.35em; margin-right: 0.5em;
   vertical-align: middle; border-radius: 2px;
 }
 """
+)
 
 
 def build(options: AppOptions) -> None:
@@ -57,44 +58,28 @@ def build(options: AppOptions) -> None:
             label="Smoothing: moving mean over steps",
             min_width=260,
         )
+        against = gr.Dropdown([VALUES], value=VALUES, label="Lines show", min_width=200)
     with gr.Row():
         again = gr.Button("Look for new runs", size="sm", scale=0, min_width=200)
+        failed = gr.Checkbox(False, label="also runs that ended before their first step")
     legend = gr.HTML(elem_classes="kit-runs")
-    with gr.Row(elem_classes="kit-curves"):
-        plots = [_plot(curve) for curve in curves.SHOWN]
-    chosen: gr.State = gr.State([])  # what the tab is about: `runs`, once it really differs
+    plots = gr.HTML()
     seen: gr.State = gr.State()
     gr.on(None, tab.look, None, [runs, legend], **QUIET)
-    again.click(tab.look, runs, [runs, legend], **QUIET)
-    shown = [legend, seen, *plots]
-    drawing = QUIET | {"concurrency_id": "curves"}  # one after the other: the last one stays
+    gr.on([again.click, failed.input], tab.look, [runs, failed], [runs, legend], **QUIET)
+    shown, asked = [legend, seen, plots], [runs, window, against]
+    drawing = QUIET | {"concurrency_id": "curves", "trigger_mode": "always_last"}
+    gr.on([window.change, against.input], tab.show, asked, shown, **drawing)
     # not `input`: that says nothing when the choice is cleared
-    runs.change(tab.choose, [runs, chosen], [chosen, *plots], **drawing)
-    chosen.change(tab.show, [chosen, window], shown, **drawing)
-    window.change(tab.show, [chosen, window], shown, **drawing)
-    gr.Timer(SECONDS).tick(tab.follow, [chosen, window, seen], shown, **drawing)
-    _build_samples(tab, chosen, seen)
-    _build_differences(tab, chosen)
-
-
-def _plot(curve: curves.Curve) -> gr.LinePlot:
-    return gr.LinePlot(
-        x="step",
-        y="value",
-        color="run",
-        label=curve.title,
-        x_title="step",
-        y_title=curves.unit_of(curve),
-        x_axis_format="~r",
-        y_axis_format="~r",
-        caption=curves.NOTES[curve.metric],
-        tooltip=["recorded"],
-        colors_in_legend=[],  # one legend above serves all plots
-        visible=False,
+    runs.change(tab.offer_against, [runs, against], against, **QUIET).then(
+        tab.show, asked, shown, **drawing
     )
+    gr.Timer(SECONDS).tick(tab.follow, [*asked, seen], shown, **drawing)
+    _build_samples(tab, runs, seen)
+    _build_differences(tab, runs)
 
 
-def _build_samples(tab: _TrainingTab, chosen: gr.State, seen: gr.State) -> None:
+def _build_samples(tab: _TrainingTab, chosen: gr.Dropdown, seen: gr.State) -> None:
     with gr.Accordion("Sampled completions", open=False):
         with gr.Row():
             run = gr.Dropdown(label="Run", min_width=260)
@@ -105,7 +90,7 @@ def _build_samples(tab: _TrainingTab, chosen: gr.State, seen: gr.State) -> None:
     gr.on([run.change, step.change], tab.samples, [run, step], samples, **QUIET)
 
 
-def _build_differences(tab: _TrainingTab, chosen: gr.State) -> None:
+def _build_differences(tab: _TrainingTab, chosen: gr.Dropdown) -> None:
     with gr.Accordion("Settings of two runs", open=False):
         with gr.Row():
             left = gr.Dropdown(label="First run", min_width=260)
@@ -131,35 +116,36 @@ class _TrainingTab:
     def __init__(self, options: AppOptions) -> None:
         self.roots = options.roots
 
-    def look(self, chosen: list[str] | None = None) -> tuple[Update, Any]:
+    def look(
+        self, chosen: list[str] | None = None, also_failed: bool = False
+    ) -> tuple[Update, Any]:
         """All runs there are; a choice that is still possible stays. In words, if there is none."""
-        found = folders.find_runs(self.roots)
+        everything = folders.find_runs(self.roots)
+        found = [run for run in everything if also_failed or not _is_stillborn(run)]
         kept = [str(run.path) for run in found if str(run.path) in (chosen or [])]
         first = [str(run.path) for run in folders.preselect(found)]
-        legend = gr.skip() if found else self._nothing()
+        legend = gr.skip() if everything else self._nothing()
         return gr.update(choices=[run.option for run in found], value=kept or first), legend
 
-    def choose(self, runs: list[str], chosen: list[str]) -> Any:
-        """Take a choice over; nothing for the same one, which Gradio may report again and again."""
-        if runs == chosen:
-            return gr.skip()
-        # a plot that is there takes new values, but not new runs with them: it is made anew
-        return [runs, *[gr.update(visible=False)] * len(curves.SHOWN)]
+    def offer_against(self, chosen: list[str], current: str) -> Update:
+        """The values themselves, or how far they are from those of one run."""
+        names = [f"{DIFFERENCE}{name}" for name in self._read(chosen)]
+        return gr.update(choices=[VALUES, *names], value=current if current in names else VALUES)
 
-    def show(self, chosen: list[str], window: int) -> list[Any]:
+    def show(self, chosen: list[str], window: int, against: str = VALUES) -> list[Any]:
         """Legend, fingerprint and plots."""
         paths = [Path(path) for path in chosen]
         seen = folders.fingerprint(paths)  # taken before reading: later changes are seen later
         runs = self._read(chosen)
         colours = curves.colours(list(runs))
         legend = _legend(runs, colours) if runs else self._nothing()
-        return [legend, seen, *(_drawn(runs, curve, window, colours) for curve in curves.SHOWN)]
+        return [legend, seen, _groups(runs, colours, window, against.removeprefix(DIFFERENCE))]
 
-    def follow(self, chosen: list[str], window: int, seen: Any) -> Any:
+    def follow(self, chosen: list[str], window: int, against: str, seen: Any) -> Any:
         """Nothing as long as no file of the chosen runs has changed."""
         if folders.fingerprint([Path(path) for path in chosen]) == seen:
             return gr.skip()
-        return self.show(chosen, window)
+        return self.show(chosen, window, against)
 
     def offer(self, chosen: list[str], current: str | None, default: int = 0) -> Update:
         """The chosen runs, of which one can be chosen again."""
@@ -221,13 +207,29 @@ class _TrainingTab:
         return f"There are no runs in {where} yet: <code>kit train CONFIG</code> makes one."
 
 
-def _drawn(
-    runs: dict[str, Run], curve: curves.Curve, window: int, colours: dict[str, str]
-) -> Update:
-    table = curves.draw(runs, curve, window)
-    if table is None:
-        return gr.update(visible=False)
-    return gr.update(value=table, color_map=colours, visible=True)
+def _groups(runs: Mapping[str, Run], colours: Mapping[str, str], window: int, against: str) -> str:
+    """The plots that there are, group by group."""
+    parts = []
+    for title, beginnings in curves.GROUPS.items():
+        figures = [
+            plot(curve, points, colours)
+            for curve in curves.SHOWN
+            if curve.metric.startswith(beginnings)
+            and (points := curves.draw(runs, curve, window, against))
+        ]
+        if figures:
+            inside = "".join(figures)
+            parts.append(
+                f"<details open><summary>{title}</summary>"
+                f'<div class="kit-curves">{inside}</div></details>'
+            )
+    return "".join(parts)
+
+
+def _is_stillborn(found: Folder) -> bool:
+    """Whether a run ended before it had learned anything: a failed attempt."""
+    run = library_runs.read_run(found.path)
+    return not run.metrics and run.status in ("failed", "killed", "stopped")
 
 
 def _legend(runs: dict[str, Run], colours: dict[str, str]) -> str:
@@ -249,7 +251,8 @@ def _row(name: str, run: Run, colour: str) -> str:
     remarks = "; ".join([*missing, *run.faults])
     cells = "".join(f"<td>{escaped(text)}</td>" for text in (run.status, steps, changed, remarks))
     swatch = f"<i style='background: {colour}'></i>"
-    return f"<tr><th scope='row'>{swatch}{escaped(name)}</th>{cells}</tr>"
+    verdict = f"<td>{health.in_html(run)}</td>"
+    return f"<tr><th scope='row'>{swatch}{escaped(name)}</th>{verdict}{cells}</tr>"
 
 
 def _problem(question: str, answer: str, samples: Sequence[library_runs.Sample]) -> str:
