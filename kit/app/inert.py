@@ -12,6 +12,8 @@ import html
 import re
 import string
 import unicodedata
+from collections.abc import Iterator
+from itertools import pairwise
 
 MAX_CHARACTERS = 40_000  # of a text; the rest is counted, not shown
 MAX_FORMULAS = 400
@@ -29,7 +31,6 @@ LATEX_DELIMITERS: list[dict[str, str | bool]] = [
 
 STYLE = r"""
 .katex-display { overflow-x: auto; overflow-y: hidden; padding-block: 0.2em; }
-.kit-newline::before { content: "\21B5"; opacity: 0.6; }
 """
 
 _COMMANDS = """
@@ -92,8 +93,10 @@ _PROSE = re.compile(r"\b[a-z]{2,}[,.;:]? [a-z]{2,}\b|^\d.*?\s[a-z]{2,}\s", re.S)
 
 _AROUND_DISPLAY = re.compile(f"\n*({_DISPLAY}[^{_DISPLAY_END}]*{_DISPLAY_END})\n*")
 _ENTITIES = {ord(mark): f"&#{ord(mark)};" for mark in string.punctuation + "\xa0"}
-_MARK = r"[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]"
-_MARKS = re.compile(f"({_MARK}{{{MAX_MARKS}}}){_MARK}+")
+_MARK = re.compile(
+    r"[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]"
+)
+_BREAKS = "\r\u0085\u2028\u2029"
 
 
 def printable(text: str) -> str:
@@ -102,8 +105,23 @@ def printable(text: str) -> str:
     Control, formatting (bidirectional overrides, invisible tags) and private-use characters go; the
     joiners that scripts and emoji need stay. Half a surrogate pair becomes U+FFFD.
     """
-    text = re.sub("\r\n?|[\u0085\u2028\u2029]", "\n", text)
-    return _MARKS.sub(r"\1", "".join(map(_seen, text)))
+    return "".join(characters(text))
+
+
+def characters(text: str) -> list[str]:
+    """What `printable` makes of each character: one, or "" where it goes."""
+    shown, marks = [], 0  # marks on the letter before, whatever hides between them
+    for before, character in pairwise(f"\n{text}"):
+        seen = "\n" if character in _BREAKS else _seen(character)
+        if before == "\r" and character == "\n":
+            seen = ""
+        elif _MARK.match(character):
+            marks += 1
+            seen = seen if marks <= MAX_MARKS else ""
+        elif seen:
+            marks = 0
+        shown.append(seen)
+    return shown
 
 
 def inert_markdown(text: str) -> str:
@@ -115,11 +133,24 @@ def inert_markdown(text: str) -> str:
     left_out = len(text) - MAX_CHARACTERS
     text = printable(text[:MAX_CHARACTERS]).expandtabs(4)
     text = re.sub(r"(?<![^\n ]) ", "\xa0", text)  # at a line's start and after another space
-    parts, position, start, maths_left = [], 0, 0, MAX_MATHS
+    parts, position = [], 0
+    for start, end, formula in formulas(text):
+        parts += [_literal(text[position:start]), formula]
+        position = end
+    parts.append(_literal(text[position:]))
+    if left_out > 0:
+        parts.append(f"\n\n({left_out:,} further characters are not shown)")
+    # a displayed formula has its own margins: line breaks around it would double them
+    return _AROUND_DISPLAY.sub(r"\1", "".join(parts))
+
+
+def formulas(text: str) -> Iterator[tuple[int, int, str]]:
+    """Where the vetted formulas of a printable text begin and end, and each between delimiters."""
+    start, maths_left = 0, MAX_MATHS
     for _ in range(MAX_FORMULAS):
         opener = _OPENER.search(text, start)
         if opener is None:
-            break
+            return
         found = _formula(text, opener)
         if found is None:
             start = opener.end()
@@ -127,13 +158,13 @@ def inert_markdown(text: str) -> str:
         start, formula = found
         if formula is not None and len(formula) <= maths_left:
             maths_left -= len(formula)
-            parts += [_literal(text[position : opener.start()]), formula]
-            position = start
-    parts.append(_literal(text[position:]))
-    if left_out > 0:
-        parts.append(f"\n\n({left_out:,} further characters are not shown)")
-    # a displayed formula has its own margins: line breaks around it would double them
-    return _AROUND_DISPLAY.sub(r"\1", "".join(parts))
+            yield opener.start(), start, formula
+
+
+def literal_html(text: str) -> str:
+    """HTML, on one line, that neither an HTML nor a Markdown parser reads as anything but `text`,
+    which is printable."""
+    return _literal(text).replace("\n", "&#10;")
 
 
 def short(text: str, length: int) -> str:
@@ -145,11 +176,6 @@ def short(text: str, length: int) -> str:
 def escaped(text: str) -> str:
     """HTML that shows `text` literally."""
     return html.escape(printable(text))
-
-
-def inert_html(text: str) -> str:
-    """HTML that shows `text` literally where white space is kept, with its line breaks marked."""
-    return escaped(text).replace("\n", '<span class="kit-newline" aria-hidden="true"></span>\n')
 
 
 def _seen(character: str) -> str:

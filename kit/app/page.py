@@ -9,10 +9,10 @@ import uvicorn
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from kit.app import inert, parts
+from kit.app import inert, pair_view, parts
 from kit.app.api import Api
 from kit.app.browse import view as browse_view
-from kit.app.compare import columns, differences, heatmap, ratios
+from kit.app.compare import analysis_view, problem_view, ratios, reader, vote_view
 from kit.app.compare.view import MODEL, CompareView
 from kit.app.doors import PER_ADDRESS, WINDOW, Doors
 from kit.app.library.adapters import find
@@ -24,9 +24,12 @@ from kit.app.training import view as training_view
 from kit.errors import ModelError
 
 STYLE = """
-.kit-text, .kit-final { overflow-wrap: anywhere; }
-.kit-text { min-height: 4em; }
-@media (max-width: 640px) { .gradio-container { padding: .5em !important; } }
+.gradio-container { padding: 0 0 50px !important; overflow: visible !important; }
+.gradio-container .main.app { padding: 0 1rem; }
+.gradio-container :is(.sidebar-parent, main.contain) { padding: 0; }
+main.contain > .column, #kit-compare > .column { gap: 0; }
+.tabitem:not(#kit-compare) { padding-top: .75rem !important; }
+@media (max-width: 640px) { .gradio-container .main.app { padding: 0 .5rem; } }
 """
 # Gradio's own greys are too pale to read for many people (WCAG 2, 4.5 to 1)
 THEME = gr.themes.Default(primary_hue="blue", text_size="md").set(
@@ -51,8 +54,7 @@ COMPARE, BROWSE, TRAINING, REPORT = "compare", "browse", "training", "report"
 
 def build(desk: Session) -> gr.Blocks:
     """The whole page on a desk; start it with `launch`."""
-    with gr.Blocks(title="GR-PSPO kit", delete_cache=(3600, 86_400)) as page:
-        gr.Markdown("# GR-PSPO kit\nThe reasoning of clipped and smoothed adapters, side by side.")
+    with gr.Blocks(title="GR-PSPO kit", fill_width=True, delete_cache=(3600, 86_400)) as page:
         # before the tabs: whoever comes first has the name
         gr.api(
             Api(desk).compare,
@@ -60,22 +62,21 @@ def build(desk: Session) -> gr.Blocks:
             concurrency_id=MODEL,
             concurrency_limit=1,
         )
-        with gr.Tabs() as tabs:
-            with gr.Tab("Compare", id=COMPARE):
-                compare = CompareView(desk)
+        pair = pair_view.PairView(desk)
+        with gr.Tabs(elem_id="kit-tabs") as tabs:
+            with gr.Tab("Compare", id=COMPARE, elem_id="kit-compare"):
+                compare = CompareView(desk, pair)
             with gr.Tab("Browse", id=BROWSE) as browse_tab:
-                browse = browse_view.build(desk.options)
+                browse = browse_view.build(desk.options, pair, compare.reading)
                 browse.refresh_on(browse_tab.select)
             with gr.Tab("Training", id=TRAINING):
                 training_view.build(desk.options)
             with gr.Tab("Report", id=REPORT):
                 report_view.build(desk.options)
-        browse.live.click(
-            _take_over,
-            browse.selected,
-            [tabs, *compare.problem.taken, compare.system_prompt],
-            **QUIET,
-        )
+        for picked in browse.picked:
+            compare.read_after(picked).then(
+                lambda: gr.update(selected=COMPARE), None, tabs, **QUIET
+            )
     return page
 
 
@@ -86,12 +87,17 @@ def launch(options: AppOptions) -> None:
     # colours would be spelled out as any other control
     uvicorn.config.LOGGING_CONFIG["formatters"]["default"]["use_colors"] = False
     try:
-        page.launch(**settings(options), app_kwargs=guard(options), prevent_thread_lock=True)
+        page.launch(
+            **settings(options), app_kwargs=guard(options), prevent_thread_lock=True, quiet=True
+        )
     except OSError as error:
         raise ModelError(
             f"the app cannot listen on {options.host}:{options.port} ({error}); choose another "
             "--port"
         ) from error
+    print(f"The app is at {page.local_url}", flush=True)
+    if page.share_url:
+        print(f"and for others at {page.share_url}", flush=True)
     desk.load()  # once the page is up: importing what runs a model takes longer than the page
     page.block_thread()
 
@@ -102,11 +108,13 @@ def settings(options: AppOptions) -> dict[str, Any]:
         *(
             STYLE,
             parts.STYLE,
-            columns.STYLE,
             inert.STYLE,
-            heatmap.STYLE,
-            differences.STYLE,
+            pair_view.STYLE,
+            problem_view.STYLE,
+            reader.STYLE,
+            analysis_view.STYLE,
             ratios.STYLE,
+            vote_view.STYLE,
         ),
         *(training_view.CSS, report_view.CSS),
     )
@@ -140,15 +148,3 @@ def guard(options: AppOptions, *, any_name: bool = False) -> dict[str, Any]:
         names = ["localhost", "127.0.0.1", options.host]
         doors.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=names))
     return {"middleware": doors}
-
-
-def _take_over(selected: dict[str, Any] | None) -> list[Any]:
-    """A stored problem, ready to be run."""
-    if selected is None:
-        return [gr.skip()] * 6
-    question = selected["question"]
-    return [
-        gr.update(selected=COMPARE),
-        *(question, selected["answer"], selected["data"], question),
-        selected["system_prompt"],
-    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -28,19 +29,25 @@ STYLE = """
 .kit-notice { margin: 0; padding: .6em .8em; border-radius: 6px; background: #fde8e6;
   color: #7a1a10; }
 .dark .kit-notice { background: #4a1510; color: #ffd9d4; }
-.kit-table { width: 100%; border-collapse: collapse; font-size: .9em; }
-.kit-table :is(th, td) { text-align: left; padding: .2em .6em .2em 0; }
+.kit-table {
+  display: block; width: auto; overflow-x: auto; border-collapse: collapse; font-size: .9em;
+}
+.kit-table :is(th, td) { text-align: left; padding: .2em 1.2em .2em 0; font-weight: 400; }
+.gradio-container :is(table, tr, th, td) { border-color: var(--border-color-primary) !important; }
+.gradio-container .kit-table :is(tr, th, td) { border-width: 0 0 1px; }
 """
 
 
 def badge_html(badge: Badge) -> str:
     mark = MARKS.get(badge.kind, "")
-    return f'<span class="kit-badge kit-badge-{badge.kind}">{mark} {escape(badge.text)}</span>'
+    text = f'<span class="kit-badge-text">{escape(badge.text)}</span>'
+    return f'<span class="kit-badge kit-badge-{badge.kind}">{mark} {text}</span>'
 
 
 def notice_html(error: KitError) -> str:
     """An error, where the page would show what it prevents."""
-    return f'<p class="kit-notice" role="alert">{escaped(str(error))}</p>'
+    said = re.sub("`([^`]+)`", r"<code>\1</code>", escaped(str(error)))
+    return f'<p class="kit-notice" role="alert">{said}</p>'
 
 
 def table_html(

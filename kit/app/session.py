@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kit.app.compare.background import Background
 from kit.app.compare.comparison import Comparison, finish, to_vote
@@ -16,6 +18,8 @@ from kit.app.library.adapters import Catalogue, Choice, read_choice
 from kit.app.options import AppOptions
 from kit.app.verdicts import Judge
 from kit.errors import ConfigError
+from kit.evaluation.settings import EvalSettings
+from kit.evaluation.subjects import Subject
 from kit.preferences.votes import Preference, Tally, append_vote, read_votes, tally
 
 if TYPE_CHECKING:
@@ -38,7 +42,7 @@ class Session:
         self.judge = Judge()
         self.problems = Problems(options, catalogue, self.judge)
         self._choices = {choice.label: choice for choice in catalogue.choices}
-        self._running: dict[str, Background[Comparison]] = {}
+        self._running: dict[str, Background[Any]] = {}
         self._stopped: set[str] = set()  # sessions that were stopped before their turn came
         self._lock = threading.Lock()
         self._votes: dict[str, Preference] = {}  # by comparison
@@ -49,6 +53,11 @@ class Session:
     def labels(self) -> list[str]:
         """Of everything that can be put on a side."""
         return list(self._choices)
+
+    @property
+    def known(self) -> list[Choice]:
+        """Everything that can be put on a side."""
+        return list(self._choices.values())
 
     def load(self) -> Future[Engine]:
         """Begin to load the base in the background, once."""
@@ -85,11 +94,8 @@ class Session:
         written until then, which is over too.
         """
         job = Background(lambda: self.engine().run(setup))
-        with self._lock:
-            if session in self._stopped:
-                self._stopped.discard(session)
-                return
-            self._running[session] = job
+        if not self._begins(job, session):
+            return
         last, trouble = None, None
         try:
             try:
@@ -104,9 +110,50 @@ class Session:
             if trouble is not None:
                 raise trouble
         finally:
-            with self._lock:
-                if self._running.get(session) is job:
-                    del self._running[session]
+            self._ends(job, session)
+
+    def evaluate(
+        self,
+        sides: Sequence[Choice],
+        data: str,
+        settings: EvalSettings,
+        prompt: str,
+        session: str,
+    ) -> Iterator[int]:
+        """Let two choices answer many problems of a data set, kept on disk as an evaluation: how
+        many they have answered. `stop` ends it between a few problems; asked again, it goes on."""
+        tag = f"app-t{settings.temperature[0]:g}-n{settings.max_new_tokens}".replace(".", "_")
+        subjects = [self._subject(choice, prompt) for choice in sides]
+        config = self.problems.configs[data]
+        job: Background[int] = Background(
+            lambda: self.engine().evaluate(subjects, config, settings, tag)
+        )
+        if self._begins(job, session):
+            try:
+                yield from job
+            finally:
+                self._ends(job, session)
+
+    def _subject(self, choice: Choice, prompt: str) -> Subject:
+        """What is evaluated, with its results in its run or else beside the votes."""
+        place = self.options.runs / "eval" / re.sub(r"[^\w-]+", "_", choice.label)
+        results = Path(choice.run) / "eval" if choice.run else place
+        model = self.catalogue.model
+        return Subject(choice.label, model, choice.adapter, prompt, results, choice.run)
+
+    def _begins(self, job: Background[Any], session: str) -> bool:
+        """Whether a job of this session may begin: not where it was stopped before its turn."""
+        with self._lock:
+            if session in self._stopped:
+                self._stopped.discard(session)
+                return False
+            self._running[session] = job
+            return True
+
+    def _ends(self, job: Background[Any], session: str) -> None:
+        with self._lock:
+            if self._running.get(session) is job:
+                del self._running[session]
 
     def expect(self, session: str) -> None:
         """This session has asked for answers: from now on `stop` is about these."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kit.app.library.results import Attempt
 from kit.config import AnswerKind
 from kit.tasks.answers import parse_number
 from kit.tasks.problems import VERIFIERS
@@ -78,3 +79,12 @@ def badge(verdict: Verdict, *, is_judged: bool, truncated: bool) -> Badge:
     if verdict.lenient_answer is None:
         return NO_ANSWER
     return WRONG if is_judged else UNJUDGED
+
+
+def verdict_of(attempt: Attempt) -> Verdict:
+    """The verdict that was stored with an answer."""
+    return Verdict(attempt.strict, attempt.lenient, attempt.strict_answer, attempt.lenient_answer)
+
+
+def badge_of(attempt: Attempt) -> Badge:
+    return badge(verdict_of(attempt), is_judged=True, truncated=attempt.truncated)

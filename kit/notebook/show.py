@@ -12,11 +12,11 @@ from itertools import zip_longest
 from pathlib import Path
 
 from kit.app import parts
-from kit.app.browse.layout import side_head
 from kit.app.browse.pairs import Case, Filter, pair_up, select
-from kit.app.inert import escaped
-from kit.app.library.results import Stored, find_stored
+from kit.app.inert import escaped, short
+from kit.app.library.results import Attempt, Stored, find_stored
 from kit.app.options import AppOptions
+from kit.app.verdicts import badge_of
 from kit.errors import ResultsError
 from kit.notebook.place import Place
 from kit.notebook.process import Output
@@ -169,6 +169,17 @@ def offer_download(path: Path, place: Place) -> None:
 # --- HTML ----------------------------------------------------------------------------------------
 
 
+def _side_head(name: str, attempt: Attempt) -> str:
+    """Who wrote a completion, whether it is right, its answer and length."""
+    answer = attempt.lenient_answer
+    found = "" if answer is None else f"answer <strong>{escaped(short(answer, 60))}</strong> · "
+    cut = ", cut off" if attempt.truncated else ""
+    return (
+        f"<strong>{escaped(name)}</strong><br>"
+        f"{parts.badge_html(badge_of(attempt))} {found}{attempt.tokens:,} tokens{cut}"
+    )
+
+
 def _section_html(section: Section) -> str:
     """As in the report, but what that folds away is left out."""
     open_ = [block for block in section.blocks if not (isinstance(block, Table) and block.folded)]
@@ -177,7 +188,7 @@ def _section_html(section: Section) -> str:
 
 def _case_html(case: Case, left: str, right: str) -> str:
     sides = "".join(
-        f'<div class="kit-side"><p>{side_head(name, attempt)}</p>'
+        f'<div class="kit-side"><p>{_side_head(name, attempt)}</p>'
         f'<div class="kit-text">{escaped(attempt.completion)}</div></div>'
         for name, attempt in ((left, case.left), (right, case.right))
     )

@@ -13,16 +13,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 from kit.app.browse import view as browse_view
-from kit.app.browse.layout import (
-    Parts,
-    badge_of,
-    bullets,
-    counts_table,
-    problem_foot,
-    side_head,
-)
+from kit.app.browse.layout import Parts, bullets, counts_table
 from kit.app.browse.matching import comparable, differences, explain, first_choice, nearest
 from kit.app.browse.pairs import Case, Filter, Pairing, compared, pair_up, select
+from kit.app.compare.stored import open_reading, stored_pairs
 from kit.app.exports import (
     ComparedPair,
     ComparedSide,
@@ -32,10 +26,15 @@ from kit.app.exports import (
     pair_markdown,
 )
 from kit.app.inert import short
+from kit.app.library.adapters import Choice, find
 from kit.app.library.results import Attempt, FoundResults, Stored, find_stored
 from kit.app.options import AppOptions
+from kit.app.pair_view import PairView
+from kit.app.session import Session
+from kit.app.verdicts import badge_of
 from kit.errors import ResultsError
 from kit.evaluation.results import FIELDS, read_rows
+from kit.notebook.show import _side_head
 
 HOSTILE = "<img src=x onerror=alert(1)>\n```\n# [a](http://x.example) `````\n${1+1} {{2}} | @b"
 ROW: dict[str, Any] = {
@@ -417,13 +416,6 @@ def test_difficulties_are_filtered(tmp_path: Path) -> None:
     assert ids(pairing, difficulty="level 9") == [2]
 
 
-def test_the_shown_pair_stays_while_it_matches(pairing: Pairing) -> None:
-    everything, wrong = select(pairing, Filter()), select(pairing, Filter(outcome="neither"))
-    key = everything.cases[4].key
-    assert (everything.position(key), wrong.position(key)) == (4, 1)
-    assert wrong.position(everything.cases[0].key) == wrong.position(None) == 0
-
-
 # --- HTML
 
 
@@ -442,7 +434,7 @@ def test_badges_in_words(pairing: Pairing) -> None:
 def test_counts_stand_in_two_rows(pairing: Pairing) -> None:
     table = counts_table(select(pairing, Filter(measure="lenient")))
     assert "6 pairs by the lenient verdict" in table
-    cells = [part.split("</td>")[0] for part in table.split('text-align:right">')]
+    cells = [part.split("</td>")[0] for part in table.split("<td>")]
     assert [cell for cell in cells if cell.isdigit()] == ["2", "1", "0", "3"]
     assert "No pair matches" in counts_table(select(pairing, Filter(text="fork")))
 
@@ -453,8 +445,7 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     write(tmp_path / "b", [row(1, **texts)])
     pairing = pair_up(*found(tmp_path))
     (case,) = pairing.cases
-    pages = [side_head(HOSTILE, case.left), problem_foot(pairing, case), bullets([HOSTILE])]
-    for page in pages:
+    for page in (_side_head(HOSTILE, case.left), bullets([HOSTILE])):
         assert "&lt;img src=x" in page
         assert "<img" not in page
     assert short("a\u202eb\n c" + "d" * 99, 6) == "ab cdd…"
@@ -621,62 +612,111 @@ def test_answers_of_other_kinds_are_compared_as_text() -> None:
 # --- the tab
 
 
-def page(runs: Path) -> tuple[gr.Blocks, Parts]:
+def page(runs: Path) -> tuple[gr.Blocks, Parts, PairView]:
+    options = AppOptions(runs=runs)
     with gr.Blocks() as blocks:
-        view = browse_view.build(AppOptions(runs=runs))
+        pair = PairView(Session(options, find(options)))
+        view = browse_view.build(options, pair, gr.State(None))
         view.refresh_on(blocks.load)
-        parts = Parts()
-    return blocks, parts
+    return blocks, view.parts, pair
+
+
+def refreshed(runs: Path, parts: Parts, pair: PairView, *sides: str) -> dict[Any, Any]:
+    return browse_view._refresh(parts, AppOptions(runs=runs), pair, None, *sides)
 
 
 def test_no_event_is_an_endpoint_for_others(tmp_path: Path) -> None:
-    blocks, _ = page(tmp_path)
+    blocks, _, _ = page(tmp_path)
     assert blocks.fns and {fn.api_visibility for fn in blocks.fns.values()} == {"private"}
 
 
 def test_an_empty_folder_says_what_to_run(tmp_path: Path) -> None:
-    _, parts = page(tmp_path)
-    options = AppOptions(runs=tmp_path)
-    updates = browse_view._refresh(parts, options, None, None, None)
+    _, parts, pair = page(tmp_path)
+    updates = refreshed(tmp_path, parts, pair, "base", "base")
     assert f"no results in {tmp_path}" in updates[parts.note]
     assert "kit evaluate RUN --data gsm8k" in updates[parts.note]
-    shown = browse_view._show(parts, browse_view._stay, updates[parts.found], *[None] * 8)
-    assert shown[parts.pairs].visible is False and shown[parts.selected] is None
+    shown = browse_view._show(parts, updates[parts.found], *[None] * 7)
+    assert shown[parts.pairs].visible is False
 
 
-def test_the_shown_problem_is_handed_on_and_moves_stop_at_the_ends(tmp_path: Path) -> None:
-    write(tmp_path / "base", adapter=None)
-    write(tmp_path / "run", [row(1), row(2, **WRONG)])
-    _, parts = page(tmp_path)
-    updates = browse_view._refresh(parts, AppOptions(runs=tmp_path), None, None, None)
+def three(runs: Path) -> tuple[Parts, PairView, Any]:
+    """A page on a base and two runs that can be compared, of which it knows the base alone."""
+    write(runs / "base", adapter=None)
+    for name in ("one", "two"):
+        write(runs / name, [row(1), row(2, **WRONG)], adapter=str(runs / name / "adapter"))
+    _, parts, pair = page(runs)
+    pair.desk._choices["base"] = replace(pair.desk._choices["base"], base="Qwen")
+    return parts, pair, refreshed(runs, parts, pair, "base", "base")
+
+
+def test_two_sides_that_become_the_same_change_places(tmp_path: Path) -> None:
+    parts, pair, updates = three(tmp_path)
     left, right = updates[parts.left].value, updates[parts.right].value
-    assert (left, right) == ("base · gsm8k · temperature 0", "run · gsm8k · temperature 0")
-    asked = [updates[parts.found], left, right, "strict", "all", "any", "any", ""]
-    for move, key in ((1, "gsm8k/2"), (9, "gsm8k/2"), (-9, "gsm8k/1")):
-        shown = browse_view._show(parts, lambda at, by=move: at + by, *asked, ("gsm8k/1", 0))
-        assert shown[parts.key] == (key, 0)
-    assert shown[parts.selected] == {
-        "question": "2 + 2?",
-        "answer": "4",
-        "data": "gsm8k",
-        "system_prompt": "Be brief.",
-    }
+    assert left.startswith("base ·") and right.startswith("one ·")
+    found, group = updates[parts.found], left.partition(" · ")[2]
+    before = ("base", "base")  # of the bar, which does not know the runs
+    both = browse_view._choose(parts, pair, parts.left, found, group, right, right, *before)
+    assert (both[parts.left].value, both[parts.right].value) == (right, left)
+    both = browse_view._choose(parts, pair, parts.right, found, group, right, right, *before)
+    assert (both[parts.left].value, both[parts.right].value) == (left, right)
+    assert both[pair.left]["value"] == "base"
+    # what the browser still has in the list is no error of Gradio's
+    assert parts.right.allow_custom_value and parts.left.allow_custom_value
+
+
+def test_what_matches_is_read_in_compare(tmp_path: Path) -> None:
+    parts, pair, updates = three(tmp_path)
+    asked = [updates[parts.found], updates[parts.left].value, updates[parts.right].value]
+    asked += ["strict", "all", "any", "any", ""]
+    shown = browse_view._show(parts, *asked)
+    assert len(shown[parts.table].value["data"]) == 2 and not shown[parts.page].visible
+    reading = browse_view._reading(pair, 1, *asked)
+    assert reading.case.key == ("gsm8k/2", 0) and reading.moved(1).case.key == ("gsm8k/1", 0)
+    comparison = reading.comparison()
+    assert (comparison.setup.question, comparison.setup.gold) == ("2 + 2?", "4")
+    assert [comparison.answers[side][0].badge.text for side in ("left", "right")] == [
+        "right",
+        "wrong",
+    ]
+    assert "alone right on 1 against 0" in reading.words
+    asked[-1] = "nowhere"
+    assert browse_view._reading(pair, 0, *asked) == gr.skip()
+
+
+def test_the_page_opens_on_verdicts_that_differ_of_the_newest_results(tmp_path: Path) -> None:
+    one, two = (
+        Choice(name, str(tmp_path / name / "adapter"), "Qwen", "", None, str(tmp_path / name), None)
+        for name in ("one", "two")
+    )
+    assert open_reading([tmp_path], one, two) is None
+    same, other = row(1), row(2, completion="4\n#### 4")
+    write(tmp_path / "one", [same, row(2), row(3)], started="2026-01-01")
+    write(tmp_path / "two", [same, other, row(3, **WRONG)], started="2026-01-01")
+    reading = open_reading([tmp_path], one, two)
+    assert reading is not None
+    assert [case.key[0] for case in reading.cases] == ["gsm8k/3", "gsm8k/2"]
+    assert [choice.label for choice in reading.sides] == ["one", "two"]
+    for name in ("one", "two"):
+        write(tmp_path / name, [same], name="gsm8k.new", tag="new", started="2026-01-02")
+    (newest, *_) = stored_pairs(find_stored([tmp_path]).stored, one, two)
+    assert newest[0].about.tag == "new"
+    reading = open_reading([tmp_path], one, two)
+    assert reading is not None and [case.key for case in reading.cases] == [("gsm8k/1", 0)]
 
 
 def test_exports_are_written_into_a_folder_of_the_session(tmp_path: Path) -> None:
     write(tmp_path / "base", adapter=None)
     write(tmp_path / "run", [row(1), row(2, **WRONG)])
-    _, parts = page(tmp_path)
-    updates = browse_view._refresh(parts, AppOptions(runs=tmp_path), None, None, None)
+    _, parts, pair = page(tmp_path)
+    updates = refreshed(tmp_path, parts, pair, "base", "base")
     asked = [updates[parts.found], updates[parts.left].value, updates[parts.right].value]
-    asked += ["strict", "left", "any", "any", "", None]
+    asked += ["strict", "left", "any", "any", ""]
     written = browse_view._write(parts, browse_view._as_comparator, None, *asked)
     path = Path(written[parts.download].value["path"])
     assert path.name == "gsm8k-temperature-0_base_vs_run.comparator.json"
     examples = json.loads(path.read_text())["examples"]
     assert [example["custom_fields"]["id"] for example in examples] == ["gsm8k/2"]
     folder = written[parts.folder]
-    again = browse_view._write(parts, browse_view._as_markdown, folder, *asked)
+    again = browse_view._write(parts, browse_view._as_comparator, folder, *asked)
     assert again[parts.folder] is folder
-    assert "gsm8k-2_0_base_vs_run.md" in {file.name for file in Path(folder.name).iterdir()}
     folder.cleanup()

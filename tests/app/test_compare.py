@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import re
 import threading
 import time
 from dataclasses import replace
@@ -21,6 +23,7 @@ from kit.app.compare.tokens import ScoredAnswer, Token
 from kit.app.compare.view import CompareView
 from kit.app.library.adapters import find
 from kit.app.options import AppOptions
+from kit.app.pair_view import PairView
 from kit.app.session import Session
 from kit.errors import ConfigError, ModelError, ResultsError
 from kit.model.rollout import Completion
@@ -35,19 +38,29 @@ def view(tmp_path):
     """The tab on the bare base, which is not loaded."""
     options = AppOptions(runs=tmp_path)
     with gr.Blocks():
-        return CompareView(Session(options, find(options)))
+        desk = Session(options, find(options))
+        return CompareView(desk, PairView(desk))
 
 
 def values_of(view, **changes):
     """What the page sends in; `changes` by the names of the view's components."""
-    components = [
-        *(view.left, view.right, view.with_base, view.blind, view.temperature),
-        *(view.max_new_tokens, view.samples, view.seed, view.system_prompt, view.sample),
-        *(view.shown, *view.problem.taken, *view.analysis.controls),
-    ]
+    components = [*view.asked, *view.looks, *view.problem.taken]
+    components += [view.problem.source, view.problem.search]
     values = {component: component.value for component in components}
     values |= {view.problem.question: "What is 3 + 4?", view.problem.gold: "7"}
-    return values | {getattr(view, name): value for name, value in changes.items()}
+    own = {name: getattr(view, name, None) or getattr(view.pair, name) for name in changes}
+    return values | {own[name]: value for name, value in changes.items()}
+
+
+def pick(view, shown, number):
+    """What a click on a sample's dot shows."""
+    controls = [control.value for control in view.reader.controls]
+    return view._pick_sample(SimpleNamespace(sample=number), shown, *controls)
+
+
+def spelled(page, view):
+    """The text that is read, without its marks."""
+    return html.unescape(re.sub("<[^>]*>", "", page[view.reader.text]))
 
 
 def scores_of(**logprobs):
@@ -123,7 +136,7 @@ def test_a_vote_that_cannot_be_written_can_be_cast_again(view):
     shown = Shown(finished(view), is_blind=True)
     view.desk.options.votes.mkdir()
     refused = view.vote._cast(shown, "left")
-    assert "Not counted" in refused[view.vote.result]["value"]
+    assert "Not counted" in refused[view.vote.result]
     view.desk.options.votes.rmdir()
     assert view.vote._cast(shown, "right").vote == "right"
     assert [vote.vote for vote in read_votes(view.desk.options.votes)[0]] == ["right"]
@@ -134,8 +147,9 @@ def test_votes_that_cannot_be_read_do_not_hide_whose_the_answers_were(view, monk
         raise ResultsError("cannot read the votes")
 
     monkeypatch.setattr(view.desk, "score", unreadable)
-    text = view.vote.show(Shown(finished(view), is_blind=True, vote="left"))[view.vote.result]
-    assert "A was **base**" in text["value"] and "cannot read the votes" in text["value"]
+    shown = Shown(finished(view), is_blind=True, vote="left")
+    text = view.vote.show(shown, None)[view.vote.result]
+    assert "A was **base**" in text and "cannot read the votes" in text
 
 
 def test_a_click_for_nothing_changes_nothing(view):
@@ -153,8 +167,8 @@ def test_stopped_answers_are_neither_voted_on_nor_exported(view, monkeypatch):
     comes(view, monkeypatch, stopped)
     page = run(view, values_of(view, blind=True))
     assert page[view.vote.box] == gr.update(visible=False)
-    assert "stopped" in page[view.vote.result]["value"] and page[view.vote.result]["visible"]
-    assert page[view.names[0]] == "### Answer A"
+    assert "stopped" in page[view.vote.result]
+    assert "Answer A" in page[view.reader.heads] and "base" not in page[view.reader.heads]
     page = run(view, values_of(view))
     assert page[view.shown].history == () and page[view.export.box] == gr.update(visible=False)
     comes(view, monkeypatch, finished(view))
@@ -163,36 +177,51 @@ def test_stopped_answers_are_neither_voted_on_nor_exported(view, monkeypatch):
 
 
 def test_the_bases_column_is_closed_until_the_vote(view, monkeypatch):
-    writing = view._written(Shown(written(view, with_base=True), is_blind=True))
-    assert view.texts[1] in writing and view.texts[2] not in writing
-    comes(view, monkeypatch, finished(view, with_base=True))
+    comes(view, monkeypatch, written(view, with_base=True), finished(view, with_base=True))
     values = values_of(view, with_base=True, blind=True)
     for update in view._run(values, REQUEST):
-        assert update.get(view.boxes[2]) in (None, gr.update(visible=False))
-        assert not update.get(view.finals[2])
-    voted = view._show(replace(update[view.shown], vote="left"), values)
-    assert voted[view.boxes[2]] == gr.update(visible=True)
-    assert "9" in voted[view.finals[2]]
+        assert "kit-is-base" not in update[view.reader.heads] + update.get(view.reader.text, "")
+    voted = view._show(replace(update[view.shown], vote="left"), None, values)
+    assert "kit-is-base" in voted[view.reader.heads] and "#### 9" in spelled(voted, view)
+
+
+def test_no_verdict_and_no_colour_tells_before_a_blind_vote(view, monkeypatch):
+    comes(view, monkeypatch, finished(view))
+    for _ in range(20):  # the sides are exchanged by chance
+        page = run(view, values_of(view, blind=True))
+        heads, text = page[view.reader.heads], page[view.reader.text]
+        assert "kit-badge" not in heads and "kit-token" not in text
+        assert heads.index("kit-is-left") < heads.index("kit-is-right")
+        assert page[view.reader.box] == gr.update(visible=False)
+
+
+def test_colours_follow_the_arm_where_the_sides_are_exchanged(view):
+    shown = Shown(finished(view), (RIGHT, LEFT), is_blind=True, vote="left")
+    update = view.reader.show(shown, values_of(view))
+    first = update[view.reader.heads]
+    assert first.index("kit-is-right") < first.index("kit-is-left")
+    cells = re.findall("kit-cell kit-is-([a-z]+)", update[view.reader.text])
+    assert cells[:2] == ["right", "left"]
 
 
 # --- what goes wrong -----------------------------------------------------------------------------
 
 
-def test_a_refusal_clears_the_badges_and_keeps_the_history(view):
+def test_a_refusal_shows_again_what_was_there(view):
     before = Shown(finished(view), history=(to_pair(finished(view), 0),))
     page = run(view, values_of(view, shown=before) | {view.problem.question: " "})
     assert "the problem is empty" in page[view.notice]["value"] and page[view.notice]["visible"]
-    assert [page[status] for status in view.statuses] == ["", "", ""]
-    assert page[view.shown] is before and page[view.export.box] == gr.update(visible=False)
+    assert "waiting" not in page[view.reader.heads] and "right" in page[view.reader.heads]
+    assert page[view.shown] is before
 
 
 def test_an_error_leaves_what_was_written_and_judges_it(view, monkeypatch):
     comes(view, monkeypatch, written(view), error=ModelError("out of memory"))
     page = run(view, values_of(view))
     assert "out of memory" in page[view.notice]["value"]
-    assert "kit-badge-right" in page[view.statuses[0]]
-    assert "kit-badge-wrong" in page[view.statuses[1]]
-    assert "7" in page[view.finals[0]] and "8" in page[view.finals[1]]
+    heads = page[view.reader.heads]
+    assert "kit-badge-right" in heads and "kit-badge-wrong" in heads
+    assert "<b>7</b>" in heads and "<b>8</b>" in heads
     assert page[view.shown].comparison.is_stopped
 
 
@@ -203,9 +232,8 @@ def test_a_fault_of_the_app_is_no_secret_but_leaves_no_badge_waiting(view, monke
     with pytest.raises(ZeroDivisionError):
         for update in view._run(values_of(view), REQUEST):
             page |= update
-    statuses = "".join(page[status] for status in view.statuses[:2])
-    assert "waiting" not in statuses and "writing" not in statuses
-    assert ("kit-badge-right" in statuses) == bool(said)
+    assert "waiting" not in page[view.reader.heads]
+    assert ("kit-badge-right" in page[view.reader.heads]) == bool(said)
 
 
 def test_a_token_without_a_probability_costs_only_what_needs_it(view, monkeypatch):
@@ -215,14 +243,13 @@ def test_a_token_without_a_probability_costs_only_what_needs_it(view, monkeypatc
     }
     comes(view, monkeypatch, replace(finished(view), scores={0: broken}))
     page = run(view, values_of(view))
-    maps, reason = view.analysis.maps, "log-probability nan under left"
-    assert page[view.analysis.box] == gr.update(visible=True)
-    assert "#### " in page[view.analysis.difference]
-    assert reason in page[maps[LEFT]] and "kit-heat" not in page[maps[LEFT]]
-    assert "kit-heat" in page[maps[RIGHT]] and "kit-notice" not in page[maps[RIGHT]]
-    assert reason in page[view.analysis.chart]
-    values = values_of(view) | {view.analysis.side: RIGHT, view.analysis.colours: TO_BASE}
-    assert "<svg" in view.analysis.show(page[view.shown], values)[view.analysis.chart]
+    assert page[view.reader.box] == gr.update(visible=True)
+    assert "log-probability nan under left" in page[view.reader.chart]
+    assert "#### 8" in spelled(page, view) and "kit-token" not in page[view.reader.text]
+    sound = Shown(finished(view))
+    values = values_of(view) | {view.reader.colours: TO_BASE}
+    update = view.reader.show(sound, values)
+    assert "<svg" in update[view.reader.chart] and "kit-like-base" in update[view.reader.text]
     pair = to_pair(page[view.shown].comparison, 0)
     assert (pair.left.mean_logprob, pair.left.kl_to_base) == (None, -3.0)
     for button in (view.export.json, view.export.comparator):
@@ -235,17 +262,17 @@ def test_a_token_without_a_probability_costs_only_what_needs_it(view, monkeypatc
 # --- several samples -----------------------------------------------------------------------------
 
 
-def test_the_slider_picks_a_sample_and_is_not_set_by_that(view, monkeypatch):
+def test_a_dot_picks_a_sample(view, monkeypatch):
     done = finished(view, samples=3)
     more = {side: scores_of(left=-1.0, right=-2.0, base=-4.0) for side in TEXTS}
     monkeypatch.setattr(
         view.desk, "scored", lambda c, sample: replace(c, scores=c.scores | {sample: more})
     )
-    update = view._pick_sample(values_of(view, shown=Shown(done), sample=3))
-    assert "700" in update[view.finals[0]]
-    assert update[view.shown].sample == 2 and view.sample not in update
+    assert view.reader.show(Shown(done), values_of(view))[view.reader.heads].count("kit-dot ") == 6
+    update = pick(view, Shown(done), 2)
+    assert "700" in update[view.reader.heads] and update[view.shown].sample == 2
     for shown in (None, update[view.shown]):
-        assert view._pick_sample(values_of(view, shown=shown, sample=3)) == gr.skip()
+        assert pick(view, shown, 2) == gr.skip()
 
 
 def test_a_sample_that_cannot_be_scored_is_shown_all_the_same(view, monkeypatch):
@@ -254,10 +281,10 @@ def test_a_sample_that_cannot_be_scored_is_shown_all_the_same(view, monkeypatch)
 
     shown = Shown(finished(view, samples=2))
     monkeypatch.setattr(view.desk, "scored", fails)
-    update = view._pick_sample(values_of(view, shown=shown, sample=2))
-    assert "70" in update[view.finals[0]] and "out of memory" in update[view.notice]["value"]
-    assert update[view.analysis.box] == gr.update(visible=False)
+    update = pick(view, shown, 1)
+    assert "70" in update[view.reader.heads] and "out of memory" in update[view.notice]["value"]
+    assert update[view.reader.box] == gr.update(visible=False)
     monkeypatch.undo()
-    update = view._pick_sample(values_of(view, shown=update[view.shown], sample=1))
+    update = pick(view, update[view.shown], 0)
     assert update[view.notice] == gr.update(visible=False)
-    assert update[view.analysis.box] == gr.update(visible=True)
+    assert update[view.reader.box] == gr.update(visible=True)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from kit.app.compare.columns import final_answer, reasoning, samples_html, status_html
+from kit.app.compare.columns import columns, final_answer, samples_html
 from kit.app.compare.comparison import (
     Answer,
     Comparison,
@@ -24,6 +24,7 @@ from kit.app.compare.comparison import (
 )
 from kit.app.compare.problem_view import ProblemView
 from kit.app.compare.problems import Problems
+from kit.app.compare.reader import heads_html
 from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT, Setup
 from kit.app.exports import ComparedPair
 from kit.app.library.adapters import Catalogue, Choice, find
@@ -243,18 +244,18 @@ def test_a_finished_comparison_is_judged_and_one_that_is_stopped_says_so():
 
 
 @pytest.mark.parametrize(
-    ("text", "before", "final"),
+    ("text", "final"),
     [
-        ("3 + 4 = 7\n#### 7", "3 + 4 = 7", "7"),
-        ("a\n#### 7\nand more", "a\nand more", "7"),
-        ("#### 1\nthen\n#### 2", "#### 1\nthen", "2"),
-        ("It is 7.", "It is 7.", "7"),
-        ("no number", "no number", ""),
+        ("3 + 4 = 7\n#### 7", "7"),
+        ("a\n#### 7\nand more", "7"),
+        ("#### 1\nthen\n#### 2", "2"),
+        ("It is 7.", "7"),
+        ("no number", None),
     ],
 )
-def test_the_final_answer_stands_apart(text, before, final):
-    answer = finish(comparison(text), Judge()).answers[LEFT][0]
-    assert (reasoning(answer), final_answer(answer)) == (before, final)
+def test_the_final_answer_stands_apart(text, final):
+    assert final_answer(finish(comparison(text), Judge()).answers[LEFT][0]) == final
+    assert final_answer(comparison(text).answers[LEFT][0]) is None
 
 
 def test_blind_columns_hide_names_until_the_vote():
@@ -295,8 +296,8 @@ def test_what_names_hold_is_shown_as_text():
     hostile = "<img src=x onerror=alert(1)>"
     sides = {LEFT: choice(hostile), RIGHT: choice("b")}
     done = finish(comparison("#### <b>7</b>", "#### 8", sides=sides), Judge())
-    html = samples_html(Shown(done)) + status_html(Shown(done), LEFT)
-    assert "<img" not in html and "<b>" not in html and "&lt;img" in html
+    html = samples_html(Shown(done)) + heads_html(columns(Shown(done)))
+    assert "<img" not in html and "&lt;img" in html
     assert "0 of 2" in html and "1 of 2" in html  # strictly right; agreement on 8
     assert samples_html(Shown(finish(comparison("#### 7"), Judge()))) == ""
 

@@ -426,7 +426,7 @@ def test_without_adapters_there_is_the_embedded_base_and_advice(here):
     catalogue = find(AppOptions(runs=here / "missing"))
     assert (catalogue.model.id, labels(catalogue), catalogue.unusable) == ("embedded", ["base"], ())
     assert [choice.adapter for choice in default_pair(catalogue)] == [None, None]
-    assert "`make demo`" in advice(catalogue)
+    assert "kit demo" in advice(catalogue)
 
 
 def test_a_run_says_what_it_is(here):

@@ -118,27 +118,31 @@ def window(browser):
 
 @pytest.fixture
 def page(window, app):
-    """A page of the app; errors in it and requests to anywhere else fail the test."""
+    """A page of the app as it opens; errors in it and requests to anywhere else fail the test."""
     page = window.new_page()
     wrong = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("request", lambda r: r.url.startswith((app, "data:", "blob:")) or wrong.append(r.url))
-    page.goto(app)
-    page.wait_for_selector("#kit-run")
+    opened(page, app)
     yield page
     page.close()
     assert not wrong
+
+
+def opened(page, address):
+    page.goto(address)
+    page.wait_for_selector(".kit-row")
 
 
 def fill(page, question=QUESTION, gold="8", **settings):
     page.fill("#kit-question textarea", question)
     page.fill("#kit-gold textarea, #kit-gold input", gold)
     if settings:
-        if not page.get_by_label("Seed").first.is_visible():
-            page.click("#kit-settings > button")
+        page.click(".toggle-button")
         for label, value in settings.items():
             page.get_by_role("spinbutton", name=f"number input for {label}").fill(str(value))
             page.keyboard.press("Tab")
+        page.click(".toggle-button")
 
 
 def run(page):
@@ -148,17 +152,15 @@ def run(page):
 
 def start(page):
     """Run, with what an earlier run left on the page marked as old."""
-    page.evaluate("document.querySelectorAll('.kit-badge').forEach(b => { b.dataset.old = 1 })")
+    page.evaluate("document.querySelectorAll('.kit-row').forEach(row => { row.dataset.old = 1 })")
     page.click("#kit-run")
 
 
 def refused(page):
-    """Wait until the page says why not and takes another run; no badge waits for ever."""
+    """Wait until the page says why not and takes another run; nothing waits for ever."""
     page.wait_for_selector(".kit-notice")
-    page.wait_for_selector("#kit-run:not([disabled])")
-    page.wait_for_function(
-        "![...document.querySelectorAll('.kit-badge')].some(b => /waiting/.test(b.innerText))"
-    )
+    page.wait_for_selector("#kit-run", state="visible")
+    assert "waiting" not in page.inner_text("#kit-head")
     return page.inner_text(".kit-notice")
 
 
@@ -166,38 +168,98 @@ def finished(page):
     """Wait until both answers are complete and the page takes another run."""
     page.wait_for_function(
         """() => {
-            const badges = [...document.querySelectorAll(
-                '#kit-first .kit-badge, #kit-second .kit-badge')];
-            return badges.length == 2 && !document.querySelector('#kit-run').disabled
-                && badges.every(b => !b.dataset.old && !/waiting|writing/.test(b.innerText));
+            const row = document.querySelector('.kit-row');
+            const run = document.querySelector('#kit-run');
+            return row && !row.dataset.old && document.querySelector('.kit-strip')
+                && run && !run.disabled && run.offsetParent;
         }""",
     )
 
 
-def text_of(page, column):
-    return page.inner_text(f"#kit-{column} .kit-text")
+def text_of(page, side):
+    """The completion of a side, as it is read."""
+    cells = page.locator(f"#kit-text .kit-cell.kit-is-{side}").all_inner_texts()
+    return "\n".join(cells)
+
+
+def top(page, selector):
+    return page.eval_on_selector(selector, "element => element.getBoundingClientRect().top")
 
 
 # --- the Compare tab ------------------------------------------------------------------------------
+
+
+def test_the_page_opens_on_reasoning_that_differs(page, runs):
+    """From disk, at once; and the reasoning has the page."""
+    left, right = text_of(page, "left"), text_of(page, "right")
+    stored = [
+        json.loads(line)["completion"]
+        for arm in ("clip", "pspo")
+        for line in (runs / arm / "eval" / "gsm_symbolic.jsonl").read_text().splitlines()
+    ]
+    squeezed = {"".join(text.split()) for text in stored}
+    for shown in (left, right):
+        assert "".join(shown.replace("first difference", "").split()) in squeezed
+    assert left != right and "clip" in page.inner_text("#kit-first")
+    page.set_viewport_size({"width": 1440, "height": 900})
+    assert top(page, "#kit-head") <= 112 and top(page, ".kit-row") <= 150
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 1440
+    style = "element => parseFloat(getComputedStyle(element).fontSize)"
+    assert page.eval_on_selector(".kit-cell", style) >= 16
+    boxes = page.locator(".kit-row >> nth=0 >> .kit-cell")
+    first, second = boxes.nth(0).bounding_box(), boxes.nth(1).bounding_box()
+    assert first["y"] == second["y"]  # lines stand beside each other
+    assert first["width"] + second["width"] > 1300
+
+
+def test_a_phone_shows_the_reasoning_and_what_differs(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert top(page, ".kit-row") <= 220
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+    run, height = page.locator("#kit-run").bounding_box(), 844
+    assert run["y"] + run["height"] > height - 20  # in the bar at the bottom
+    assert page.locator("#kit-head button:visible").all_inner_texts() == ["clip", "Diff", "pspo"]
+    differing = page.locator(".kit-row:not(.kit-same) >> nth=0")
+    assert differing.locator(".kit-cell:visible").count() == 2
+    page.click("#kit-head button[data-show=right]")
+    assert page.locator("#kit-text .kit-is-left:visible").count() == 0
+    assert page.locator("#kit-text .kit-is-right:visible").count() > 0
+
+
+def test_the_same_text_is_looked_at_in_four_ways(page):
+    fill(page)
+    run(page)
+    before = text_of(page, "left")
+    for view in ("Text", "Heat", "Silenced", "Diff"):
+        page.get_by_label(view, exact=True).check(force=True)
+        page.wait_for_selector(f"#kit-reader[data-view={view.lower()}]")
+        assert before.split("\n")[0][:8] in text_of(page, "left")
+    assert page.inner_text("body").count(before.split("\n")[0]) <= 2  # once for each side
+    page.get_by_role("button", name="What the trust regions").click()
+    page.wait_for_selector("#kit-ratios svg circle")
+    assert page.locator("#kit-ratios svg .kit-is-right circle").count() > 0
+    page.locator("#kit-ratios svg .kit-is-right :is(circle, .kit-mark)").nth(1).click()
+    assert "token 2" in page.evaluate("document.activeElement.getAttribute('label')")
+    page.keyboard.press("ArrowRight")  # the keyboard alone goes from token to token
+    assert "token 3" in page.evaluate("document.activeElement.getAttribute('label')")
 
 
 def test_both_sides_stream_at_once_and_verdicts_are_right(page):
     fill(page, **{"Temperature": 2, "New tokens at most": 200})  # long answers
     page.evaluate(
         """() => {
-            window.seen = [];
-            const badge = column => document.querySelector(`#kit-${column} .kit-badge`);
-            const text = column => document.querySelector(`#kit-${column} .kit-text`).innerText;
+            const text = side => [...document.querySelectorAll(`#kit-text .kit-is-${side}`)]
+                .map(cell => cell.innerText).join('');
             new MutationObserver(() => {
-                if (['first', 'second'].every(c => /writing/.test(badge(c)?.innerText)))
-                    window.seen.push([text('first'), text('second')]);
+                if (document.querySelector('.kit-row') && !document.querySelector('.kit-strip'))
+                    window.seen.push([text('left'), text('right')]);
             }).observe(document.body, {childList: true, characterData: true, subtree: true});
         }"""
     )
     for _ in range(TRIES):
         page.evaluate("window.seen = []")
         run(page)
-        final = text_of(page, "first"), text_of(page, "second")
+        final = text_of(page, "left"), text_of(page, "right")
         growing = [pair for pair in page.evaluate("window.seen") if all(pair) and pair != final]
         if growing:
             break
@@ -206,30 +268,22 @@ def test_both_sides_stream_at_once_and_verdicts_are_right(page):
     assert all(
         len(side) <= len(end) for pair in growing for side, end in zip(pair, final, strict=True)
     )
-    for column, text in zip(("first", "second"), final, strict=True):
-        whole = text + "\n#### " + page.inner_text(f"#kit-{column} .kit-final").partition(": ")[2]
-        verdict = NumberVerifier().verify(whole, {"answer": "8"})
-        assert ("right" in page.inner_text(f"#kit-{column} .kit-badge")) == verdict.lenient
+    for column in ("first", "second"):
+        head = page.inner_text(f"#kit-{column}")
+        answer = page.locator(f"#kit-{column} b")
+        found = answer.inner_text() if answer.count() else ""
+        verdict = NumberVerifier().verify(f"#### {found}", {"answer": "8"})
+        assert ("right" in head) == verdict.lenient and "tokens" in head
+        page.hover(f"#kit-{column}")
         figures = page.inner_text(f"#kit-{column} .kit-figures")
-        assert all(name in figures for name in ("tokens", "seconds", "mean log-prob", "KL to base"))
-
-
-def test_where_they_part_is_shown(page):
-    fill(page)
-    run(page)
-    page.wait_for_selector("#kit-heat-left .kit-heat")
-    shown = page.inner_text("#kit-first .kit-text").split("\n")[0]
-    assert shown and shown in page.inner_text("#kit-heat-left")
-    assert "base" not in page.inner_text("#kit-heat-right")
-    page.get_by_label("each side").check()
-    page.wait_for_function("document.querySelector('#kit-heat-right').innerText.includes('base')")
-    page.locator("#kit-ratios svg").first.wait_for()
+        assert all(name in figures for name in ("seconds", "mean log-prob", "KL to base"))
 
 
 def test_enter_runs_and_the_exact_prompt_is_shown(page):
     fill(page)
     page.press("#kit-question textarea", "Enter")
-    page.wait_for_selector("#kit-heat-left .kit-heat")
+    page.wait_for_selector(".kit-cell .kit-token")
+    page.click(".toggle-button")
     page.get_by_role("button", name="The prompt exactly").click()
     page.wait_for_function(
         "q => [...document.querySelectorAll('textarea')].some(a => a.value.includes(q) "
@@ -238,36 +292,22 @@ def test_enter_runs_and_the_exact_prompt_is_shown(page):
     )
 
 
-def test_several_samples_are_summed_up(page):
-    fill(page, **{"Temperature": 1, "Samples of each side": 3})
-    run(page)
-    page.wait_for_selector("#kit-samples table")
-    summary = page.inner_text("#kit-samples")
-    assert "of 3" in summary and "pass@2" in summary and "majority" in summary
-    page.wait_for_selector("#kit-sample", state="visible")
-
-
-def test_samples_are_picked_by_the_arrow_keys(page):
+def test_several_samples_are_dots_that_are_clicked(page):
     fill(page, **{"Temperature": 2, "Samples of each side": 4})
     run(page)
-    page.wait_for_selector("#kit-sample", state="visible")
-    first = text_of(page, "first")
-    slider = page.locator("#kit-sample input[type=range]")
-    slider.press("ArrowRight")
+    summary = page.inner_text("#kit-samples")
+    assert "of 4" in summary and "pass@2" in summary and "majority" in summary
+    assert page.locator("#kit-first .kit-dot").count() == 4
+    first = text_of(page, "left")
+    page.locator("#kit-first .kit-dot").nth(1).click()
+    page.wait_for_selector("#kit-first .kit-dot[data-sample='1'][aria-pressed=true]")
+    page.locator("#kit-first .kit-dot").nth(0).press("Enter")
+    page.wait_for_selector("#kit-first .kit-dot[data-sample='0'][aria-pressed=true]")
     page.wait_for_function(
-        "t => document.querySelector('#kit-first .kit-text').innerText != t", arg=first
+        "t => [...document.querySelectorAll('#kit-text .kit-is-left')]"
+        ".map(cell => cell.innerText).join('\\n') == t",
+        arg=first,
     )
-    slider.press("ArrowLeft")
-    page.wait_for_function(
-        "t => document.querySelector('#kit-first .kit-text').innerText == t", arg=first
-    )
-    for _ in range(3):  # faster than they are scored
-        slider.press("ArrowRight")
-    page.wait_for_function(
-        "t => document.querySelector('#kit-first .kit-text').innerText != t", arg=first
-    )
-    page.wait_for_timeout(1000)
-    assert slider.input_value() == "4"  # nothing has set it back
 
 
 def test_stop_ends_the_answers_and_frees_the_page(page):
@@ -277,15 +317,15 @@ def test_stop_ends_the_answers_and_frees_the_page(page):
         page.wait_for_function(  # at the first word
             """() => {
                 const stop = document.querySelector('#kit-stop');
-                const text = document.querySelector('#kit-first .kit-text');
-                if (!text?.innerText.trim() || stop.disabled) return false;
+                const cell = document.querySelector('.kit-row:not([data-old]) .kit-cell');
+                if (!cell?.innerText.trim() || !stop?.offsetParent) return false;
                 stop.click();
                 return true;
             }""",
             polling=20,
         )
         finished(page)
-        page.wait_for_selector("#kit-stop[disabled]")
+        page.wait_for_selector("#kit-stop", state="hidden")
         if not page.is_visible("#kit-analysis"):  # what was cut short is not analysed
             break
     else:
@@ -295,63 +335,102 @@ def test_stop_ends_the_answers_and_frees_the_page(page):
 
 
 def test_a_blind_vote_names_nobody_before_and_lands_in_the_file(page, runs):
-    page.get_by_label("Blind").check()
+    page.get_by_label("blind").check()
+    page.wait_for_selector("#kit-vote-left")
     fill(page)
     run(page)
-    page.wait_for_selector("#kit-vote", state="visible")
-    columns = page.inner_text("#kit-first") + page.inner_text("#kit-second")
-    assert "Answer A" in columns and "Answer B" in columns
-    assert not any(name in columns for name in ("clip", "pspo", "KL to base"))
-    assert not page.is_visible("#kit-analysis") and not page.is_visible("#kit-export")
-    first = page.inner_text("#kit-first .kit-text")
-    page.click("#kit-vote-left")
-    page.wait_for_selector("#kit-votes", state="visible")
+    page.wait_for_selector("#kit-vote-left")
+    heads = page.inner_text("#kit-head")
+    assert "Answer A" in heads and "Answer B" in heads
+    assert not any(name in heads for name in ("clip", "pspo", "KL to base", "right", "wrong"))
+    assert not page.is_visible("#kit-analysis")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("1")
+    page.wait_for_function("document.querySelector('#kit-votes').innerText.includes('A was')")
     votes, corrupt = read_votes(runs / "votes.jsonl")
-    assert len(votes) == 1 and corrupt == 0
+    assert len(votes) == 1 and corrupt == 0 and votes[0].blind and votes[0].question == QUESTION
     preferred = getattr(votes[0], votes[0].vote)
-    assert votes[0].blind and first.split("\n")[0] in preferred.completion
     revealed = page.inner_text("#kit-votes")
     assert f"A was {preferred.name}" in revealed and "So far" in revealed
     assert preferred.name in page.inner_text("#kit-first")
     page.wait_for_selector("#kit-analysis")
 
 
+def test_stored_answers_are_voted_on_without_a_run_one_key_each(page, runs):
+    path = runs / "votes.jsonl"
+    before = len(read_votes(path)[0]) if path.exists() else 0
+    page.get_by_label("blind").check()
+    page.wait_for_selector("#kit-vote-left")
+    page.evaluate("document.activeElement.blur()")
+    for number in (1, 2):
+        question = page.input_value("#kit-question textarea")
+        page.keyboard.press("3")
+        page.wait_for_function(
+            "q => document.querySelector('#kit-question textarea').value != q", arg=question
+        )
+        assert "Answer A" in page.inner_text("#kit-head")
+        assert "A was" in page.inner_text("#kit-votes")
+        votes = read_votes(path)[0]
+        assert len(votes) == before + number
+        assert (votes[-1].question, votes[-1].vote) == (question, "tie")
+    question = page.input_value("#kit-question textarea")
+    page.keyboard.press("n")
+    page.wait_for_function(
+        "q => document.querySelector('#kit-question textarea').value != q", arg=question
+    )
+
+
 def test_three_clicks_at_once_are_one_vote(page, runs):
     path = runs / "votes.jsonl"
     before = len(read_votes(path)[0]) if path.exists() else 0
-    page.get_by_label("Blind").check()
+    page.get_by_label("blind").check()
+    page.wait_for_selector("#kit-vote-left")
     fill(page)
     run(page)
-    page.wait_for_selector("#kit-vote", state="visible")
+    page.wait_for_selector("#kit-vote-left")
     page.evaluate(
         "['left', 'tie', 'right'].forEach(c => document.querySelector(`#kit-vote-${c}`).click())"
     )
-    page.wait_for_selector("#kit-votes", state="visible")
+    page.wait_for_function("document.querySelector('#kit-votes').innerText.includes('So far')")
     page.wait_for_selector("#kit-analysis", state="visible")
     page.wait_for_timeout(1000)  # for the other clicks
     assert len(read_votes(path)[0]) == before + 1
-    assert "So far" in page.inner_text("#kit-votes")
     assert page.locator(".toast-item").count() == 0
 
 
 def test_a_side_that_is_the_base_is_not_given_away(page):
     page.get_by_label("Left").first.fill("base")
     page.keyboard.press("Enter")
-    page.get_by_label("Show the bare base").check()
-    page.get_by_label("Blind").check()
+    page.get_by_label("base", exact=True).check()
+    page.get_by_label("blind").check()
     fill(page)
     run(page)
-    page.wait_for_selector("#kit-vote", state="visible")
-    assert not page.is_visible("#kit-base")
+    page.wait_for_selector("#kit-vote-left")
+    assert page.locator("#kit-base").count() == 0
     page.click("#kit-vote-both_bad")
-    page.wait_for_selector("#kit-base", state="visible")
-    assert "base" in page.inner_text("#kit-base .kit-name")
+    page.wait_for_selector("#kit-base")
+    assert "base" in page.inner_text("#kit-base")
+
+
+def test_the_pair_is_in_the_address_and_can_be_shared(page, app):
+    page.click("#kit-swap")
+    page.wait_for_function("location.search.includes('left=pspo')")
+    assert "right=clip" in page.url
+    page.goto(page.url)
+    page.wait_for_selector(".kit-row")
+    assert page.inner_text("#kit-first button") == "pspo"
+    opened(page, f"{app}/?left=..%2F..%2Fetc&right=clip")  # no path that was not offered
+    assert page.inner_text("#kit-first button") == "clip"
 
 
 def test_a_problem_of_a_data_set_is_picked_and_its_comparison_exported(page):
-    page.get_by_role("button", name="Pick from a data set").click()
-    page.get_by_label("Containing").fill("books")
-    page.get_by_role("button", name="A random one").click()
+    page.get_by_label("Left").first.fill("base")  # which has no stored answers here
+    page.keyboard.press("Enter")
+    page.wait_for_function("!document.querySelector('.kit-row')")
+    page.click(".toggle-button")
+    page.get_by_label("Problems containing").fill("books")
+    page.click(".toggle-button")
+    page.click("#kit-chance")
     page.wait_for_function(
         "document.querySelector('#kit-question textarea').value.includes('books')"
     )
@@ -359,16 +438,16 @@ def test_a_problem_of_a_data_set_is_picked_and_its_comparison_exported(page):
     gold = page.input_value("#kit-gold textarea, #kit-gold input")
     assert gold.isdigit()
     run(page)
-    page.wait_for_selector("#kit-export", state="visible")
+    page.click(".toggle-button")
     files = {}
     for name in ("as Markdown", "as JSON", "LLM Comparator"):
         with page.expect_download() as download:
             page.locator("#kit-export").get_by_text(name).click()
         files[name] = Path(download.value.path()).read_text(encoding="utf-8")
-    assert question in files["as Markdown"] and "clip" in files["as Markdown"]
+    assert question in files["as Markdown"] and "pspo" in files["as Markdown"]
     pair = json.loads(files["as JSON"])
     assert (pair["question"], pair["answer"]) == (question, gold)
-    assert pair["left"]["name"] == "clip" and pair["left"]["kl_to_base"] > 0
+    assert pair["right"]["name"] == "pspo" and pair["right"]["kl_to_base"] > 0
     (example,) = json.loads(files["LLM Comparator"])["examples"]
     assert example["output_text_b"] == pair["right"]["completion"]
 
@@ -381,16 +460,14 @@ def test_hostile_text_does_nothing(page):
     )
     fill(page, question=hostile, gold="<b>8</b>")
     run(page)
+    page.click(".toggle-button")
     page.get_by_role("button", name="The prompt exactly").click()
     page.wait_for_function(
         "[...document.querySelectorAll('textarea')].some("
         "a => a.value.includes('window.hacked = 2') && a.value.includes('assistant'))"
     )
     assert page.evaluate("window.hacked") is None
-    assert (
-        page.locator("#kit-first h1, #kit-second h1, #kit-first img, #kit-heat-left img").count()
-        == 0
-    )
+    assert page.locator("#kit-reader :is(h1, img, script, a)").count() == 0
 
 
 @pytest.mark.parametrize(
@@ -416,10 +493,10 @@ def test_paths_out_of_the_folders_are_refused(page, path):
 # --- the other tabs -------------------------------------------------------------------------------
 
 
-PLOTS = "document.querySelectorAll('.vega-embed canvas, .vega-embed svg').length"
+PLOTS = "document.querySelectorAll('.kit-curves svg').length"
 FILLED = {  # what is on a tab when all of it is there
-    "Compare": "!!document.querySelector('#kit-heat-left .kit-heat')",
-    "Browse": "document.body.innerText.includes('Run this one live')",
+    "Compare": "!!document.querySelector('.kit-cell .kit-token')",
+    "Browse": "document.body.innerText.includes('Read them in Compare')",
     "Training": f"{PLOTS} > 5",
     "Report": "document.body.innerText.includes('kit report')",
 }
@@ -429,21 +506,60 @@ def open_tab(page, name):
     page.get_by_role("tab", name=name).click()
 
 
-def test_browse_filters_and_hands_a_problem_to_compare(page, runs):
+def test_browse_filters_and_hands_its_pairs_to_compare(page, runs):
     open_tab(page, "Browse")
-    page.wait_for_selector("text=Run this one live")
-    page.wait_for_function("document.body.innerText.includes('of 6')")
+    page.wait_for_function("document.body.innerText.includes('1 to 6 of 6')")
+    boxes = page.get_by_role("tabpanel").get_by_label("Left", exact=True)
+    assert boxes.last.input_value() == "clip"  # the pair of the bar
     page.get_by_label("Search questions").fill("zzz nowhere")
     page.wait_for_function("!document.body.innerText.includes('1 to 6 of 6')")
     page.get_by_label("Search questions").fill("")
-    page.wait_for_function("document.body.innerText.includes('of 6')")
+    page.wait_for_function("document.body.innerText.includes('1 to 6 of 6')")
     rows = (runs / "clip" / "eval" / "gsm_symbolic.jsonl").read_text().splitlines()
     questions = [json.loads(row)["question"] for row in rows]
-    page.get_by_role("button", name="Run this one live").click()
+    page.get_by_role("button", name="Read them in Compare").click()
     page.wait_for_selector("#kit-question", state="visible")
     page.wait_for_function(
         "qs => qs.includes(document.querySelector('#kit-question textarea').value)", arg=questions
     )
+    assert page.locator(".kit-row").count() > 0
+
+
+def test_left_may_become_what_right_is(page):
+    """They change places, here and in the bar, and nothing is an error."""
+    open_tab(page, "Browse")
+    page.wait_for_function("document.body.innerText.includes('1 to 6 of 6')")
+    left = page.get_by_role("tabpanel").get_by_label("Left", exact=True).last
+    left.click()
+    page.get_by_role("option", name="pspo").last.click()
+    page.wait_for_function("location.search.includes('left=pspo')")
+    assert page.locator(".toast-item").count() == 0
+    open_tab(page, "Compare")
+    page.wait_for_function("document.querySelector('#kit-first button').innerText == 'pspo'")
+    assert page.inner_text("#kit-second button") == "clip"
+
+
+def test_many_problems_are_answered_and_kept_like_an_evaluation(page, runs):
+    page.click(".toggle-button")
+    page.get_by_label("Problems of a queue").fill("6")
+    page.keyboard.press("Tab")
+    page.get_by_role("spinbutton", name="number input for New tokens at most").fill("16")
+    page.keyboard.press("Tab")
+    page.click(".toggle-button")
+    page.get_by_role("button", name="6 problems").click()
+    page.wait_for_function("document.querySelectorAll('.kit-scores button').length == 4")
+    page.wait_for_selector("#kit-many", state="visible")
+    assert page.locator(".kit-scores button").count() == 6
+    said = page.inner_text("#kit-votes")
+    assert "6 stored problems of gsm_symbolic" in said and "McNemar" in said
+    for arm in ("clip", "pspo"):
+        kept = json.loads((runs / arm / "eval" / "gsm_symbolic.app-t0-n16.json").read_text())
+        assert (kept["status"], kept["n"]) == ("finished", 6)
+    page.locator(".kit-scores button").nth(2).click()
+    page.wait_for_selector(".kit-scores button[data-case='2'][aria-pressed=true]")
+    fill(page)  # the adapters are on the base again
+    run(page)
+    page.wait_for_selector(".kit-cell .kit-token", state="attached")
 
 
 def test_training_draws_curves_and_names_the_difference(page):
@@ -480,7 +596,7 @@ def test_a_phone_needs_no_sideways_scrolling(page):
     page.set_viewport_size({"width": 390, "height": 844})
     fill(page)
     run(page)
-    page.wait_for_selector("#kit-heat-left .kit-heat")
+    page.wait_for_selector(".kit-cell .kit-token", state="attached")
     for tab in FILLED:
         if page.get_by_role("tab", name=tab).is_visible():
             open_tab(page, tab)
@@ -502,11 +618,10 @@ def test_no_serious_violation_of_accessibility(browser, app, scheme):
     context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
     context.set_default_timeout(LONG)
     page = context.new_page()
-    page.goto(f"{app}/?__theme={scheme}")
-    page.wait_for_selector("#kit-run")
+    opened(page, f"{app}/?__theme={scheme}")
     fill(page, Temperature=1)
     run(page)
-    page.wait_for_selector("#kit-heat-left .kit-heat")
+    page.wait_for_selector(".kit-cell .kit-token", state="attached")
     # colours are all that the dark page has of its own
     options = {"runOnly": ["color-contrast"]} if scheme == "dark" else {}
     found = {}
@@ -571,11 +686,10 @@ def test_a_client_who_leaves_frees_the_model(browser, app):
 
     page = browser.new_page()
     page.set_default_timeout(LONG)
-    page.goto(app)
-    page.wait_for_selector("#kit-run")
+    opened(page, app)
     fill(page, **{"Temperature": 2, "New tokens at most": 800, "Samples of each side": 8})
     page.click("#kit-run")
-    page.wait_for_function("document.querySelector('#kit-first .kit-text')?.innerText.length > 5")
+    page.wait_for_function("!document.querySelector('.kit-strip')")
     page.close()
     began = time.monotonic()
     answer = Client(app, verbose=False).predict(

@@ -19,20 +19,29 @@ import pytest
 import torch
 
 from kit.app import inert
-from kit.app.compare import differences, heatmap, ratios
-from kit.app.compare.differences import first_difference, word_diff
-from kit.app.compare.heatmap import COLOURS, heat_map
+from kit.app.compare import ratios, reader
+from kit.app.compare.alignment import align, differing, first_difference
 from kit.app.compare.ratios import Ratios, ratio_chart
+from kit.app.compare.reader import (
+    Column,
+    heads_html,
+    heat_of,
+    nats,
+    percent,
+    rows_of,
+    text_markdown,
+)
 from kit.app.compare.tokens import Token
 from kit.app.inert import (
     LATEX_DELIMITERS,
     MAX_CHARACTERS,
     MAX_FORMULA,
     MAX_FORMULAS,
-    inert_html,
     inert_markdown,
+    literal_html,
     printable,
 )
+from kit.app.parts import PROSE
 from kit.config import Clip, ObjectiveConfig
 from kit.errors import AdapterError
 from kit.training.objectives import Denominator, LossInputs, policy_loss
@@ -201,12 +210,11 @@ def test_unclosed_formulas_cost_little(unit: str) -> None:
     assert time.thread_time() - start < 3  # a scan to the end from each opener takes minutes
 
 
-def test_html_keeps_line_breaks_and_marks_them() -> None:
-    mark = '<span class="kit-newline" aria-hidden="true"></span>'
-    assert inert_html("<b>\n'&") == f"&lt;b&gt;{mark}\n&#x27;&amp;"
+def test_literal_html_is_one_line_in_which_nothing_is_markup() -> None:
+    assert literal_html("<b>\n'%") == "&#60;b&#62;&#10;&#39;&#37;"
 
 
-# --- heat map ------------------------------------------------------------------------------------
+# --- the reading page ----------------------------------------------------------------------------
 
 
 class Page(HTMLParser):
@@ -248,105 +256,205 @@ class Page(HTMLParser):
             if name in attrs.get("class", "").split()
         ]
 
-    def tokens(self) -> list[tuple[dict[str, str], str]]:
-        return [found for found in self.of_class("kit-token") if "data-kit-facts" in found[0]]
-
 
 def token(text: str, left: float, right: float, base: float = -1.0) -> Token:
     return Token(text, {"left": left, "right": right, "base": base}, ((" b", 0.25), ("\n", 0.125)))
 
 
 TOKENS = [
-    token("So", -0.5, -2.0),  # +1.5 nats: half of the bound
-    token(" 4", -9.0, -1.0),  # -8: clipped
+    token("So", -0.5, -2.0),  # +1.5 nats: three quarters of the largest
+    token(" 4", -3.0, -1.0),  # -2: the largest
     token("", -1.0, -1.0),
-    token("\n<b>", -1.0, -0.7),  # -0.3: a tenth
+    token("\n<b>", -1.0, -0.7),  # -0.3: 15 %
 ]
 
 
-def test_heat_map_shows_each_difference() -> None:
-    tokens = Page(heat_map(TOKENS, "left", "right")).tokens()
-    assert [text for _, text in tokens] == ["So", " 4", "", "\n<b>"]
-    assert [attrs["style"] for attrs, _ in tokens] == [
-        "--kit-share: 50%",
-        "--kit-share: 100%",
-        "--kit-share: 0%",
-        "--kit-share: 10%",
+def column(tokens: list[Token], side: str = "left", **more: Any) -> Column:
+    text = "".join(one.text for one in tokens)
+    return Column(side, side, side.upper(), text, scored=tokens, **more)
+
+
+def read(*columns: Column, to_base: bool = False) -> Page:
+    """The page of two columns, the second one a copy of a first one that is alone."""
+    both = (
+        columns if len(columns) > 1 else (*columns, replace(columns[0], side="right", name="RIGHT"))
+    )
+    return Page(text_markdown(both, heat=heat_of(both, to_base=to_base)))
+
+
+def tokens_of(page: Page, side: str = "left") -> list[tuple[dict[str, str], str]]:
+    return [found for found in page.of_class("kit-token") if f"kit-at-{side}-" in found[0]["class"]]
+
+
+def test_heat_has_the_scale_of_the_largest_difference() -> None:
+    found = tokens_of(read(column(TOKENS)))
+    # the last token stands on two lines: its break on the first, "<b>" on the second
+    assert [text for _, text in found] == ["So", " 4", "", "", "<b>"]
+    shares = [attrs["style"].removeprefix("--kit-share: ") for attrs, _ in found]
+    assert shares == ["75%", "100%", "0%", "15%", "15%"]
+    likelier = [attrs["class"].split()[2] for attrs, _ in found]
+    assert likelier == ["kit-like-left", *["kit-like-right"] * 4]
+    both = (column(TOKENS), column(TOKENS, "right"))
+    shown = text_markdown(both, heat=heat_of(both, to_base=False))
+    assert "2.000 nats, 7.39 times" in shown  # e^2 = 7.389
+    to_base = tokens_of(read(column(TOKENS), to_base=True))
+    assert [attrs["class"].split()[2] for attrs, _ in to_base][:2] == [
+        "kit-like-left",  # -0.5 against the base's -1
+        "kit-like-base",
     ]
-    directions = [attrs["class"].split()[1] for attrs, _ in tokens]
-    assert directions == ["kit-up", "kit-down", "kit-down", "kit-down"]
-    # the other way round, the other colour
-    swapped = Page(heat_map(TOKENS, "right", "left")).tokens()
-    assert [attrs["class"].split()[1] for attrs, _ in swapped[:2]] == ["kit-down", "kit-up"]
 
 
-def test_heat_map_tells_the_facts_of_a_token() -> None:
-    page = Page(heat_map(TOKENS, "left", "right", silenced=[1]))
-    assert page.tokens()[1][0]["data-kit-facts"].split("\n") == [
+def test_differences_too_small_to_mean_anything_stay_pale() -> None:
+    tiny = [token("a", -1.0, -1.0000001)]
+    assert tokens_of(read(column(tiny)))[0][0]["style"] == "--kit-share: 0%"
+
+
+def test_a_token_tells_its_facts() -> None:
+    facts = tokens_of(read(column(TOKENS, silenced=[1])))[1][0]["label"]
+    assert facts.split("\n") == [
         "token 2: “ 4”",
-        "left: 0.0123 %, log-probability -9.000 nats",  # e^-9 = 1.234e-4
-        "right: 36.8 %, log-probability -1.000 nats",
+        "LEFT: 4.98 %, log-probability -3.000 nats",  # e^-3 = 0.0498
+        "RIGHT: 36.8 %, log-probability -1.000 nats",
         "base: 36.8 %, log-probability -1.000 nats",
-        "log of left over right: -8.000 nats",
+        "log of LEFT over RIGHT: -2.000 nats",
         "likeliest: “ b” 25 %, “↵” 12.5 %",
         "silenced: clip leaves it no gradient",
     ]
 
 
-def test_heat_map_marks_and_names_them() -> None:
-    shown = heat_map(TOKENS, "left", "right", diverges_at=1, silenced=[0, 3, 99])
-    page = Page(shown)
-    classes = [attrs["class"] for attrs, _ in page.tokens()]
-    assert ["kit-first" in names for names in classes] == [False, True, False, False]
-    assert ["kit-silenced" in names for names in classes] == [True, False, False, True]
-    assert ["kit-part" in names for names in classes] == [False, False, True, False]
-    assert [text for _, text in page.of_class("kit-flag")] == ["first difference"]
-    assert "Outlined: the first difference, token 2." in shown
-    assert "silenced tokens: 2. Clip leaves no gradient." in shown
-    assert "Orange, bar above: likelier under left. Blue, bar below: likelier under right." in shown
-    assert "clipped at ±3 (20 times as likely)" in shown  # e^3 = 20.09
-    plain = heat_map(TOKENS, "left", "right")
-    assert "Outlined" not in plain and "Dashed" not in plain and "kit-flag" not in plain
+@pytest.mark.parametrize(
+    ("probability", "words"),
+    [
+        (0.517, "51.7 %"),
+        (1.0, "100 %"),
+        (7.87e-8, "under 0.001 %"),
+        (0.0, "0 %"),
+        (5e-4, "0.050 %"),
+    ],
+)
+def test_no_probability_is_a_power_of_ten(probability: float, words: str) -> None:
+    assert percent(probability) == words
 
 
-def test_heat_map_of_a_completion_that_ends_first() -> None:
-    shown = heat_map(TOKENS, "left", "right", diverges_at=4)
-    assert shown.index("the other goes on here") > shown.index("&lt;b&gt;")
-    assert "kit-first" not in shown and "Outlined" not in shown
-    assert "kit-flag" not in heat_map(TOKENS, "left", "right", diverges_at=5)
+def test_no_zero_is_below_zero() -> None:
+    assert (nats(-0.0004), nats(-0.0006), nats(0.0004, "+")) == ("0.000", "-0.001", "0.000")
 
 
-def test_heat_map_lists_the_largest_differences_for_who_cannot_point() -> None:
-    page = Page(heat_map(TOKENS, "left", "right"))
-    cells = ["".join(texts) for tag, _, texts in page.elements if tag == "td"]
-    assert cells[:10] == [
-        *("2", "“ 4”", "0.0123 %", "36.8 %", "-8.00"),
-        *("1", "“So”", "60.7 %", "13.5 %", "+1.50"),  # e^-0.5 = 0.607, e^-2 = 0.135
+def test_the_fork_has_both_probabilities() -> None:
+    left = column([token("So", -0.1, -0.1), token(" 4", math.log(0.517), -3.0)])
+    right = column([token("So", -0.1, -0.1), token(" 5", -3.0, math.log(0.478))], "right")
+    flags = [text for _, text in read(left, right).of_class("kit-fork")]
+    assert flags == ["token 2: 51.7 % against 47.8 %"] * 2
+    shorter = column([token("So", -0.1, -0.1)], "right")
+    assert "against the end" in str(read(left, shorter).of_class("kit-fork"))
+    assert read(left, replace(left, side="right")).of_class("kit-fork") == []
+    stored = [replace(side, scored=()) for side in (left, right)]
+    assert text_markdown(stored).count("first difference") == 2
+
+
+def test_marks_of_tokens() -> None:
+    page = read(column([*TOKENS, token("<|end|>", -1.0, -1.0)], silenced=[0, 3, 99]))
+    classes = [attrs["class"] for attrs, _ in tokens_of(page)]
+    assert ["kit-silenced" in names for names in classes] == [True, False, False, True, True, False]
+    assert ["kit-part" in names for names in classes] == [False, False, True, False, False, False]
+    ended = Column("left", "left", "L", "So", scored=[TOKENS[0], token("<|end|>", -1, -1)])
+    (attrs, text) = tokens_of(read(ended))[-1]
+    assert "kit-end" in attrs["class"] and text == "<|end|>"
+
+
+def words(left: str, right: str) -> tuple[list[str], list[str]]:
+    ours, theirs = differing(left, right)
+    return [left[i:j] for i, j in ours], [right[i:j] for i, j in theirs]
+
+
+def test_differing_words_keep_numbers_whole() -> None:
+    assert words("He has 5.25 clips.", "He has 5.75 clips.") == (["5.25"], ["5.75"])
+    assert words("x_1 is it", "x_2 is") == (["1", " it"], ["2"])
+    assert words("same", "same") == ([], [])
+
+
+def test_lines_stand_beside_what_is_like_them() -> None:
+    left = ["36 / 6 = 6 days", "so the answer", "#### 6"]
+    right = ["James eats twice", "36 / 12 = 3 days", "#### 3"]
+    assert align(left, right) == [(None, 0), (0, 1), (1, None), (2, 2)]
+    assert align(["a", "b"], ["a", "b"]) == [(0, 0), (1, 1)]
+    assert align([], ["a"]) == [(None, 0)]
+    many = [f"line {i} {i * 7}" for i in range(200)]
+    other = [f"row {i} {i * 3}" for i in range(190)]
+    indices = list(zip(*align(many, other), strict=True))
+    assert [i for i in indices[0] if i is not None] == list(range(200))
+    assert [i for i in indices[1] if i is not None] == list(range(190))
+
+
+def test_a_line_is_dimmed_where_both_say_the_same() -> None:
+    left, right = Column("left", "left", "L", "a\nb 1"), Column("right", "right", "R", "a\nb 2")
+    page = Page(text_markdown([left, right]))
+    assert [attrs["class"] for attrs, _ in page.of_class("kit-row")] == [
+        "kit-row kit-same",
+        "kit-row",
     ]
-    assert len(cells) == 5 * 4
+    assert [text for _, text in page.of_class("kit-differs")] == ["1", "2"]
 
 
-def test_heat_map_of_hostile_tokens_is_text() -> None:
-    attack = "\"'><img src=x onerror=alert(1)>\u202e</span></div><script>"
-    tokens = [Token(attack, {"left": -1.0, "right": -2.0}, ((attack, 0.5),))]
-    page = Page(heat_map(tokens, "left", "right"))
-    allowed = "figure figcaption p br div span details summary table thead tbody tr th td"
-    assert page.tags() <= set(allowed.split())
-    assert {name for _, attrs, _ in page.elements for name in attrs} <= {
-        *("class", "style", "tabindex", "data-kit-facts", "scope", "aria-hidden")
-    }
-    assert page.tokens()[0][1] == attack.replace("\u202e", "")
+def test_the_bases_lines_stand_by_the_lines_of_the_first() -> None:
+    left, right = Column("left", "left", "L", "a 1\nb 2"), Column("right", "right", "R", "a 1\nb 3")
+    base = Column("base", "base", "B", "x 9\na 1\nb 2\nc 4")
+    assert [row.lines for row in rows_of([left, right, base])] == [
+        ((0,), (0,), (0, 1)),
+        ((1,), (1,), (2, 3)),
+    ]
 
 
-def test_heat_map_of_nothing_says_so() -> None:
-    assert heat_map([], "left", "right") == "<p>The completion has no token.</p>"
+def test_a_formula_is_typeset_once_and_has_its_tokens_beside_it() -> None:
+    parts = [token("is $", -1, -1), token("x^2", -1, -2), token("$ so", -1, -1)]
+    both = (column(parts), column(parts, "right"))
+    shown = text_markdown(both, heat=heat_of(both, to_base=False))
+    (maths, _) = Page(shown).of_class("kit-maths")
+    assert maths[1] == f"{INLINE}x^2{END}"
+    sources = Page(shown).of_class("kit-source")
+    assert len(sources) == 2 and "x&#94;2" in shown
+
+
+def test_what_is_shown_is_the_text_and_nothing_else() -> None:
+    for text in (HOSTILE, "</mark><script>alert(1)</script>\n\n<ins>$x$</ins>", "", "\n\n"):
+        other = text.upper() or "x"
+        for one in (Column("left", "left", "L", text), column([token(text, -1, -1)])):
+            both = (one, Column("right", "right", "R", other, scored=[token(other, -1, -1)]))
+            heat = heat_of(both, to_base=False) if one.scored else None
+            page = Page(text_markdown(both, heat=heat))
+            assert page.tags() <= {"div", "span", "mark", "i", "br", "p"}
+            assert {name for _, attrs, _ in page.elements for name in attrs} <= {
+                *("class", "style", "tabindex", "label", "id")
+            }
+
+
+def test_names_are_text_in_the_heads() -> None:
+    attack = "\"'><img src=x onerror=alert(1)>"
+    page = Page(heads_html([Column(s, s, attack, "", answer=attack) for s in ("left", "right")]))
+    assert "img" not in page.tags()
+    assert attack in [text for _, _, texts in page.elements for text in texts]
+
+
+def test_long_texts_cost_little_and_say_what_is_missing() -> None:
+    # every word as frequent as a word may be before it stops to count as one: the costly case
+    numbers = [str(7 * i % 101) for i in range(20_000)]
+    for left, right in (
+        (" ".join(numbers), " ".join(sorted(numbers))),
+        ("\n".join(numbers), "\n".join(sorted(numbers))),
+        ("\n" * 60_000, "a\n" * 30_000),
+    ):
+        both = [Column("left", "left", "L", left), Column("right", "right", "R", right)]
+        start = time.thread_time()
+        shown = text_markdown(both)
+        assert time.thread_time() - start < 5
+        assert "further characters are not shown" in shown and shown.count("kit-row ") <= 2_001
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_a_log_probability_that_is_none_names_its_token(value: float) -> None:
     message = f"token 2 has the log-probability {value} under right"
     with pytest.raises(AdapterError, match=message):
-        heat_map([TOKENS[0], token("x", -1.0, value)], "left", "right")
+        read(column([TOKENS[0], token("x", -1.0, value)]))
 
 
 def luminance(colour: tuple[float, float, float]) -> float:
@@ -371,34 +479,33 @@ def test_contrast_by_hand() -> None:
     assert contrast(rgb("#767676"), rgb("#ffffff")) == pytest.approx(4.54, abs=0.005)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_tokens_can_be_read_on_every_colour(theme: str) -> None:
-    colours = {name: rgb(colour) for name, colour in COLOURS[theme].items()}
-    for hue in ("up", "down"):
-        for share in range(101):
-            pairs = zip(colours[hue], colours["page"], strict=True)
-            red, green, blue = (a * share / 100 + b * (1 - share / 100) for a, b in pairs)
-            assert contrast((red, green, blue), colours["text"]) >= 4.5, (hue, share)
+def colours(theme: str) -> dict[str, tuple[float, float, float]]:
+    """The reading page's, by name."""
+    rule = re.search(
+        rf"^{re.escape(theme)}\.gradio-container[^{{]*{{(.*?)}}", reader.STYLE, re.S | re.M
+    )
+    assert rule is not None
+    return {key: rgb(value) for key, value in re.findall(r"--kit-([\w-]+): (#\w{6})", rule[1])}
 
 
 @pytest.mark.parametrize("theme", ["", ".dark "])
-def test_differences_and_chart_can_be_read(theme: str) -> None:
-    def variables(style: str, name: str) -> dict[str, tuple[float, float, float]]:
-        rule = re.search(rf"^{re.escape(theme)}\.{name} {{(.*?)}}", style, re.S | re.M)
-        assert rule is not None
-        return {key: rgb(value) for key, value in re.findall(r"--kit-(\w+): (#\w{6})", rule[1])}
-
-    diff = variables(differences.STYLE, "kit-diff")
-    for behind in ("page", "gone", "new"):
-        assert contrast(diff["text"], diff[behind]) >= 4.5, behind
-    chart = variables(ratios.STYLE, "kit-ratios")
-    pages = {"": "#ffffff", ".dark ": "#18181b"}  # what Gradio's default theme paints
-    for behind in (chart["band"], rgb(pages[theme])):
-        for name in ("raw", "smooth", "mark"):
-            assert contrast(chart[name], behind) >= 3, name  # graphics, WCAG 1.4.11
+def test_text_can_be_read_on_every_colour(theme: str) -> None:
+    found = colours(theme)
+    for arm in ("left", "right", "base"):
+        assert contrast(found[arm], found["page"]) >= 4.5, arm
+        assert contrast(found["text"], found[f"{arm}-tint"]) >= 4.5, arm
+        assert contrast(found[arm], rgb(BAND[theme])) >= 3, arm  # graphics, WCAG 1.4.11
+        for share in range(101):
+            pairs = zip(found[f"{arm}-full"], found["page"], strict=True)
+            red, green, blue = (a * share / 100 + b * (1 - share / 100) for a, b in pairs)
+            assert contrast((red, green, blue), found["text"]) >= 4.5, (arm, share)
+    assert contrast(found["dim"], found["page"]) >= 4.5
 
 
-# --- differences ---------------------------------------------------------------------------------
+BAND = {
+    theme: re.search(rf"^{theme}\.kit-ratios {{ --kit-band: (#\w{{6}})", ratios.STYLE, re.M)[1]  # type: ignore[index]
+    for theme in ("", ".dark ")
+}
 
 
 @pytest.mark.parametrize(
@@ -415,63 +522,6 @@ def test_differences_and_chart_can_be_read(theme: str) -> None:
 )
 def test_first_difference(a: list[int], b: list[int], index: int | None) -> None:
     assert first_difference(a, b) == index
-
-
-def body(diff: str) -> str:
-    """The second paragraph: the texts themselves."""
-    return diff.split("</p><p>")[1].removesuffix("</p></div>")
-
-
-def sides(diff: str) -> tuple[str, str]:
-    """Both texts, read back from the marks."""
-    marked = re.sub(r'<span class="kit-newline" aria-hidden="true"></span>', "", body(diff))
-    left = re.sub(r"<ins>.*?</ins>", "", marked, flags=re.S)
-    right = re.sub(r"<del>.*?</del>", "", marked, flags=re.S)
-    left, right = (html.unescape(re.sub(r"</?(?:ins|del)>", "", text)) for text in (left, right))
-    return left, right
-
-
-def test_word_diff_marks_words_and_keeps_numbers_whole() -> None:
-    assert body(word_diff("He has 5.25 clips.", "He has 5.75 clips.")) == (
-        "He has <del>5.25</del><ins>5.75</ins> clips."
-    )
-    assert body(word_diff("x_1 is it", "x_2 is")) == "x_<del>1</del><ins>2</ins> is<del> it</del>"
-
-
-def test_word_diff_marks_a_changed_line_break() -> None:
-    mark = '<span class="kit-newline" aria-hidden="true"></span>'
-    assert body(word_diff("a\nb", "a b")) == f"a<del>{mark}\n</del><ins> </ins>b"
-
-
-def test_word_diff_of_equal_texts() -> None:
-    shown = word_diff("a <b>\n", "a <b>\n")
-    assert "Both texts are the same." in shown and body(shown) == "a &lt;b&gt;\n"
-
-
-@pytest.mark.parametrize(
-    ("left", "right"),
-    [
-        ("", "new"),
-        ("gone", ""),
-        ("  two  spaces\n\n<i>\tx", " two spaces\n<b> x "),
-        ("</del><script>alert(1)</script>", "<ins>$x$</ins>"),
-        ("new " + "word " * 4_000, "word " * 3_000 + "other " * 1_000),
-    ],
-)
-def test_word_diff_loses_nothing_and_adds_nothing(left: str, right: str) -> None:
-    shown = word_diff(left, right)
-    assert sides(shown) == (left, right)
-    assert Page(shown).tags() <= {"div", "p", "del", "ins", "span"}
-
-
-def test_word_diff_is_bounded() -> None:
-    # every word as frequent as a word may be before it stops to count as one: the costly case
-    words = [str(7 * i % 101) for i in range(20_000)]
-    start = time.thread_time()
-    shown = word_diff(" ".join(words), " ".join(sorted(words)))
-    assert time.thread_time() - start < 5
-    total = len(" ".join(words))
-    assert f"Not shown: {total - MAX_CHARACTERS:,} characters of the left" in shown
 
 
 # --- ratios --------------------------------------------------------------------------------------
@@ -527,7 +577,8 @@ def test_ratios_beyond_floats_stay_finite() -> None:
         tokens, "left", "base", alpha=0.1, epsilon_low=0.2, epsilon_high=0.28, positive=True
     )
     assert found.raw == (math.exp(700), math.exp(-700)) and found.silenced == (0,)
-    assert "nan" not in ratio_chart(found) and "inf" not in ratio_chart(found)
+    chart = ratio_chart({"L": found})
+    assert "nan" not in chart and "inf" not in chart
 
 
 def test_a_damaged_adapter_is_named() -> None:
@@ -535,27 +586,31 @@ def test_a_damaged_adapter_is_named() -> None:
         measured(math.nan)
 
 
+def chart_of(found: Ratios) -> str:
+    return ratio_chart({found.side: found})
+
+
 def drawing(chart: str) -> ElementTree.Element:
     return ElementTree.fromstring(chart[chart.index("<svg") : chart.index("</svg>") + 6])
 
 
 def dots(svg: ElementTree.Element) -> list[tuple[float, float]]:
-    path = svg.find(".//path[@class='kit-raw']")
-    assert path is not None
-    return [
-        (float(x), float(y)) for x, y in re.findall(r"M([-\d.]+) ([-\d.]+)h0", path.get("d", ""))
-    ]
+    return [(float(one.get("cx", "")), float(one.get("cy", ""))) for one in svg.iter("circle")]
+
+
+def marks_of(svg: ElementTree.Element) -> list[str]:
+    return [p.get("d", "") for p in svg.iter("path") if "kit-mark" in p.get("class", "")]
 
 
 def smooth(svg: ElementTree.Element) -> list[tuple[float, float]]:
-    line = svg.find("polyline")
+    line = svg.find(".//polyline")
     assert line is not None
     pairs = [point.split(",") for point in line.get("points", "").split()]
     return [(float(x), float(y)) for x, y in pairs]
 
 
 def test_chart_draws_both_on_one_logarithmic_scale() -> None:
-    svg = drawing(ratio_chart(measured(0.01, 0.1, 1.0, 10.0, positive=False, epsilon_low=1.0)))
+    svg = drawing(chart_of(measured(0.01, 0.1, 1.0, 10.0, positive=False, epsilon_low=1.0)))
     raw, line = dots(svg), smooth(svg)
     assert [x for x, _ in raw] == [x for x, _ in line]
     steps = [raw[i][1] - raw[i + 1][1] for i in range(3)]
@@ -567,7 +622,7 @@ def test_chart_draws_both_on_one_logarithmic_scale() -> None:
     band = svg.find("rect")
     assert band is not None  # down to the bottom: with epsilon_low 1 there is no lower bound
     bottom = float(band.get("y", "")) + float(band.get("height", ""))
-    assert bottom == pytest.approx(190, abs=0.11)
+    assert bottom == pytest.approx(220, abs=0.11)
     decade = steps[0]
     assert float(band.get("y", "")) == pytest.approx(
         raw[2][1] - math.log10(1.28) * decade, abs=0.11
@@ -576,43 +631,44 @@ def test_chart_draws_both_on_one_logarithmic_scale() -> None:
 
 @pytest.mark.parametrize(("positive", "index", "up"), [(True, 2, True), (False, 0, False)])
 def test_chart_marks_silenced_tokens_by_shape(positive: bool, index: int, up: bool) -> None:
-    svg = drawing(ratio_chart(measured(0.5, 1.0, 2.0, positive=positive)))
-    marks = [path.get("d", "") for path in svg.findall("path") if path.get("class") == "kit-mark"]
+    svg = drawing(chart_of(measured(0.5, 1.0, 2.0, positive=positive)))
+    marks = marks_of(svg)
     assert len(marks) == 1 and len(dots(svg)) == 2
-    [(x, slope)] = re.findall(r"M([\d.]+) [\d.]+h7l-3.5 (-?\d)z", marks[0])
-    assert float(x) + 3.5 == pytest.approx(smooth(svg)[index][0], abs=0.11)
+    [(x, slope)] = re.findall(r"M([\d.]+) [\d.]+h9l-4.5 (-?\d)z", marks[0])
+    assert float(x) + 4.5 == pytest.approx(smooth(svg)[index][0], abs=0.11)
     assert (int(slope) < 0) == up  # upwards is towards smaller y
 
 
-def test_chart_says_it_in_words() -> None:
-    chart = ratio_chart(measured(0.5, 1.0, 2.0, 3.0))
+def test_chart_says_it_in_words_for_both_sides() -> None:
+    right = replace(measured(1.0, 0.5, positive=False), side="right")
+    chart = ratio_chart({"clip": measured(0.5, 1.0, 2.0, 3.0), "pspo": right})
     svg = drawing(chart)
-    assert svg.findtext("title") == "Ratio of each token's probability, left over base"
+    assert svg.findtext("title") == "Ratio of each token's probability to base"
     assert svg.findtext("desc") == (
-        "4 tokens, 2 of them without gradient under clip; ratios from 0.5 to 3."
+        "clip: 4 tokens, 2 of them without gradient under clip; ratios from 0.5 to 3. "
+        "pspo: 2 tokens, 1 of them without gradient under clip; ratios from 0.5 to 1."
     )
     assert "clip's range, 0.8 to 1.28" in chart
-    assert "advantage &gt; 0 and r &gt; 1.28" in chart
-    negative = ratio_chart(measured(1.0, positive=False))
-    assert "advantage &lt; 0 and r &lt; 0.8" in negative
     cells = ["".join(texts) for tag, _, texts in Page(chart).elements if tag in ("th", "td")]
     assert cells == [
-        *("tokens", "silenced", "largest r", "smallest r"),
-        *("4", "2", "3", "0.5"),
+        *("", "advantage", "tokens", "silenced", "largest r", "smallest r"),
+        *("clip", "positive", "4", "2", "3", "0.5"),
+        *("pspo", "negative", "2", "1", "1", "0.5"),
     ]
-    hostile = replace(measured(1.0), side="</title><img src=x>")
-    assert "<img" not in ratio_chart(hostile)
+    titles = [one.text for one in svg.iter("title")][1:]
+    assert titles[0] == "token 1 “x”: r = 0.5" and len(titles) == 6
+    hostile = replace(measured(1.0), texts=("</title><img src=x>",))
+    assert "<img" not in ratio_chart({"</title><img src=x>": hostile})
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 60, 1024])
 @pytest.mark.parametrize("exponent", [0.0, 0.01, 0.3, 1.0, 3.0, 30.0])
 def test_chart_holds_any_number_of_any_ratios(count: int, exponent: float) -> None:
     values = [10.0 ** (exponent * (1 if i % 2 else -1)) for i in range(count)]
-    svg = drawing(ratio_chart(measured(*values)))
+    svg = drawing(chart_of(measured(*values)))
     places = dots(svg) + smooth(svg)
-    assert all(52 <= x <= 352 and 8 <= y <= 190 for x, y in places)
-    marks = [path for path in svg.findall("path") if path.get("class") == "kit-mark"]
-    assert len(dots(svg)) + len(marks) == count
+    assert all(52 <= x <= 1192 and 8 <= y <= 220 for x, y in places)
+    assert len(dots(svg)) + len(marks_of(svg)) == count
     # labels: at least two a side, none over its neighbour
     labels = [text for text in svg.findall("text") if text.get("transform") is None]
     rows = [float(t.get("y", "")) for t in labels if t.get("text-anchor") == "end"][1:]
@@ -623,13 +679,13 @@ def test_chart_holds_any_number_of_any_ratios(count: int, exponent: float) -> No
 
 
 def test_ticks_are_named_by_their_values() -> None:
-    chart = ratio_chart(measured(1e-30, 1e30))
+    chart = chart_of(measured(1e-30, 1e30))
     assert ">10⁻³⁰<" in chart and ">10²⁰<" in chart and ">1<" in chart
-    assert ">0.01<" in ratio_chart(measured(0.005, 200.0))
+    assert ">0.01<" in chart_of(measured(0.005, 200.0))
 
 
 def test_chart_of_nothing_says_so() -> None:
-    assert ratio_chart(measured()) == "<p>The completion has no token.</p>"
+    assert chart_of(measured()) == "<p>No completion has a token.</p>"
 
 
 # --- in the browser ------------------------------------------------------------------------------
@@ -679,10 +735,14 @@ def visit() -> Iterator[Visit]:
         markdown(MATHS, "maths")
         markdown(BOMBS, "bombs")
         hostile = Token(HOSTILE, {"left": -1.0, "right": -2.0}, ((HOSTILE, 0.5),))
-        gr.HTML(heat_map([*TOKENS, hostile], "left", "right", diverges_at=1), elem_id="heat")
-        gr.HTML(word_diff(HOSTILE, HOSTILE.upper()), elem_id="diff")
-        gr.HTML(ratio_chart(measured(*[1.5**i for i in range(-20, 20)])), elem_id="chart")
-    styles = inert.STYLE + heatmap.STYLE + differences.STYLE + ratios.STYLE
+        both = column([*TOKENS, hostile]), column([*TOKENS[:1], hostile], "right")
+        gr.HTML(heads_html(both), elem_id="heads")
+        with gr.Column(elem_id="kit-reader"):
+            gr.Markdown(text_markdown(both, heat=heat_of(both, to_base=False)), **PROSE)
+        stored = [Column(s, s, s, text) for s, text in (("left", HOSTILE), ("right", MATHS))]
+        gr.Markdown(text_markdown(stored), elem_id="diff", **PROSE)
+        gr.HTML(chart_of(measured(*[1.5**i for i in range(-20, 20)])), elem_id="chart")
+    styles = inert.STYLE + reader.STYLE + ratios.STYLE
     with api.sync_playwright() as playwright:
         browser = None
         for path in (None, shutil.which("chromium"), shutil.which("google-chrome")):
@@ -701,6 +761,7 @@ def visit() -> Iterator[Visit]:
         page.wait_for_selector("#maths .katex")
         page.wait_for_selector("#bombs .katex")
         page.wait_for_selector("#chart svg")
+        page.evaluate("document.querySelector('#kit-reader').dataset.view = 'heat'")
         page.wait_for_load_state("networkidle")
         yield found
         browser.close()
@@ -712,7 +773,7 @@ def test_nothing_hostile_comes_alive(visit: Visit) -> None:
     kinds = "script, img, svg, iframe, a, h1, h2, h3, h4, h5, h6, table, ul, ol, blockquote, pre"
     kinds += ", code, strong, em, del, form, input, style, link, .katex, .mermaid"
     assert visit.page.locator("#hostile").locator(kinds).count() == 0
-    assert visit.page.locator("#heat, #diff").locator("script, img, svg, iframe, a").count() == 0
+    assert visit.page.locator("#kit-reader, #diff").locator("script, img, iframe, a").count() == 0
     shown = visit.page.locator("#hostile").inner_text().replace("\xa0", " ")
     assert shown.split("\n")[0] == HOSTILE.split("\n")[0]
     for line in HOSTILE.strip().split("\n"):
@@ -745,7 +806,7 @@ def test_bombs_stay_small(visit: Visit) -> None:
 
 
 def test_a_token_shows_its_facts_where_it_is(visit: Visit) -> None:
-    token = visit.page.locator("#heat .kit-token.kit-first")
+    token = visit.page.locator("#kit-reader .kit-at-left-1")
     after = "element => getComputedStyle(element, '::after').content"
     assert token.evaluate(after) == "none"
     token.hover()
@@ -760,10 +821,10 @@ def test_colours_on_the_page_can_be_read(visit: Visit, dark: bool) -> None:
     """Gradio's own rules do not win over the map's colours, and color-mix does what is computed."""
     visit.page.evaluate(f"document.body.classList.toggle('dark', {str(dark).lower()})")
     pairs = visit.page.eval_on_selector_all(
-        "#heat .kit-token",
+        "#kit-reader .kit-cell .kit-token",
         "all => all.map(e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor])",
     )
-    assert len({background for _, background in pairs}) > 7
+    assert len({background for _, background in pairs}) > 3
 
     def parsed(colour: str) -> tuple[float, float, float]:
         red, green, blue, *rest = map(float, re.findall(r"[\d.]+", colour))
@@ -771,7 +832,7 @@ def test_colours_on_the_page_can_be_read(visit: Visit, dark: bool) -> None:
         scale = 1 if colour.startswith("color(") else 255
         return red / scale, green / scale, blue / scale
 
-    theme = COLOURS["dark" if dark else "light"]
+    theme = colours(".dark " if dark else "")
     for text, background in pairs:
-        assert parsed(text) == pytest.approx(rgb(theme["text"]), abs=1e-6)
+        assert parsed(text) == pytest.approx(theme["text"], abs=1e-6)
         assert contrast(parsed(text), parsed(background)) >= 4.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -10,6 +9,7 @@ from functools import lru_cache
 from typing import Literal
 
 from kit.app.exports import ComparedPair, ComparedSide, Measure
+from kit.app.library.folders import natural
 from kit.app.library.results import Attempt, Stored, Version, read_attempts
 from kit.tasks.answers import numbers_equal, parse_number
 
@@ -96,10 +96,6 @@ class Selection:
     wanted: Filter
     cases: tuple[Case, ...]
     counts: Counts
-
-    def position(self, key: CaseKey | None) -> int:
-        """Of a pair; 0 where it is not among them."""
-        return next((i for i, case in enumerate(self.cases) if case.key == key), 0)
 
 
 def pair_up(left: Stored, right: Stored) -> Pairing:
@@ -218,7 +214,7 @@ def _join(
         "of a problem that is another one on the right": len(both) - len(cases),
     }
     remarks += [f"{n} completions are {what}" for what, n in left_out.items() if n]
-    cases.sort(key=lambda case: (_natural(case.left.id), case.left.id, case.left.sample))
+    cases.sort(key=lambda case: (natural(case.left.id), case.left.id, case.left.sample))
     return tuple(cases), tuple(remarks)
 
 
@@ -236,9 +232,4 @@ def _mentions(case: Case, text: str) -> bool:
 
 
 def _values(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted({name for name in names if name}, key=_natural))
-
-
-def _natural(name: str) -> list[str]:
-    """Sorts '2 steps' before '11 steps'."""
-    return [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return tuple(sorted({name for name in names if name}, key=natural))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,19 +18,19 @@ from kit.app.browse.layout import (
     DOWNLOAD,
     HEADERS,
     Parts,
-    badge_of,
     bullets,
     counts_table,
-    problem_foot,
     sentence,
-    side_head,
 )
 from kit.app.browse.pairs import Case, Filter, Selection
-from kit.app.exports import comparator_json, file_name, json_text, pair_json, pair_markdown
-from kit.app.inert import inert_markdown, printable, short
+from kit.app.compare.stored import is_of, reading_of, stored_pairs
+from kit.app.exports import comparator_json, file_name, json_text
+from kit.app.inert import printable, short
 from kit.app.library.results import FoundResults, Stored, find_stored
 from kit.app.options import AppOptions
+from kit.app.pair_view import PairView
 from kit.app.parts import QUIET
+from kit.app.verdicts import badge_of
 from kit.errors import KitError
 from kit.files import write_atomically
 
@@ -39,75 +39,75 @@ _CLICK = f"() => document.querySelector('#{DOWNLOAD}').click()"
 _QUIET = QUIET | {"concurrency_limit": None}
 
 Updates = dict[Any, Any]
-Export = Callable[[Selection, Case], tuple[str, str]]  # -> name and content of a file
+Export = Callable[[Selection], tuple[str, str]]  # -> name and content of a file
 
 
 @dataclass(frozen=True, slots=True)
 class BrowseView:
-    """What the Compare tab needs, and what fills this one."""
+    """What other tabs need of this one."""
 
-    live: gr.Button  # "Run this one live"
-    selected: gr.State  # the shown problem: question, answer, data, system_prompt; None: none
-    _refresh: Callable[[Any], None]
-
-    def refresh_on(self, trigger: Any) -> None:
-        """Search the folders anew at an event, such as the tab's `select`."""
-        self._refresh(trigger)
+    parts: Parts
+    refresh_on: Callable[[Any], None]  # search the folders anew at an event, such as `select`
+    picked: list[Any]  # events after which `reading` has what is to be read in Compare
 
 
-def build(options: AppOptions) -> BrowseView:
+def build(options: AppOptions, pair: PairView, reading: gr.State) -> BrowseView:
     """The tab's components and events; it is empty until an event given to `refresh_on`."""
     parts = Parts()
 
-    def choose_at(trigger: Any, fn: Callable[..., Updates], inputs: Sequence[Any]) -> None:
-        done = gr.on(trigger, fn, list(inputs), parts.all, **_QUIET)
-        done.then(partial(_show, parts, _stay), parts.choice, parts.all, **_QUIET)
-
-    def show_at(trigger: Any, move: Callable[..., int], *extra: Any) -> None:
-        shown, inputs = partial(_show, parts, move), [*parts.choice, *extra]
-        gr.on(trigger, shown, inputs, parts.all, trigger_mode="always_last", **_QUIET)
+    def choose_at(trigger: Any, fn: Callable[..., Updates], inputs: Sequence[Any]) -> Any:
+        changed = [*parts.all, *pair.both]
+        done = gr.on(trigger, fn, list(inputs), changed, trigger_mode="always_last", **_QUIET)
+        return done.then(partial(_show, parts), parts.choice, parts.all, **_QUIET)
 
     results = [parts.group, parts.left, parts.right]
-    for part, kept in ((parts.group, 1), (parts.left, 3), (parts.right, 3)):
-        choose_at(part.input, partial(_choose, parts), [parts.found, *results[:kept]])
-    refresh = partial(_refresh, parts, options)
-    choose_at(parts.refresh.click, refresh, results)
+    for part in results:
+        choose = partial(_choose, parts, pair, part)
+        choose_at(part.input, choose, [parts.found, *results, *pair.both])
+    refresh, asked = partial(_refresh, parts, options, pair), [parts.group, *pair.both]
+    choose_at([parts.refresh.click, *(side.change for side in pair.both)], refresh, asked)
     # a pasted text is no `input` for a textbox; nothing but the user changes it
     chosen = [part.input for part in parts.filters if part is not parts.text]
-    show_at([*chosen, parts.text.change], _stay)
-    show_at(parts.previous.click, lambda at: at - 1)
-    show_at(parts.following.click, lambda at: at + 1)
-    show_at(parts.position.input, lambda at, number: (number or 1) - 1, parts.position)
-
-    def pick(event: gr.SelectData, *choice: Any) -> Updates:
-        number = re.sub(r"\D", "", str(event.row_value[0]))  # without the mark of the shown one
-        return _show(parts, lambda at: int(number) - 1, *choice)
-
-    parts.table.select(pick, parts.choice, parts.all, **_QUIET)
-    for button, export in (
-        (parts.as_markdown, _as_markdown),
-        (parts.as_json, _as_json),
-        (parts.as_comparator, _as_comparator),
-    ):
-        write = partial(_write, parts, export)
-        written = button.click(write, [parts.folder, *parts.choice], parts.all, **_QUIET)
-        written.success(None, js=_CLICK, api_visibility="private")
-    return BrowseView(
-        parts.live, parts.selected, lambda trigger: choose_at(trigger, refresh, results)
+    gr.on(
+        [*chosen, parts.text.change, parts.page.input],
+        partial(_show, parts),
+        [*parts.choice, parts.page],
+        parts.all,
+        trigger_mode="always_last",
+        **_QUIET,
     )
+
+    def pick(event: gr.SelectData, *choice: Any) -> Any:
+        return _reading(pair, int(event.row_value[0]) - 1, *choice)
+
+    picked = [
+        parts.table.select(pick, parts.choice, reading, **_QUIET),
+        parts.read.click(partial(_reading, pair, 0), parts.choice, reading, **_QUIET),
+    ]
+    write = partial(_write, parts, _as_comparator)
+    written = parts.as_comparator.click(write, [parts.folder, *parts.choice], parts.all, **_QUIET)
+    written.success(None, js=_CLICK, api_visibility="private")
+    return BrowseView(parts, lambda trigger: choose_at(trigger, refresh, asked), picked)
 
 
 def _refresh(
-    parts: Parts, options: AppOptions, group: str | None, left: str | None, right: str | None
+    parts: Parts, options: AppOptions, pair: PairView, group: str | None, *sides: str
 ) -> Updates:
+    """What there is, and of it the pair that the page is about."""
     found = find_stored(options.roots)
     n = len(found.faults)
     label = "1 file cannot be shown" if n == 1 else f"{n} files cannot be shown"
+    left = right = None
+    with suppress(KitError):  # of a path that is no adapter: a run says so
+        both = stored_pairs(found.stored, *pair.choices(*sides))
+        ours = [both_ for both_ in both if both_[0].group == group] or both
+        left, right = (one.label for one in ours[0]) if ours else (None, None)
+        group = ours[0][0].group if ours else group
     updates = {
         parts.found: found,
         parts.faults_box: gr.Accordion(label, visible=bool(n)),
         parts.faults: bullets(found.faults),
-        **_choose(parts, found, group, left, right),
+        **_choose(parts, pair, None, found, group, left, right),
     }
     if not found.stored:
         updates[parts.note] = sentence(
@@ -119,27 +119,58 @@ def _refresh(
 
 def _choose(
     parts: Parts,
+    pair: PairView,
+    changed: Any,
     found: FoundResults,
     group: str | None,
     left: str | None = None,
     right: str | None = None,
+    *before: str,
 ) -> Updates:
-    """Fill the three lists; a choice that is no longer there gives way to the first."""
+    """Fill the three lists; a choice that is no longer there gives way to the first.
+
+    `changed` is what the user has chosen from, None: nothing; the whole page is about that choice.
+    Two sides that would become the same change places: `before` is the pair of the page.
+    """
     groups = list(dict.fromkeys(stored.group for stored in found.stored))
     if not groups:
         empty = gr.Dropdown([], value=None)
         return dict.fromkeys((parts.group, parts.left, parts.right), empty)
     group = group if group in groups else groups[0]
     lefts = [stored for stored in found.stored if stored.group == group]
-    ours = _named(lefts, left) or matching.first_choice(lefts)
+    ours, theirs = _named(lefts, left), _named(lefts, right)
+    if ours is not None and ours == theirs and len(before) == 2:
+        old_left, old_right = _of(pair, lefts, before)
+        if changed is parts.right:
+            ours = old_right if old_right != theirs else old_left
+        else:
+            theirs = old_left if old_left != ours else old_right
+    ours = ours or matching.first_choice(lefts)
     rights = matching.comparable(ours, lefts)
-    theirs = _named(rights, right) or (matching.nearest(ours, rights) if rights else None)
-    return {
+    if theirs not in rights:
+        theirs = matching.nearest(ours, rights) if rights else None
+    updates = {
         parts.group: gr.Dropdown([(printable(one), one) for one in groups], value=group),
         parts.left: _offer(lefts, ours),
-        parts.right: _offer(rights, theirs),
+        parts.right: _offer([*rights, ours] if rights else [], theirs),
         parts.note: sentence(matching.explain(ours, lefts)),
     }
+    if changed is not None and theirs is not None:
+        for side, stored in zip(pair.both, (ours, theirs), strict=True):
+            known = next((c for c in pair.desk.known if is_of(stored, c)), None)
+            if known is not None:
+                updates[side] = gr.update(value=known.label)
+    return updates
+
+
+def _of(pair: PairView, stored: Sequence[Stored], labels: Sequence[str]) -> list[Stored | None]:
+    """The results of the page's pair, where there are some."""
+    with suppress(KitError):
+        return [
+            next((one for one in stored if is_of(one, choice)), None)
+            for choice in pair.choices(*labels)
+        ]
+    return [None, None]
 
 
 def _offer(stored: Sequence[Stored], value: Stored | None) -> gr.Dropdown:
@@ -161,56 +192,39 @@ def _select(
     return pairs.select(pairs.pair_up(ours, theirs), Filter(*filters))
 
 
-def _stay(at: int) -> int:
-    return at
-
-
-def _show(parts: Parts, move: Callable[..., int], *choice: Any) -> Updates:
-    """All below the choice of results. `choice`: parts.choice, then what `move` takes."""
-    *asked, key = choice[: len(parts.choice)]
+def _show(parts: Parts, *choice: Any) -> Updates:
+    """All below the choice of results. `choice`: parts.choice, then perhaps the table's page."""
+    asked, (page, *_) = choice[: len(parts.choice)], (*choice[len(parts.choice) :], 1)
     hidden = gr.Column(visible=False)
-    nothing = {parts.case: hidden, parts.selected: None, parts.key: None}
     try:
         selection = _select(*asked)
     except KitError as error:
-        return {parts.note: sentence(str(error)), parts.pairs: hidden, **nothing}
+        return {parts.note: sentence(str(error)), parts.pairs: hidden}
     if selection is None:
-        return {parts.pairs: hidden, **nothing}
-    wanted, last = selection.wanted, len(selection.cases) - 1
-    at = move(selection.position(key), *choice[len(parts.choice) :])
-    at = max(min(at, last), 0)
+        return {parts.pairs: hidden}
+    wanted, pages = selection.wanted, max(1, -(-len(selection.cases) // PAGE))
+    page = max(1, min(int(page or 1), pages))
     return {
         parts.pairs: gr.Column(visible=True),
         parts.category: _values(selection.pairing.categories, wanted.category),
         parts.difficulty: _values(selection.pairing.difficulties, wanted.difficulty),
         parts.counts: counts_table(selection) + bullets(selection.pairing.remarks),
-        parts.table: _table(selection.cases, at),
-        **(_show_case(parts, selection, at) if selection.cases else nothing),
+        parts.table: _table(selection.cases, PAGE * (page - 1)),
+        parts.page: gr.Number(page, label=f"Page, of {pages:,}", visible=pages > 1),
+        parts.read: gr.Button(interactive=bool(selection.cases)),
     }
 
 
-def _show_case(parts: Parts, selection: Selection, at: int) -> Updates:
-    pairing, case, n = selection.pairing, selection.cases[at], len(selection.cases)
-    about = pairing.left.about
-    return {
-        parts.case: gr.Column(visible=True),
-        parts.previous: gr.Button(interactive=at > 0),
-        parts.following: gr.Button(interactive=at < n - 1),
-        parts.position: gr.Number(at + 1, label=f"Shown pair, of {n:,}"),
-        parts.question: inert_markdown(case.left.question),
-        parts.gold: problem_foot(pairing, case),
-        parts.left_head: f"Left: {side_head(pairing.left.name, case.left)}",
-        parts.left_text: inert_markdown(case.left.completion),
-        parts.right_head: f"Right: {side_head(pairing.right.name, case.right)}",
-        parts.right_text: inert_markdown(case.right.completion),
-        parts.key: case.key,
-        parts.selected: {
-            "question": case.left.question,
-            "answer": case.left.answer,
-            "data": about.data,
-            "system_prompt": about.settings.system_prompt,
-        },
-    }
+def _reading(pair: PairView, at: int, *choice: Any) -> Any:
+    """The matching pairs, to be read from one of them on; nothing where there are none."""
+    try:
+        selection = _select(*choice)
+    except KitError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    if selection is None or not selection.cases:
+        return gr.skip()
+    known = pair.desk.known
+    return reading_of(selection.pairing, selection.cases, known, min(at, len(selection.cases) - 1))
 
 
 def _values(names: Sequence[str], value: str | None) -> gr.Dropdown:
@@ -218,12 +232,11 @@ def _values(names: Sequence[str], value: str | None) -> gr.Dropdown:
     return gr.Dropdown(choices, value=value if value in names else ANY, visible=bool(names))
 
 
-def _table(cases: Sequence[Case], at: int) -> gr.Dataframe:
-    """The page of the pairs that holds the shown one."""
-    first = at // PAGE * PAGE
+def _table(cases: Sequence[Case], first: int) -> gr.Dataframe:
+    """The page of the pairs that begins with one."""
     rows = [
         [
-            f"▶ {number}" if number == at + 1 else f"{number}",
+            f"{number}",
             short(case.left.question, 90),
             short(case.left.answer, 30),
             *(_answer(side) for side in (case.left, case.right)),
@@ -244,14 +257,13 @@ def _write(
     parts: Parts, export: Export, folder: tempfile.TemporaryDirectory[str] | None, *choice: Any
 ) -> Updates:
     """Write an export into the session's folder and hand it to the hidden download button."""
-    *asked, key = choice
     try:
-        selection = _select(*asked)
+        selection = _select(*choice)
     except KitError as error:
         raise gr.Error(str(error), print_exception=False) from error
     if selection is None or not selection.cases:
         raise gr.Error("No pair matches, so there is nothing to save.", print_exception=False)
-    name, text = export(selection, selection.cases[selection.position(key)])
+    name, text = export(selection)
     folder = folder or tempfile.TemporaryDirectory(prefix="kit-browse-")
     path = Path(folder.name, name)
     write_atomically(path, text)
@@ -259,17 +271,7 @@ def _write(
     return {parts.folder: folder, parts.download: download}
 
 
-def _as_markdown(selection: Selection, case: Case) -> tuple[str, str]:
-    pair = pairs.compared(selection.pairing, case)
-    return _name(selection, *case.key, ending="md"), pair_markdown(pair) + "\n"
-
-
-def _as_json(selection: Selection, case: Case) -> tuple[str, str]:
-    record = pair_json(pairs.compared(selection.pairing, case))
-    return _name(selection, *case.key, ending="json"), json_text(record)
-
-
-def _as_comparator(selection: Selection, case: Case) -> tuple[str, str]:
+def _as_comparator(selection: Selection) -> tuple[str, str]:
     pairing = selection.pairing
     record = comparator_json(
         [pairs.compared(pairing, one) for one in selection.cases],

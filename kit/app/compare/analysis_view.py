@@ -1,4 +1,4 @@
-"""Where two answers part: token by token, word by word, and as the trust regions see it."""
+"""What is read of a comparison: heads, the text in four views, and what the trust regions see."""
 
 from __future__ import annotations
 
@@ -6,19 +6,35 @@ from typing import Any
 
 import gradio as gr
 
+from kit.app.compare.columns import columns, samples_html
 from kit.app.compare.comparison import Shown
-from kit.app.compare.differences import first_difference, word_diff
-from kit.app.compare.heatmap import heat_map
 from kit.app.compare.ratios import Ratios, ratio_chart, ratios
+from kit.app.compare.reader import SCRIPT, heads_html, heat_of, text_markdown
 from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT
-from kit.app.inert import escaped
-from kit.app.parts import QUIET, notice_html
+from kit.app.parts import PROSE, QUIET, notice_html
 from kit.config import PSPO, Clip
 from kit.errors import AdapterError
 
-BETWEEN, TO_BASE = "left − right", "each side − base"
+VIEWS = ["Text", "Diff", "Heat", "Silenced"]
+BETWEEN, TO_BASE = "left against right", "each against the base"
 AS_JUDGED, POSITIVE, NEGATIVE = "as judged", "positive", "negative"
+VIEW = "v => { document.getElementById('kit-reader').dataset.view = v.toLowerCase() }"
 Update = dict[Any, Any]
+
+STYLE = """
+#kit-views {
+  position: fixed; left: 1rem; bottom: 8px; z-index: 62; padding: 0; width: auto; border: 0;
+}
+#kit-views .wrap { flex-wrap: nowrap; gap: .25rem; }
+#kit-views label { padding: .15rem .5rem; }
+#kit-views label input { width: 0; height: 0; opacity: 0; margin: 0; position: absolute; }
+#kit-views label.selected { background: var(--kit-text); color: var(--kit-page); }
+#kit-views label.selected * { color: inherit; }
+#kit-views label:focus-within { outline: 2px solid var(--kit-text); }
+@media (max-width: 640px) {
+  #kit-views { position: static; order: 3; margin: 0 0 1rem; }
+}
+"""
 
 
 class AnalysisView:
@@ -26,35 +42,21 @@ class AnalysisView:
 
     def __init__(self, shown: gr.State) -> None:
         self.shown = shown
-        clip, pspo = Clip(name="clip"), PSPO(name="pspo")
-        with gr.Column(visible=False, elem_id="kit-analysis") as self.box:
-            gr.Markdown("## Where they part")
-            self.difference = gr.HTML(elem_id="kit-diff")
-            self.colours = gr.Radio(
-                [BETWEEN, TO_BASE], value=BETWEEN, label="Colours show log π of"
-            )
-            with gr.Row():
-                self.maps = {
-                    side: gr.HTML(elem_id=f"kit-heat-{side}", elem_classes="kit-side")
-                    for side in (LEFT, RIGHT)
-                }
-            gr.Markdown("## What the trust regions make of it")
-            with gr.Row():
-                self.side = gr.Radio([LEFT, RIGHT], value=LEFT, label="Answer")
-                self.sign = gr.Radio(
-                    [AS_JUDGED, POSITIVE, NEGATIVE],
-                    value=AS_JUDGED,
-                    label="Advantage",
-                    info="A right answer has a positive one, any other a negative one",
-                )
-            with gr.Row():
-                self.alpha = gr.Slider(0, 1, pspo.alpha, step=0.01, label="α of pspo")
-                self.low = gr.Slider(0, 1, clip.epsilon_low, step=0.01, label="ε low of clip")
-                self.high = gr.Slider(0, 5, clip.epsilon_high, step=0.01, label="ε high of clip")
+        with gr.Column(elem_id="kit-reader"):
+            self.views = gr.Radio(
+                VIEWS, value="Diff", label="View", show_label=False, container=False,
+                elem_id="kit-views",
+            )  # fmt: skip
+            self.heads = gr.HTML(js_on_load=SCRIPT, apply_default_css=False, elem_id="kit-head")
+            self.text = gr.Markdown(elem_id="kit-text", **PROSE)
+        self.summary = gr.HTML(elem_id="kit-samples")
+        with gr.Accordion(
+            "What the trust regions make of it", open=False, visible=False, elem_id="kit-analysis"
+        ) as self.box:
+            self._controls()
             self.chart = gr.HTML(elem_id="kit-ratios")
-        self.outputs = [self.box, self.difference, *self.maps.values(), self.chart]
-        self.controls: list[Any] = [self.colours, self.side, self.sign]
-        self.controls += [self.alpha, self.low, self.high]
+        self.outputs = [self.heads, self.text, self.summary, self.box, self.chart]
+        self.views.change(None, self.views, None, js=VIEW)
         gr.on(
             [control.input for control in self.controls],
             lambda values: self.show(values[self.shown], values),
@@ -65,44 +67,49 @@ class AnalysisView:
             **QUIET,
         )
 
-    def show(self, shown: Shown | None, values: Update) -> Update:
-        """`values` holds the settings of `controls`."""
-        scores = {} if shown is None else shown.comparison.scores.get(shown.sample, {})
-        if shown is None or shown.hides_names or not scores:
-            return {self.box: gr.update(visible=False)}
-        texts = {side: shown.answer(side).completion.text for side in (LEFT, RIGHT)}
-        parting = first_difference(
-            *(shown.answer(side).completion.tokens for side in (LEFT, RIGHT))
-        )
-        maps = {self.maps[side]: self._map(shown, side, values, parting) for side in (LEFT, RIGHT)}
+    def _controls(self) -> None:
+        clip, pspo = Clip(name="clip"), PSPO(name="pspo")
+        with gr.Row():
+            self.colours = gr.Radio([BETWEEN, TO_BASE], value=BETWEEN, label="Heat compares")
+            self.sign = gr.Radio(
+                [AS_JUDGED, POSITIVE, NEGATIVE],
+                value=AS_JUDGED,
+                label="Advantage",
+                info="A right answer has a positive one, any other a negative one",
+            )
+            self.alpha = gr.Slider(0, 1, pspo.alpha, step=0.01, label="α of pspo")
+            self.low = gr.Slider(0, 1, clip.epsilon_low, step=0.01, label="ε low of clip")
+            self.high = gr.Slider(0, 5, clip.epsilon_high, step=0.01, label="ε high of clip")
+        self.controls: list[Any] = [self.colours, self.sign, self.alpha, self.low, self.high]
+
+    def written(self, shown: Shown) -> Update:
+        """The answers while they grow: what changes with every token."""
+        sides = columns(shown)
         return {
-            self.box: gr.update(visible=True),
-            self.difference: word_diff(texts[LEFT], texts[RIGHT]),
-            self.chart: self._chart(shown, values),
-            **maps,
+            self.heads: heads_html(sides),
+            self.text: text_markdown(sides, is_over=shown.comparison.is_over),
         }
 
-    def _map(self, shown: Shown, side: str, values: Update, parting: int | None) -> str:
-        """Under the side's name; or why there is none."""
-        between = values[self.colours] == BETWEEN
-        minuend, subtrahend = (LEFT, RIGHT) if between else (side, BASE_SIDE)
-        heading = f"<h4>{side.capitalize()}: {escaped(shown.names[side])}</h4>"
+    def show(self, shown: Shown | None, values: Update) -> Update:
+        """Everything; `values` holds the settings of `controls`."""
+        if shown is None:
+            return {self.heads: "", self.text: "", self.box: gr.update(visible=False)}
+        scores = {} if shown.hides_names else shown.comparison.scores.get(shown.sample, {})
+        hidden = self.written(shown) | {self.box: gr.update(visible=False)}
+        update = {**hidden, self.summary: samples_html(shown)}
+        if not scores:
+            return update
         try:
-            return heading + heat_map(
-                shown.comparison.scores[shown.sample][side].tokens,
-                minuend,
-                subtrahend,
-                diverges_at=parting,
-                silenced=self._ratios(shown, side, values).silenced,
-            )
+            regions = {side: self._ratios(shown, side, values) for side in (LEFT, RIGHT)}
+            sides = columns(shown, {side: one.silenced for side, one in regions.items()})
+            heat = heat_of(sides, to_base=values[self.colours] == TO_BASE)
         except AdapterError as error:
-            return heading + notice_html(error)
-
-    def _chart(self, shown: Shown, values: Update) -> str:
-        try:
-            return ratio_chart(self._ratios(shown, values[self.side], values))
-        except AdapterError as error:
-            return notice_html(error)
+            return update | {self.box: gr.update(visible=True), self.chart: notice_html(error)}
+        return update | {
+            self.text: text_markdown(sides, heat=heat),
+            self.box: gr.update(visible=True),
+            self.chart: ratio_chart({one.name: regions[one.side] for one in sides[:2]}),
+        }
 
     def _ratios(self, shown: Shown, side: str, values: Update) -> Ratios:
         """Of one answer against the base, the kit's old policy."""

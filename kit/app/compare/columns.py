@@ -1,50 +1,58 @@
-"""What the page shows of one side: verdict, figures, reasoning and final answer, all inert."""
+"""What the page shows of the sides of one comparison, in the order in which they stand."""
 
 from __future__ import annotations
 
-from html import escape
+from collections.abc import Collection, Mapping
 
 from kit.app.compare.comparison import Answer, Shown
-from kit.app.compare.setup import BASE_SIDE
-from kit.app.parts import badge_html, table_html
-
-STYLE = """
-.kit-figures { display: flex; flex-wrap: wrap; gap: .2em 1.2em; margin: .4em 0 0; font-size: .9em; }
-.kit-figures > div { display: flex; gap: .4em; }
-.kit-figures dt { color: var(--body-text-color-subdued); }
-.kit-figures dd { margin: 0; font-variant-numeric: tabular-nums; }
-.kit-side { min-width: min(260px, 100%) !important; }
-"""
+from kit.app.compare.reader import Column, nats
+from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT
+from kit.app.library.folders import display_names
+from kit.app.parts import table_html
 
 
-def status_html(shown: Shown, side: str) -> str:
-    """Badge and figures of one answer; what would give a hidden name away waits for the vote."""
-    answer = shown.answer(side)
-    if answer.badge is None:
-        badge = '<span class="kit-badge">writing …</span>'
-    else:
-        badge = badge_html(answer.badge)
-    return badge + _figures(_measured(answer) | ({} if shown.hides_names else _scored(shown, side)))
+def columns(shown: Shown, silenced: Mapping[str, Collection[int]] | None = None) -> list[Column]:
+    """By place; what would give a hidden name away, or bias a vote, waits for the vote.
+
+    `silenced`: by side, the tokens that clip leaves without gradient.
+    """
+    scores = {} if shown.hides_names else shown.comparison.scores.get(shown.sample, {})
+    names = dict(zip(shown.names, display_names([*shown.names.values()]), strict=True))
+    found = []
+    for place, side in enumerate(shown.columns):
+        answer, samples = shown.answer(side), shown.comparison.answers[side]
+        is_told = not shown.hides_names
+        found.append(
+            Column(
+                side=side,
+                colour=side if is_told else (LEFT, RIGHT)[place],
+                name=names[side],
+                text=answer.completion.text,
+                badge=answer.badge if is_told else None,
+                answer=final_answer(answer),
+                tokens=len(answer.completion.tokens),
+                figures=_measured(answer) | (_scored(shown, side) if is_told else {}),
+                scored=scores[side].tokens if side in scores else (),
+                silenced=(silenced or {}).get(side, ()),
+                samples=[each.badge if is_told else None for each in samples],
+                sample=shown.sample,
+            )
+        )
+    return found
 
 
-def reasoning(answer: Answer) -> str:
-    """The completion without its final line, where that is the answer in the strict format."""
-    return _split(answer.completion.text)[0]
-
-
-def final_answer(answer: Answer) -> str:
-    """The final answer: the one in the strict format, else the one found anywhere; '' if none."""
-    strict = _split(answer.completion.text)[1]
-    if strict or answer.verdict is None:
-        return strict
-    return answer.verdict.lenient_answer or ""
+def final_answer(answer: Answer) -> str | None:
+    """The one in the strict format, else the one found anywhere; None while it is written."""
+    if answer.verdict is None:
+        return None
+    return answer.verdict.strict_answer or answer.verdict.lenient_answer
 
 
 def samples_html(shown: Shown) -> str:
     """A table of what several samples of each side say together; '' for one sample."""
     comparison = shown.comparison
     samples = comparison.setup.samples
-    if samples == 1 or not comparison.is_over:
+    if samples == 1 or not comparison.is_over or shown.hides_names:
         return ""
     is_judged = comparison.setup.is_judged
     ks = sorted({1, 2, 4, 8, 16, 32, samples} & set(range(1, samples + 1)))
@@ -65,32 +73,16 @@ def samples_html(shown: Shown) -> str:
 
 
 def _measured(answer: Answer) -> dict[str, str]:
-    return {
-        "tokens": str(len(answer.completion.tokens)),
-        "seconds": f"{answer.seconds:.1f}",
-        "tokens/s": f"{answer.tokens_per_second:.0f}",
-    }
+    if not answer.seconds:  # of a stored answer they are not known
+        return {}
+    return {"seconds": f"{answer.seconds:.1f}", "tokens/s": f"{answer.tokens_per_second:.0f}"}
 
 
 def _scored(shown: Shown, side: str) -> dict[str, str]:
     scores = shown.comparison.scores.get(shown.sample, {}).get(side)
     if scores is None:
         return {}
-    figures = {"mean log-prob": f"{scores.mean_logprob[side]:.3f}"}
+    figures = {"mean log-prob": nats(scores.mean_logprob[side])}
     if side != BASE_SIDE:
         figures["KL to base"] = f"{scores.kl_to_base:.4f} nats/token"
     return figures
-
-
-def _figures(figures: dict[str, str]) -> str:
-    items = "".join(f"<div><dt>{k}</dt><dd>{escape(v)}</dd></div>" for k, v in figures.items())
-    return f'<dl class="kit-figures">{items}</dl>'
-
-
-def _split(text: str) -> tuple[str, str]:
-    """Before the last `####`, and what stands on its line."""
-    before, mark, after = text.rpartition("####")
-    if not mark:
-        return text, ""
-    line, _, rest = after.partition("\n")
-    return before.rstrip() + (f"\n{rest}" if rest.strip() else ""), line.strip()

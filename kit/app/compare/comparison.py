@@ -25,10 +25,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A completion as an evaluation keeps it: which tokens it had is not known, only how many."""
+
+    tokens: range
+    truncated: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One sample of one side, judged once it has ended."""
 
-    completion: Completion
+    completion: Completion | Kept
     seconds: float  # until its newest token
     verdict: Verdict | None = None  # None: still being written
     badge: Badge | None = None
@@ -50,6 +59,11 @@ class Comparison:
     is_stopped: bool = False
     scores: dict[int, dict[str, ScoredAnswer]] = field(default_factory=dict)  # by sample and side
     id: str = field(default_factory=lambda: uuid4().hex)  # of what is voted on
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether an evaluation has left it on disk."""
+        return not self.prompt
 
     @property
     def is_finished(self) -> bool:
@@ -156,7 +170,7 @@ def to_pair(comparison: Comparison, sample: int) -> ComparedPair:
     return ComparedPair(
         question=setup.question,
         system_prompt=setup.system_prompt,
-        prompt=comparison.prompt,
+        prompt=comparison.prompt or None,  # of a stored answer it is not kept
         answer=setup.gold,
         settings={
             "temperature": setup.temperature,

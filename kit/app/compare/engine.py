@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,12 @@ from torch import Tensor
 from kit.app.compare.comparison import Answer, Comparison
 from kit.app.compare.setup import BASE_SIDE, Setup
 from kit.app.compare.tokens import ScoredAnswer, Token
+from kit.config import DataConfig
 from kit.errors import ConfigError, ModelError, is_out_of_memory
+from kit.evaluation.benchmark import benchmark
+from kit.evaluation.results import read_result, result_path
+from kit.evaluation.settings import EvalSettings
+from kit.evaluation.subjects import Subject
 from kit.model.adapter_files import adapter_sha256
 from kit.model.base import Base
 from kit.model.lora import load_adapters
@@ -25,6 +31,7 @@ from kit.model.rollout import Completion, Request, Sampling, stream
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+STEP = 4  # problems evaluated between two looks at whether somebody still wants them
 CHUNK = 64  # positions whose distributions over the vocabulary exist at once
 ALTERNATIVES = 5  # to a token that are told
 WINDOW = 16  # tokens that are decoded together: an unfinished character never spans more
@@ -77,6 +84,26 @@ class Engine:
                 yield said
             yield replace(said, scores={0: self._score(said, 0)})
 
+    def evaluate(
+        self, subjects: Sequence[Subject], data: DataConfig, settings: EvalSettings, tag: str
+    ) -> Iterator[int]:
+        """`kit evaluate` on the base in memory, a few problems at a time: how many are on disk.
+
+        Closing it ends it between two of these; what is on disk is not done again. Raises what
+        `benchmark` raises.
+        """
+        wanted = settings.limit or 0
+        done = min(_evaluated(result_path(one.results, data.name, tag)) for one in subjects)
+        yield min(done, wanted)
+        for limit in range(done + STEP, wanted + STEP, STEP) if done < wanted else ():
+            with self._lock:
+                if self._names:  # `benchmark` puts the subjects' own adapters on the bare base
+                    self._policy.peft.unload()
+                    self._policy, self._names = Policy(self.base), {}
+                some = settings.model_copy(update={"limit": min(limit, wanted)})
+                benchmark(subjects, [data], some, base=self.base, tag=tag)
+            yield min(limit, wanted)
+
     def score(self, said: Comparison, sample: int) -> dict[str, ScoredAnswer]:
         """Scores of another sample of what was said; ModelError when memory runs out."""
         with self._lock, _advice(said.setup):
@@ -94,7 +121,7 @@ class Engine:
         prompt = self.base.prompt_ids(said.setup.messages)
         names = self._names_of(said.setup, said.hashes)
         return {
-            side: score(self._policy, prompt, answers[sample].completion.tokens, names, side)
+            side: score(self._policy, prompt, list(answers[sample].completion.tokens), names, side)
             for side, answers in said.answers.items()
         }
 
@@ -115,6 +142,11 @@ class Engine:
             side: BASE if source is None else self._names[source, str(hashes[side])]
             for side, source in setup.adapters.items()
         }
+
+
+def _evaluated(path: Path) -> int:
+    """Problems of a finished result file; 0 where there is none."""
+    return int(read_result(path).record["settings"]["limit"] or 0) if path.is_file() else 0
 
 
 def _timed(completion: Completion, before: Answer | None, now: float) -> Answer:

@@ -26,8 +26,8 @@ class ExportView:
             self.comparator = gr.DownloadButton("All of these two for LLM Comparator", size="sm")
         self.outputs = [self.box, self.markdown, self.json, self.comparator]
 
-    def show(self, shown: Shown) -> Update:
-        if shown.hides_names or not shown.comparison.is_finished:
+    def show(self, shown: Shown | None) -> Update:
+        if shown is None or shown.hides_names or not shown.comparison.is_finished:
             return {self.box: gr.update(visible=False)}
         pair = to_pair(shown.comparison, shown.sample)
         names = pair.left.name, pair.right.name

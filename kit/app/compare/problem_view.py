@@ -12,7 +12,7 @@ from kit.app.inert import inert_markdown
 from kit.app.parts import QUIET
 from kit.app.session import Session
 from kit.config import EMBEDDED_SUMS
-from kit.errors import KitError
+from kit.errors import ConfigError, KitError
 
 # problems with their answers, of the kind that an embedded model has learned
 EXAMPLE = (
@@ -24,20 +24,49 @@ EXAMPLE = (
 EXAMPLE_SUM = ("Calculate 7 - 2 * ( 3 + -5 ).", "11")
 
 
+STYLE = """
+#kit-problem { flex-wrap: nowrap; align-items: flex-start; gap: .4rem; padding: .4rem 0; }
+#kit-problem > * { min-width: 0 !important; flex: 0 0 auto; border: 0; }
+#kit-problem > .form { flex: 1 1 auto; background: none; flex-wrap: nowrap; gap: .4rem; }
+#kit-question { flex: 1 1 auto; }
+#kit-question textarea:not(:focus) {
+  height: 40px !important; overflow: hidden; line-height: 38px; padding-block: 0;
+}
+#kit-question textarea:focus { height: auto !important; min-height: 12rem; }
+#kit-gold { width: 8rem; }
+#kit-problem .kit-sign { width: 2.5rem; height: 40px; font-size: 0; }
+.kit-sign::before { font-size: 1.2rem; }
+#kit-previous::before { content: "\\2039"; }
+#kit-following::before { content: "\\203A"; }
+#kit-chance::before { content: "\\2684"; }
+#kit-problem > :is(#kit-run, #kit-stop) { height: 40px; width: 5rem; }
+#kit-problem > #kit-many { height: 40px; }
+@media (max-width: 640px) {
+  #kit-problem > .form { flex-wrap: wrap; }
+  #kit-question textarea:not(:focus) { height: 56px !important; line-height: 27px; }
+  #kit-problem:focus-within { flex-wrap: wrap; }
+  #kit-problem:not(:focus-within) :is(#kit-gold, .kit-sign, #kit-many) { display: none; }
+  #kit-problem > :is(#kit-run, #kit-stop) {
+    position: fixed; left: .5rem; bottom: .4rem; z-index: 65; height: 38px;
+  }
+}
+"""
+
+
 class ProblemView:
-    """Builds its part of the Compare tab."""
+    """Builds its parts of the Compare tab: the line inside a row, the rest in the drawer."""
 
     def __init__(self, desk: Session) -> None:
         self.desk = desk
         self.data = gr.State(None)  # the data set the problem is from
         self.picked = gr.State(None)  # that problem's question: an edited one is no longer it
-        names = list(desk.problems.configs)
         sums = desk.catalogue.model.id == EMBEDDED_SUMS
         example, answer = EXAMPLE_SUM if sums else EXAMPLE
         self.question = gr.Textbox(
             example,
             label="Problem",
-            info="Enter runs, Shift+Enter starts a new line",
+            show_label=False,
+            container=False,
             lines=1,
             max_lines=12,
             max_length=MAX_CHARACTERS,
@@ -46,34 +75,35 @@ class ProblemView:
         self.gold = gr.Textbox(
             answer,
             label="Right answer, if known",
-            info="Decides the verdicts; it is not sent to the model",
+            placeholder="right answer",
+            show_label=False,
+            container=False,
             max_lines=1,
             elem_id="kit-gold",
         )
-        with gr.Accordion("Pick from a data set", open=False) as self.browser:
-            with gr.Row():
-                self.source = gr.Dropdown(names, value=names[0], label="Data set")
-                self.search = gr.Textbox("", label="Containing", max_lines=1)
-            self.listed = gr.Dropdown([], label="Problem of the data set", interactive=True)
-            self.chance = gr.Button("A random one", size="sm")
-            self.trouble = gr.Markdown(visible=False)
+        self.previous, self.following, self.chance = (
+            gr.Button(text, size="sm", elem_id=f"kit-{name}", elem_classes="kit-sign")
+            for text, name in (
+                ("Previous problem", "previous"),
+                ("Next problem", "following"),
+                ("A random problem", "chance"),
+            )
+        )
+        self.taken = [self.question, self.gold, self.data, self.picked]
+
+    def build_drawer(self) -> None:
+        """What is asked for less often; to be called where the drawer is built."""
+        names = list(self.desk.problems.configs)
+        self.source = gr.Dropdown(names, value=names[0], label="Data set")
+        self.search = gr.Textbox("", label="Problems containing", max_lines=1)
+        self.listed = gr.Dropdown([], label="Problem of the data set", interactive=True)
+        self.trouble = gr.Markdown(visible=False)
         with gr.Accordion("The prompt exactly as it is sent", open=False) as self.exact:
             self.prompt = gr.Textbox(label="Prompt", lines=6, max_lines=20, interactive=False)
-        self.taken = [self.question, self.gold, self.data, self.picked]
         self.controls = [self.question, self.gold, self.source, self.listed, self.chance]
-        self._wire()
-
-    def read(self, values: dict[Any, Any]) -> dict[str, Any]:
-        """The fields of Setup that are asked for here; raises what `Problems.standard` raises."""
-        question, gold = values[self.question] or "", (values[self.gold] or "").strip()
-        data = values[self.data] if question == values[self.picked] else None
-        standard = self.desk.problems.standard(data, question, gold or None) if data else None
-        return {"question": question, "gold": gold or None, "standard": standard}
-
-    def _wire(self) -> None:
         chosen, listing = [self.source, self.search], [self.listed, self.trouble]
         gr.on(
-            [self.browser.expand, self.source.input, self.search.change],
+            [self.listed.focus, self.source.input, self.search.change],
             self._list,
             chosen,
             listing,
@@ -81,7 +111,13 @@ class ProblemView:
             **QUIET,
         )
         self.listed.input(self._take, [self.source, self.listed], self.taken, **QUIET)
-        self.chance.click(self._draw, chosen, [*listing, *self.taken], **QUIET)
+
+    def read(self, values: dict[Any, Any]) -> dict[str, Any]:
+        """The fields of Setup that are asked for here; raises what `Problems.standard` raises."""
+        question, gold = values[self.question] or "", (values[self.gold] or "").strip()
+        data = values[self.data] if question == values[self.picked] else None
+        standard = self.desk.problems.standard(data, question, gold or None) if data else None
+        return {"question": question, "gold": gold or None, "standard": standard}
 
     def _list(self, name: str, search: str) -> tuple[Any, Any]:
         try:
@@ -95,12 +131,16 @@ class ProblemView:
         problem = self.desk.problems.load(name)[index]
         return [problem["question"], problem["answer"], name, problem["question"]]
 
-    def _draw(self, name: str, search: str) -> list[Any]:
-        listed, trouble = self._list(name, search)
-        if not listed["choices"]:
-            return [listed, trouble, *[gr.skip()] * 4]
-        index = random.choice(listed["choices"])[1]
-        return [listed | {"value": index}, trouble, *self._take(name, index)]
+    def draw(self, name: str, search: str, by: int | None, asked: str) -> list[Any]:
+        """Values of `taken`: the problem `by` further than the asked one, or any one."""
+        titles = self.desk.problems.titles(name, search)
+        problems = self.desk.problems.load(name)
+        at = [i for i, (_, index) in enumerate(titles) if problems[index]["question"] == asked]
+        if not titles:
+            raise ConfigError(f"no problem of {name} has {search!r} in it; search for another text")
+        if by is None:
+            return self._take(name, random.choice(titles)[1])
+        return self._take(name, titles[(at[0] + by if at else 0) % len(titles)][1])
 
 
 def _trouble(text: str) -> Any:

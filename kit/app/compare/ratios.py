@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from kit.app.compare.tokens import Token, log_ratio
+from kit.app.compare.tokens import Token, log_ratio, quoted
+from kit.app.inert import escaped
 from kit.app.parts import table_html
 
 MAX_LOG_RATIO = 700.0  # nats; exp of more is no float
-_WIDTH, _HEIGHT = 360, 230  # small, so that its text can still be read on a telephone
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 352, 8, 190  # the plot's edges
+_WIDTH, _HEIGHT = 1200, 260  # a telephone shows a part of it, which can be moved
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 1192, 8, 220  # the plot's edges
 
 STYLE = r"""
-.kit-ratios {
-  --kit-raw: #16181d; --kit-smooth: #1f77b4; --kit-mark: #b83a00; --kit-band: #d8c9ee;
-  margin: 0; max-width: 32rem;
-}
-.dark .kit-ratios {
-  --kit-raw: #f4f5f7; --kit-smooth: #3d8fd6; --kit-mark: #ff9d5c; --kit-band: #463a5c;
-}
-.kit-ratios svg { display: block; width: 100%; height: auto; }
+.kit-ratios { --kit-band: #e4dcf1; margin: 0; }
+.dark .kit-ratios { --kit-band: #322a42; }
+.kit-plot { overflow-x: auto; }
+.kit-plot > svg { display: block; width: 100%; min-width: 44rem; height: auto; }
 .kit-ratios text { fill: currentColor; font-size: 12px; }
 .kit-ratios .kit-line { stroke: currentColor; stroke-opacity: 0.25; stroke-width: 1; }
-.kit-ratios .kit-raw { fill: none; stroke: var(--kit-raw); stroke-linecap: round; }
+.kit-ratios :is(.kit-raw, .kit-mark) { fill: currentColor; cursor: pointer; }
+.kit-ratios .kit-is-left > * { color: var(--kit-left); }
+.kit-ratios .kit-is-right > * { color: var(--kit-right); }
+.kit-ratios .kit-mark { stroke: var(--kit-text); }
 .kit-ratios .kit-smooth {
-  fill: none; stroke: var(--kit-smooth); stroke-width: 1.5; stroke-linecap: round;
+  fill: none; stroke: currentColor; stroke-width: 1.5; stroke-linecap: round; opacity: .7;
 }
-.kit-ratios .kit-mark { fill: var(--kit-mark); }
+.kit-ratios .kit-linked { stroke: var(--kit-text); stroke-width: 3; }
 .kit-ratios .kit-band { fill: var(--kit-band); }
 .kit-ratios ul { list-style: none; margin: 0.25rem 0; padding: 0; font-size: 0.875rem; }
 .kit-ratios li { display: flex; gap: 0.5rem; align-items: baseline; margin: 0; }
 .kit-ratios li svg { flex: none; width: 1.75rem; }
-.kit-ratios table { font-size: 0.875rem; border-collapse: collapse; }
-.kit-ratios :is(th, td) { padding: 0.2rem 0.6rem; text-align: right; font-weight: 400; }
 """
 
 
@@ -45,6 +42,7 @@ class Ratios:
 
     side: str
     reference: str
+    texts: tuple[str, ...]  # of the tokens
     raw: tuple[float, ...]  # r
     smoothed: tuple[float, ...]  # (1 - alpha) r + alpha
     silenced: tuple[int, ...]  # indices of tokens that clip leaves without gradient
@@ -76,6 +74,7 @@ def ratios(
     return Ratios(
         side=side,
         reference=reference,
+        texts=tuple(token.text for token in tokens),
         raw=raw,
         smoothed=tuple((1 - alpha) * r + alpha for r in raw),
         silenced=tuple(index for index, silent in enumerate(silenced) if silent),
@@ -86,34 +85,41 @@ def ratios(
     )
 
 
-def ratio_chart(ratios: Ratios) -> str:
-    """HTML figure: both ratios over the tokens on one logarithmic scale, a legend and a summary."""
-    if not ratios.raw:
-        return "<p>The completion has no token.</p>"
-    low, high = _range(ratios)
-    names = html.escape(f"{ratios.side} over {ratios.reference}")
+def ratio_chart(sides: Mapping[str, Ratios]) -> str:
+    """HTML figure, by name of the side: all ratios over the tokens on one logarithmic scale, a
+    legend and a summary. Bounds and reference are those of the first."""
+    drawn = {name: one for name, one in sides.items() if one.raw}
+    if not drawn:
+        return "<p>No completion has a token.</p>"
+    low, high = _range(drawn.values())
+    first, count = next(iter(drawn.values())), max(len(one.raw) for one in drawn.values())
+    described = " ".join(f"{name}: {_described(one)}" for name, one in drawn.items())
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">',
-        f"<title>Ratio of each token's probability, {names}</title>",
-        f"<desc>{_described(ratios)}</desc>",
-        _band(ratios, low, high),
-        _axes(len(ratios.raw), low, high),
-        _smoothed(ratios, low, high),
-        _raw(ratios, low, high),
+        f"<title>Ratio of each token's probability to {first.reference}</title>",
+        f"<desc>{escaped(described)}</desc>",
+        _band(first, low, high),
+        _axes(count, low, high),
+        *(_side(one, count, low, high) for one in drawn.values()),
         "</svg>",
     ]
     return (
-        f'<figure class="kit-ratios">{"".join(parts)}{_legend(ratios)}{_summary(ratios)}</figure>'
+        f'<figure class="kit-ratios"><div class="kit-plot" tabindex="0" role="region" '
+        f'aria-label="Ratios of the tokens">{"".join(parts)}</div>'
+        f"{_legend(drawn)}{_summary(drawn)}</figure>"
     )
 
 
 # --- the plot: x is a token's index, y a decimal logarithm ---------------------------------------
 
 
-def _range(ratios: Ratios) -> tuple[float, float]:
+def _range(sides: Collection[Ratios]) -> tuple[float, float]:
     """Lowest and highest decimal logarithm shown: all ratios, clip's finite bounds, some room."""
-    bounds = [b for b in (1 - ratios.epsilon_low, 1 + ratios.epsilon_high) if 0 < b < math.inf]
-    logs = [math.log10(value) for value in (*ratios.raw, *ratios.smoothed, *bounds, 1.0)]
+    values = [1.0]
+    for one in sides:
+        bounds = (b for b in (1 - one.epsilon_low, 1 + one.epsilon_high) if 0 < b < math.inf)
+        values += [*one.raw, *one.smoothed, *bounds]
+    logs = [math.log10(value) for value in values]
     room = max(0.05 * (max(logs) - min(logs)), 0.05)
     return min(logs) - room, max(logs) + room
 
@@ -183,36 +189,44 @@ def _power(log: float) -> str:
     return "10" + f"{log:.0f}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def _smoothed(ratios: Ratios, low: float, high: float) -> str:
+def _side(ratios: Ratios, count: int, low: float, high: float) -> str:
+    drawn = _smoothed(ratios, count, low, high) + _raw(ratios, count, low, high)
+    return f'<g class="kit-is-{ratios.side}">{drawn}</g>'
+
+
+def _smoothed(ratios: Ratios, count: int, low: float, high: float) -> str:
     """A line over all tokens; over a single one, a dash."""
-    values, count, half = ratios.smoothed, len(ratios.smoothed), 0.0
-    if count == 1:
+    values, half = ratios.smoothed, 0.0
+    if len(values) == 1:
         values, half = values * 2, 6.0
     points = []
     for index, value in enumerate(values):
-        x = _x(index % count, count) + (half if index else -half)
+        x = _x(0 if half else index, count) + (half if index else -half)
         points.append(f"{x:.1f},{_y(math.log10(value), low, high):.1f}")
     return f'<polyline class="kit-smooth" points="{" ".join(points)}"/>'
 
 
-def _raw(ratios: Ratios, low: float, high: float) -> str:
+def _raw(ratios: Ratios, count: int, low: float, high: float) -> str:
     """A dot for each token, or a triangle that points the way a silenced one left clip's range."""
-    count, silenced = len(ratios.raw), set(ratios.silenced)
-    dots, triangles = [], []
-    for index, value in enumerate(ratios.raw):
+    silenced, radius = set(ratios.silenced), max(1.5, 4 - count / 150)
+    marks = []
+    for index, (value, text) in enumerate(zip(ratios.raw, ratios.texts, strict=True)):
         x, y = _x(index, count), _y(math.log10(value), low, high)
+        named = f"token {index + 1} {quoted(text)}: r = {figure(value)}"
+        name = f"kit-at-{ratios.side}-{index}"
+        about = f"><title>{escaped(named)}</title>"
         if index in silenced:
-            triangles.append(_triangle(x, y, ratios.positive))
+            where = f'd="{_triangle(x, y, ratios.positive)}"'
+            marks.append(f'<path class="kit-mark {name}" {where}{about}</path>')
         else:
-            dots.append(f"M{x:.1f} {y:.1f}h0")
-    size = max(1.5, 5 - count / 100)
-    drawn = f'<path class="kit-raw" stroke-width="{size:.1f}" d="{"".join(dots)}"/>'
-    return drawn + "".join(triangles)
+            where = f'cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"'
+            marks.append(f'<circle class="kit-raw {name}" {where}{about}</circle>')
+    return "".join(marks)
 
 
 def _triangle(x: float, y: float, up: bool) -> str:
     sign = 1 if up else -1
-    return f'<path class="kit-mark" d="M{x - 3.5:.1f} {y + 3 * sign:.1f}h7l-3.5 {-6 * sign}z"/>'
+    return f"M{x - 4.5:.1f} {y + 4 * sign:.1f}h9l-4.5 {-8 * sign}z"
 
 
 # --- in words ------------------------------------------------------------------------------------
@@ -221,29 +235,35 @@ def _triangle(x: float, y: float, up: bool) -> str:
 def _described(ratios: Ratios) -> str:
     return (
         f"{len(ratios.raw)} tokens, {len(ratios.silenced)} of them without gradient under clip; "
-        f"ratios from {min(ratios.raw):.3g} to {max(ratios.raw):.3g}."
+        f"ratios from {figure(min(ratios.raw))} to {figure(max(ratios.raw))}."
     )
 
 
-def _legend(ratios: Ratios) -> str:
-    floor, ceiling = 1 - ratios.epsilon_low, 1 + ratios.epsilon_high
-    names = html.escape(f"π {ratios.side} / π {ratios.reference}")
-    if ratios.positive:
-        rule = f"advantage &gt; 0 and r &gt; {ceiling:.3g}"
-    else:
-        rule = f"advantage &lt; 0 and r &lt; {floor:.3g}"
+def _legend(sides: Mapping[str, Ratios]) -> str:
+    first = next(iter(sides.values()))
+    floor, ceiling = 1 - first.epsilon_low, 1 + first.epsilon_high
     keys = [
-        ('<path class="kit-raw" stroke-width="5" d="M6 6h0M14 6h0M22 6h0"/>', f"raw: r = {names}"),
+        (
+            f'<circle class="kit-raw kit-is-{one.side}" cx="14" cy="6" r="4"/>',
+            f"r = π of {escaped(name)} / π of {escaped(one.reference)}",
+        )
+        for name, one in sides.items()
+    ]
+    keys += [
         (
             '<polyline class="kit-smooth" points="3,6 25,6"/>',
             f"smoothed, as PSPO sees it: (1 &minus; &alpha;) r + &alpha;, &alpha; = "
-            f"{ratios.alpha:.3g}",
+            f"{first.alpha:.3g}",
         ),
         (
             '<rect class="kit-band" x="1" y="1" width="26" height="10"/>',
             f"clip's range, {floor:.3g} to {ceiling:.3g}",
         ),
-        (_triangle(14, 6, ratios.positive), f"silenced by clip, no gradient: {rule}"),
+        (
+            f'<path class="kit-mark" d="{_triangle(14, 6, True)}"/>',
+            f"silenced by clip, no gradient: r &gt; {ceiling:.3g} where the advantage is positive, "
+            f"r &lt; {floor:.3g} where it is negative",
+        ),
     ]
     items = [
         f'<li><svg viewBox="0 0 28 12" aria-hidden="true">{key}</svg><span>{text}</span></li>'
@@ -252,11 +272,24 @@ def _legend(ratios: Ratios) -> str:
     return f"<ul>{''.join(items)}</ul>"
 
 
-def _summary(ratios: Ratios) -> str:
-    cells = {
-        "tokens": f"{len(ratios.raw)}",
-        "silenced": f"{len(ratios.silenced)}",
-        "largest r": f"{max(ratios.raw):.3g}",
-        "smallest r": f"{min(ratios.raw):.3g}",
-    }
-    return table_html(list(cells), [list(cells.values())])
+def _summary(sides: Mapping[str, Ratios]) -> str:
+    head = ["", "advantage", "tokens", "silenced", "largest r", "smallest r"]
+    rows = [
+        (
+            name,
+            "positive" if one.positive else "negative",
+            *(f"{len(one.raw)}", f"{len(one.silenced)}"),
+            *(figure(max(one.raw)), figure(min(one.raw))),
+        )
+        for name, one in sides.items()
+    ]
+    return table_html(head, rows, "kit-table", named=True)
+
+
+def figure(ratio: float) -> str:
+    """Three figures; a power of ten only for what no decimals can tell."""
+    return (
+        f"{ratio:.3g}"
+        if 1e-4 <= ratio < 1e6 or not ratio
+        else f"about {_power(round(math.log10(ratio)))}"
+    )

@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kit.app.inert import printable
 from kit.errors import AdapterError
+
+SHOWN = 24  # characters of a token where it is quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +47,11 @@ def log_ratio(token: Token, index: int, side: str, reference: str) -> float:
                 "which no sound model gives; check the adapter with `kit verify`"
             )
     return token.logprobs[side] - token.logprobs[reference]
+
+
+def quoted(text: str) -> str:
+    """A token's text in one line, shortened, its line breaks visible."""
+    text = printable(text).replace("\n", "↵").replace("\t", "⇥")
+    if not text:
+        return "(part of a character)"
+    return f"“{text[:SHOWN]}…”" if len(text) > SHOWN else f"“{text}”"

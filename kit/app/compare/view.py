@@ -1,4 +1,4 @@
-"""The Compare tab: two sides, and the base if wanted, answer at the same time."""
+"""The Compare tab: two sides, and the base if wanted, answer one problem; their reasoning first."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from typing import Any
 import gradio as gr
 
 from kit.app.compare.analysis_view import AnalysisView
-from kit.app.compare.columns import final_answer, reasoning, samples_html, status_html
 from kit.app.compare.comparison import Shown, to_pair
 from kit.app.compare.export_view import ExportView
 from kit.app.compare.problem_view import ProblemView
 from kit.app.compare.setup import BASE_SIDE, LEFT, MAX_SAMPLES, RIGHT, Setup, chat
+from kit.app.compare.stored import Reading, open_reading
 from kit.app.compare.vote_view import VoteView
 from kit.app.inert import inert_markdown
 from kit.app.library.adapters import BASE_LABEL, advice, default_pair
-from kit.app.parts import PROSE, QUIET, notice_html
+from kit.app.pair_view import PairView
+from kit.app.parts import QUIET, notice_html
 from kit.app.session import Session
 from kit.errors import KitError
+from kit.evaluation.settings import EvalSettings
 
 MODEL = "model"  # the queue of everything that computes with the model: one at a time
 EVERY = 0.08  # seconds between two pictures of the answers
+MANY = 1_000  # problems of a queue at most
 HISTORY = 500  # comparisons a session keeps for its export
+WAITING = '<span class="kit-badge">{} …</span>'
 
 Update = dict[Any, Any]
 
@@ -33,139 +37,150 @@ Update = dict[Any, Any]
 class CompareView:
     """Builds the tab inside the current Gradio context and wires its events."""
 
-    def __init__(self, desk: Session) -> None:
-        self.desk = desk
-        self.shown = gr.State(None)
-        self._choosers()
-        self.problem = ProblemView(desk)
-        self._settings()
-        self._buttons()
-        self._columns()
+    def __init__(self, desk: Session, pair: PairView) -> None:
+        self.desk, self.pair = desk, pair
+        self.shown, self.reading = gr.State(None), gr.State(None)
+        with gr.Row(elem_id="kit-problem"):
+            self.problem = ProblemView(desk)
+            self.go = gr.Button("Run", variant="primary", elem_id="kit-run", size="sm")
+            self.many = gr.Button("20 problems", elem_id="kit-many", size="sm")
+            self.halt = gr.Button(
+                "Stop", variant="stop", visible=False, elem_id="kit-stop", size="sm"
+            )
+        sentence = advice(desk.catalogue)
+        if sentence:
+            gr.Markdown(inert_markdown(sentence), elem_id="kit-advice")
+        self.notice = gr.HTML(visible=False, elem_id="kit-notice")
+        self.reader = AnalysisView(self.shown)
         self.vote = VoteView(desk, self.shown)
-        self.analysis = AnalysisView(self.shown)
-        self.export = ExportView()
+        with gr.Sidebar(position="right", open=False, elem_id="kit-drawer", width=380):
+            self._drawer()
         self._wire()
 
     # --- layout ------------------------------------------------------------------------------
 
-    def _choosers(self) -> None:
-        left, right = default_pair(self.desk.catalogue)
-        sentence = advice(self.desk.catalogue)
-        if sentence:
-            gr.Markdown(inert_markdown(sentence))
+    def _drawer(self) -> None:
+        self.temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature", info="0: greedy")
+        self.max_new_tokens = gr.Slider(8, 2048, value=256, step=8, label="New tokens at most")
+        self.samples = gr.Slider(1, MAX_SAMPLES, value=1, step=1, label="Samples of each side")
         with gr.Row():
-            self.left, self.right = (
-                gr.Dropdown(
-                    self.desk.labels,
-                    value=choice.label,
-                    label=name,
-                    info="An adapter found, or a path in the allowed folders",
-                    allow_custom_value=True,
-                )
-                for name, choice in (("Left", left), ("Right", right))
-            )
-        with gr.Row():
-            self.with_base = gr.Checkbox(False, label="Show the bare base as a third column")
-            self.blind = gr.Checkbox(
-                False, label="Blind: hide the names, shuffle the sides, then vote"
-            )
+            self.seed = gr.Number(0, precision=0, minimum=0, label="Seed, the same for all")
+            self.again = gr.Button("Again, with the next seed", elem_id="kit-again", visible=False)
+        self.count = gr.Number(
+            20, precision=0, minimum=1, maximum=MANY, label="Problems of a queue"
+        )
+        self.system_prompt = gr.Textbox(
+            default_pair(self.desk.catalogue)[0].system_prompt,
+            label="System prompt",
+            info="As the adapters were trained with; empty: none is sent",
+            lines=2,
+            max_lines=8,
+        )
+        self.problem.build_drawer()
+        self.export = ExportView()
         if self.desk.catalogue.unusable:
             with gr.Accordion("Adapters that cannot be chosen", open=False):
                 lines = [f"{label}: {reason}" for label, reason in self.desk.catalogue.unusable]
                 gr.Markdown(inert_markdown("\n".join(lines)), line_breaks=True)
 
-    def _settings(self) -> None:
-        with gr.Accordion("Settings", open=False, elem_id="kit-settings"):
-            with gr.Row():
-                self.temperature = gr.Slider(
-                    0, 2, value=0, step=0.1, label="Temperature", info="0: greedy"
-                )
-                self.max_new_tokens = gr.Slider(
-                    8, 2048, value=256, step=8, label="New tokens at most"
-                )
-                self.samples = gr.Slider(
-                    1, MAX_SAMPLES, value=1, step=1, label="Samples of each side"
-                )
-                self.seed = gr.Number(0, precision=0, minimum=0, label="Seed, the same for all")
-            self.system_prompt = gr.Textbox(
-                default_pair(self.desk.catalogue)[0].system_prompt,
-                label="System prompt",
-                info="As the adapters were trained with; empty: none is sent",
-                lines=2,
-                max_lines=8,
-            )
-
-    def _buttons(self) -> None:
-        with gr.Row():
-            self.go = gr.Button("Run", variant="primary", elem_id="kit-run")
-            self.again = gr.Button("Again, with the next seed", elem_id="kit-again")
-            self.halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="kit-stop")
-        self.notice = gr.HTML(visible=False)
-
-    def _columns(self) -> None:
-        self.names, self.statuses, self.texts, self.finals = [], [], [], []
-        self.boxes = []
-        with gr.Row():
-            for name in ("first", "second", "base"):
-                with gr.Column(
-                    visible=name != "base", elem_id=f"kit-{name}", elem_classes="kit-side"
-                ) as box:
-                    self.boxes.append(box)
-                    self.names.append(gr.Markdown("&nbsp;", elem_classes="kit-name"))
-                    self.statuses.append(gr.HTML())
-                    self.texts.append(gr.Markdown(elem_classes="kit-text", **PROSE))
-                    self.finals.append(gr.Markdown(elem_classes="kit-final", **PROSE))
-        self.sample = gr.Slider(
-            1, 2, value=1, step=1, label="Sample shown", visible=False, elem_id="kit-sample"
-        )
-        self.summary = gr.HTML(elem_id="kit-samples")
-
     # --- events ------------------------------------------------------------------------------
 
     def _wire(self) -> None:
-        asked = [
-            *(self.left, self.right, self.with_base, self.blind, self.temperature),
+        problem, pair = self.problem, self.pair
+        self.asked = [
+            *(*pair.both, pair.with_base, pair.blind, self.temperature),
             *(self.max_new_tokens, self.samples, self.seed, self.system_prompt),
         ]
-        inputs = {*asked, self.shown, *self.problem.taken, *self.analysis.controls}
+        self.looks = {self.shown, self.reading, pair.blind, *self.reader.controls}
+        inputs = {*self.asked, *self.looks, *problem.taken}
         outputs = [
-            *(self.shown, self.notice, self.sample, self.summary, self.left, self.right),
-            *(*self.names, *self.statuses, *self.texts, *self.finals, *self.boxes),
-            *(*self.vote.outputs, *self.analysis.outputs, *self.export.outputs),
+            *(self.shown, self.reading, self.notice, *pair.both, *problem.taken),
+            *(self.system_prompt, *self.reader.outputs, *self.vote.outputs, *self.export.outputs),
         ]
-        self.controls = [self.go, self.again, *asked, *self.problem.controls]
-        locked = [*self.controls, self.halt]
+        self.outputs = outputs
+        locked = [self.go, self.many, self.again, *self.asked, *problem.controls]
+        self.locked = [*locked, self.halt]
         at_once = QUIET | {"queue": False}
-        asks = [self.go.click, self.problem.question.submit]
-        start = gr.on(asks, self._lock, None, locked, **at_once)
+        asks = [self.go.click, problem.question.submit]
+        start = gr.on(asks, self._lock, None, self.locked, **at_once)
         another = self.again.click(
             lambda seed: int(seed or 0) + 1, self.seed, self.seed, **at_once
-        ).then(self._lock, None, locked, **at_once)
+        ).then(self._lock, None, self.locked, **at_once)
         for started in (start, another):
             ran = started.then(
                 self._run, inputs, outputs, concurrency_id=MODEL, concurrency_limit=1, **QUIET
             )
-            ran.then(self._unlock, None, locked, **at_once)
-        sent = [self.system_prompt, self.problem.question]
-        self.problem.exact.expand(self._prompt, sent, self.problem.prompt, **QUIET)
+            ran.then(self._unlock, None, self.locked, **at_once)
+        queued = self.many.click(self._lock, None, self.locked, **at_once).then(
+            self._run_many,
+            {*inputs, problem.source, self.count},
+            [*outputs, self.many],
+            concurrency_id=MODEL,
+            concurrency_limit=1,
+            **QUIET,
+        )
+        queued.then(self._unlock, None, self.locked, **at_once)
+        self.count.change(
+            lambda count: f"{int(count or 1)} problems", self.count, self.many, **at_once
+        )
         self.halt.click(self._stop, None, None, **at_once)
-        self.sample.change(
+        self.temperature.change(
+            lambda value: gr.update(visible=value > 0), self.temperature, self.again, **at_once
+        )
+        sent = [self.system_prompt, problem.question]
+        problem.exact.expand(self._prompt, sent, problem.prompt, **QUIET)
+        self.reader.heads.pick(
             self._pick_sample,
-            {self.shown, self.sample, *self.analysis.controls},
+            [self.shown, *self.reader.controls],
             outputs,
             concurrency_id=MODEL,
             trigger_mode="always_last",
             **QUIET,
         )
-        self.vote.wire(self._show, {self.shown, *self.analysis.controls}, outputs)
-        self.left.change(self._follow_prompt, {self.left}, [self.system_prompt], **at_once)
+        self.vote.wire(self._voted, self.looks, outputs)
+        moves = inputs | {problem.source, problem.search}
+        for button, by in ((problem.previous, -1), (problem.following, 1), (problem.chance, None)):
+            button.click(self._moving(by), moves, outputs, **QUIET)
+        self.vote.following.click(self._moving(1), moves, outputs, **QUIET)
+        self.reader.heads.go(
+            self._go,
+            [self.reading, self.shown, pair.blind, *self.reader.controls],
+            outputs,
+            **QUIET,
+        )
+        self.vote.outcome.input(self._filter, {*self.looks, self.vote.outcome}, outputs, **QUIET)
+        gr.on(None, self._open, None, outputs, **QUIET)  # as the page opens
+        changed = [part.change for part in pair.both]
+        gr.on(changed, self._follow, inputs, outputs, trigger_mode="always_last", **QUIET).then(
+            None, pair.both, None, js=ADDRESS
+        )
+        pair.swap.click(lambda *both: both[::-1], pair.both, pair.both, **at_once)
+        pair.blind.input(self._blinded, inputs, outputs, **QUIET)
+
+    def read_after(self, event: Any) -> Any:
+        """Show the pair that an event has put into `reading`."""
+        return event.then(self._show_reading, self.looks, self.outputs, **QUIET)
+
+    def _show_reading(self, values: Update) -> Update:
+        reading: Reading | None = values[self.reading]
+        return gr.skip() if reading is None else self._read(reading, values)
 
     def _lock(self, request: gr.Request) -> list[Any]:
         self.desk.expect(str(request.session_hash))
-        return [gr.update(interactive=False) for _ in self.controls] + [gr.update(interactive=True)]
+        hidden = [gr.update(visible=False, interactive=False)] * 2
+        return [
+            *hidden,
+            *[gr.update(interactive=False)] * len(self.locked[3:]),
+            gr.update(visible=True),
+        ]
 
     def _unlock(self) -> list[Any]:
-        return [gr.update(interactive=True) for _ in self.controls] + [gr.update(interactive=False)]
+        back = [gr.update(visible=True, interactive=True)] * 2
+        return [
+            *back,
+            *[gr.update(interactive=True)] * len(self.locked[3:]),
+            gr.update(visible=False),
+        ]
 
     def _stop(self, request: gr.Request) -> None:
         self.desk.stop(str(request.session_hash))
@@ -176,44 +191,166 @@ class CompareView:
         except KitError as error:
             return str(error)
 
-    def _follow_prompt(self, values: Update) -> Any:
-        """The system prompt an adapter was trained with."""
+    # --- what is on disk -----------------------------------------------------------------------
+
+    def _open(self, request: gr.Request) -> Update:
+        """The page as it opens: the pair of the address, on a stored problem they differ on."""
+        values = {part: part.value for part in self.looks}
+        left, right = self.pair.asked_for(request.query_params)
+        choices = [gr.update(value=side, choices=self.pair.offered()) for side in (left, right)]
+        return self._reopened(values, left, right) | dict(zip(self.pair.both, choices, strict=True))
+
+    def _follow(self, values: Update) -> Update:
+        """Another pair: its stored answers, and the system prompt the left one was trained with.
+
+        Nothing where that pair is read already: the page itself has set it.
+        """
+        reading: Reading | None = values[self.reading]
+        if reading and [s.label for s in reading.sides] == [values[s] for s in self.pair.both]:
+            return gr.skip()
+        return self._reopened(values, *(values[side] for side in self.pair.both))
+
+    def _reopened(self, values: Update, left: str, right: str) -> Update:
+        prompt = gr.skip()
         try:
-            return self.desk.choice(str(values[self.left] or "")).system_prompt
-        except KitError:  # a run will say so
-            return gr.update()
+            sides = self.pair.choices(left, right)
+            prompt = sides[0].system_prompt
+            reading = open_reading(self.desk.options.roots, *sides)
+        except KitError:  # of a path that is still being typed; a run will say so
+            reading = None
+        if reading is None:
+            return self._show(None, None, values) | {self.system_prompt: prompt}
+        return self._read(reading, values)
+
+    def _read(self, reading: Reading, values: Update, said: str = "") -> Update:
+        """A stored pair, ready to be run too."""
+        before, case = values[self.shown], reading.case
+        order = (LEFT, RIGHT)
+        if values[self.pair.blind] and random.random() < 0.5:
+            order = (RIGHT, LEFT)
+        shown = Shown(
+            reading.comparison(),
+            order,
+            values[self.pair.blind],
+            history=before.history if before else (),
+        )
+        about = reading.pairing.left.about
+        problem = (case.left.question, case.left.answer, about.data, case.left.question)
+        return {
+            **self._show(shown, reading, values, said),
+            **dict(zip(self.problem.taken, problem, strict=True)),
+            self.system_prompt: about.settings.system_prompt,
+        }
+
+    def _moving(self, by: int | None) -> Any:
+        """An event: the stored pair `by` further or any one; without any, the data set's."""
+
+        def move(values: Update) -> Update:
+            reading: Reading | None = values[self.reading]
+            if reading is not None:
+                return self._read(reading.drawn() if by is None else reading.moved(by), values)
+            source, search = values[self.problem.source], values[self.problem.search]
+            asked = values[self.problem.question]
+            try:
+                taken = self.problem.draw(source, search, by, asked)
+            except KitError as error:
+                return {self.notice: _notice(error)}
+            empty = self._show(None, None, values)
+            return empty | dict(zip(self.problem.taken, taken, strict=True))
+
+        return move
+
+    def _go(
+        self, event: gr.EventData, reading: Reading | None, shown: Shown | None, *rest: Any
+    ) -> Update:
+        """To a mark of the strip."""
+        if reading is None:
+            return gr.skip()
+        values = dict(zip([self.pair.blind, *self.reader.controls], rest, strict=True))
+        return self._read(reading.at_case(int(event.case)), values | {self.shown: shown})
+
+    def _filter(self, values: Update) -> Update:
+        reading: Reading | None = values[self.reading]
+        found = reading.filtered(values[self.vote.outcome]) if reading else None
+        if found is None:
+            return {self.notice: _said("No stored pair came out so.")}
+        return self._read(found, values)
+
+    def _blinded(self, values: Update) -> Update:
+        """What was seen with names is no longer blind: the next stored pair comes."""
+        reading: Reading | None = values[self.reading]
+        if reading is None:
+            return self._show(None, None, values) if values[self.pair.blind] else gr.skip()
+        return self._read(reading.moved(1) if values[self.pair.blind] else reading, values)
+
+    def _voted(self, values: Update, shown: Shown) -> Update:
+        """After a vote on a stored pair the next one; another is shown with its names."""
+        reading: Reading | None = values[self.reading]
+        if reading is not None and shown.comparison.is_stored:
+            return self._read(reading.moved(1), values, self.vote.revealed(shown))
+        return self._show(shown, reading, values)
+
+    # --- running -------------------------------------------------------------------------------
 
     def _run(self, values: Update, request: gr.Request) -> Iterator[Update]:
         """Stream the answers; at the end everything about them."""
         before: Shown | None = values[self.shown]
+        reading: Reading | None = values[self.reading]
         history = before.history if before else ()
         shown = None
-        yield self._waiting(values)
+        yield self._show(None, reading, values) | {
+            self.reader.heads: WAITING.format("waiting for the model")
+        }
         try:
             setup = self._setup(values)
             order = (LEFT, RIGHT)
-            if values[self.blind] and random.random() < 0.5:
+            if values[self.pair.blind] and random.random() < 0.5:
                 order = (RIGHT, LEFT)
             for comparison in self.desk.run(setup, str(request.session_hash)):
-                shown = Shown(comparison, order, values[self.blind], history=history)
-                yield self._written(shown)  # whatever becomes of the rest
+                shown = Shown(comparison, order, values[self.pair.blind], history=history)
+                yield {self.shown: shown} | self.reader.written(shown)
                 if comparison.is_over:
-                    yield self._ended(shown, values)
+                    yield self._ended(shown, reading, values)
                 else:
                     time.sleep(EVERY)
             if shown is None:
-                badge = '<span class="kit-badge">stopped before it began</span>'
-                yield dict.fromkeys(self.statuses, badge) | {self.shown: before}
-        except Exception as error:  # a fault of the app's own leaves no badge waiting either
+                yield self._show(before, reading, values)
+                yield {self.notice: _said("It was stopped before it began.")}
+        except Exception as error:  # a fault of the app's own leaves nothing waiting either
             if shown is None or not shown.comparison.is_over:
-                yield dict.fromkeys(self.statuses, "") | {self.shown: before}
+                yield self._show(before, reading, values)
             if not isinstance(error, KitError):
                 raise
             yield {self.notice: _notice(error)}
 
+    def _run_many(self, values: Update, request: gr.Request) -> Iterator[Update]:
+        """A queue of problems of one data set: a strip that grows, at the end a verdict."""
+        try:
+            sides = self.pair.choices(*(values[side] for side in self.pair.both))
+            settings = EvalSettings(
+                temperature=[values[self.temperature]],
+                max_new_tokens=int(values[self.max_new_tokens]),
+                seed=int(values[self.seed] or 0),
+                limit=max(1, min(int(values[self.count] or 1), MANY)),
+            )
+            source, prompt = values[self.problem.source], values[self.system_prompt]
+            yield {self.notice: _said(f"{settings.limit} problems wait for the model …")}
+            reading = None
+            for done in self.desk.evaluate(
+                sides, source, settings, prompt, str(request.session_hash)
+            ):
+                said = f"{done} of {settings.limit} problems of {inert_markdown(source)}"
+                reading = open_reading(self.desk.options.roots, *sides) if done else None
+                if reading is not None:
+                    yield self._read(reading, values) | {self.notice: _said(said + " …")}
+            if reading is not None:
+                yield self._read(reading, values)
+        except KitError as error:
+            yield {self.notice: _notice(error)}
+
     def _setup(self, values: Update) -> Setup:
-        sides = {LEFT: values[self.left], RIGHT: values[self.right]}
-        if values[self.with_base]:
+        sides = dict(zip((LEFT, RIGHT), (values[side] for side in self.pair.both), strict=True))
+        if values[self.pair.with_base]:
             sides[BASE_SIDE] = BASE_LABEL
         return Setup(
             **self.problem.read(values),
@@ -225,10 +362,9 @@ class CompareView:
             samples=int(values[self.samples]),
         )
 
-    def _pick_sample(self, values: Update) -> Update:
+    def _pick_sample(self, event: gr.EventData, shown: Shown | None, *controls: Any) -> Update:
         """Another sample, scored if that is possible; nothing for the one that is shown."""
-        shown: Shown | None = values[self.shown]
-        sample = int(values[self.sample]) - 1
+        sample = int(event.sample)
         if shown is None or sample == shown.sample:
             return gr.skip()
         comparison, notice = shown.comparison, gr.update(visible=False)
@@ -237,53 +373,43 @@ class CompareView:
         except KitError as error:
             notice = _notice(error)
         picked = replace(shown, comparison=comparison, sample=sample)
-        return self._show(picked, values) | {self.notice: notice}
+        values = dict(zip(self.reader.controls, controls, strict=True))
+        return self.reader.show(picked, values) | {self.shown: picked, self.notice: notice}
 
     # --- what is shown -----------------------------------------------------------------------
 
-    def _waiting(self, values: Update) -> Update:
-        """Empty columns."""
-        with_base = values[self.with_base] and not values[self.blind]
-        boxes = {self.boxes[2]: gr.update(visible=with_base)}
-        status = '<span class="kit-badge">waiting for the model …</span>'
-        cleared = dict.fromkeys([*self.names, *self.texts, *self.finals, self.summary], "")
-        shown = {self.shown: None, self.notice: gr.update(visible=False)}
-        below = (self.vote.box, self.vote.result, self.analysis.box, self.export.box)
-        hidden = dict.fromkeys((self.sample, *below), gr.update(visible=False))
-        return boxes | cleared | shown | hidden | dict.fromkeys(self.statuses, status)
-
-    def _written(self, shown: Shown) -> Update:
-        """The columns alone: what changes with every token."""
-        update: Update = {}
-        for i, side in enumerate(shown.columns):
-            answer = shown.answer(side)
-            update[self.names[i]] = f"### {inert_markdown(shown.names[side])}"
-            update[self.statuses[i]] = status_html(shown, side)
-            update[self.texts[i]] = inert_markdown(reasoning(answer))
-            final = final_answer(answer)
-            update[self.finals[i]] = f"**Final answer:** {inert_markdown(final)}" if final else ""
-        return update
-
-    def _show(self, shown: Shown, values: Update) -> Update:
-        """Everything but the slider, which may have moved on since."""
+    def _show(
+        self, shown: Shown | None, reading: Reading | None, values: Update, said: str = ""
+    ) -> Update:
         return {
-            **self._written(shown),
             self.shown: shown,
-            self.boxes[2]: gr.update(visible=len(shown.columns) > 2),
-            self.summary: samples_html(shown),
-            **(self.vote.show(shown) | self.analysis.show(shown, values) | self.export.show(shown)),
+            self.reading: reading,
+            self.notice: gr.update(visible=False),
+            **self.reader.show(shown, values),
+            **self.vote.show(shown, reading, said),
+            **self.export.show(shown),
         }
 
-    def _ended(self, shown: Shown, values: Update) -> Update:
+    def _ended(self, shown: Shown, reading: Reading | None, values: Update) -> Update:
         """What a new comparison changes; adapters given by path are choices from now on."""
         if shown.comparison.is_finished:
             done = (*shown.history, to_pair(shown.comparison, 0))[-HISTORY:]
             shown = replace(shown, history=done)
-        samples, labels = shown.comparison.setup.samples, self.desk.labels
-        slider = gr.update(visible=samples > 1, maximum=max(2, samples), value=1)
-        choices = {side: gr.update(choices=labels) for side in (self.left, self.right)}
-        return self._show(shown, values) | {self.sample: slider} | choices
+        choices = {side: gr.update(choices=self.pair.offered()) for side in self.pair.both}
+        return self._show(shown, reading, values) | choices
+
+
+ADDRESS = """(left, right) => {
+  const address = new URL(window.location);
+  address.searchParams.set("left", left);
+  address.searchParams.set("right", right);
+  history.replaceState(null, "", address);
+}"""
 
 
 def _notice(error: KitError) -> Any:
     return gr.update(value=notice_html(error), visible=True)
+
+
+def _said(text: str) -> Any:
+    return gr.update(value=f'<p class="kit-notice">{text}</p>', visible=True)

@@ -1,4 +1,4 @@
-"""Blind voting: which answer is better, before one knows whose it is."""
+"""Blind voting: which answer is better, before one knows whose it is; and how it stands."""
 
 from __future__ import annotations
 
@@ -10,54 +10,132 @@ import gradio as gr
 
 from kit.app.compare.comparison import Shown
 from kit.app.compare.setup import LEFT, RIGHT
-from kit.app.inert import inert_markdown
+from kit.app.compare.stored import Reading
+from kit.app.inert import escaped, inert_markdown
 from kit.app.parts import QUIET
 from kit.app.session import Session
 from kit.errors import KitError
 
-CHOICES = {"left": "A is better", "right": "B is better", "tie": "Tie", "both_bad": "Both bad"}
+CHOICES = {
+    "left": "A better",
+    "right": "B better",
+    "tie": "Tie",
+    "both_bad": "Both bad",
+}
 STOPPED = "There is no vote on answers that were stopped: the names stay hidden. Run again."
+OUTCOMES = [
+    ("texts differ", "differ"),
+    ("all pairs", "all"),
+    ("only left right", "left"),
+    ("only right right", "right"),
+    ("both right", "both"),
+    ("both wrong", "neither"),
+]
+MARKS = 400  # of the strip at most
 Update = dict[Any, Any]
+
+STYLE = """
+#kit-foot {
+  position: fixed; inset: auto 0 0 0; z-index: 60; align-items: center; gap: .5rem;
+  padding: .4rem 1rem .4rem 22rem; background: var(--kit-page); min-height: 50px;
+  border-top: 1px solid var(--kit-rule); flex-wrap: nowrap;
+}
+#kit-vote { flex: 0 0 auto; width: auto; gap: .4rem; flex-wrap: nowrap; }
+#kit-vote button { min-width: 0; white-space: nowrap; }
+#kit-vote-left::after { content: " 1"; }
+#kit-vote-right::after { content: " 2"; }
+#kit-vote-tie::after { content: " 3"; }
+#kit-vote-both_bad::after { content: " 4"; }
+#kit-next::after { content: " N"; }
+#kit-foot button::after { opacity: .75; margin-left: .3em; }
+#kit-next { flex: 0 0 auto; min-width: 0; }
+#kit-votes { flex: 1 1 20rem; min-width: 0 !important; }
+#kit-outcome { flex: 0 0 9.5rem; min-width: 0 !important; }
+#kit-scores { position: fixed; inset: auto 0 50px 0; z-index: 60; padding: 0; }
+.kit-scores { display: flex; gap: 1px; padding: 0 1rem; height: 10px; }
+.kit-scores button { flex: 1 1 4px; max-width: 2rem; min-width: 1px; background: var(--kit-rule); }
+.kit-scores .kit-score-both { background: #14713d; }
+.kit-scores .kit-score-left { background: var(--kit-left); }
+.kit-scores .kit-score-right { background: var(--kit-right); }
+.kit-scores [aria-pressed=true] { outline: 2px solid var(--kit-text); }
+#kit-votes :is(p, span) { margin: 0; font-size: .875rem; }
+@media (max-width: 640px) {
+  #kit-foot { padding: .4rem .5rem .4rem 6rem; }
+  #kit-vote { gap: .2rem; }
+  #kit-foot button { padding: .5rem .25rem; font-size: .8rem; }
+  #kit-foot button::after { content: none; }
+  #kit-votes { display: none; }
+}
+"""
+
+
+def score_strip(reading: Reading) -> str:
+    """One mark for each stored pair: who is right on it; a click reads it."""
+    said = {"both": "both right", "neither": "both wrong"}
+    said |= {
+        side: f"only {name} right" for side, name in zip((LEFT, RIGHT), reading.names, strict=True)
+    }
+    marks = []
+    for number, case in enumerate(reading.pairing.cases[:MARKS]):
+        outcome = case.outcome("strict")
+        now = "true" if case is reading.case else "false"
+        label = escaped(f"pair {number + 1}: {said[outcome]}")
+        marks.append(
+            f'<button class="kit-score-{outcome}" data-case="{number}" tabindex="-1" '
+            f'aria-pressed="{now}" aria-label="{label}"></button>'
+        )
+    return f'<div class="kit-scores" role="group" aria-label="Scores">{"".join(marks)}</div>'
 
 
 class VoteView:
-    """Builds its part of the Compare tab."""
+    """Builds the foot of the Compare tab."""
 
     def __init__(self, desk: Session, shown: gr.State) -> None:
         self.desk, self.shown = desk, shown
-        with gr.Group(visible=False, elem_id="kit-vote") as self.box:
-            gr.Markdown("**Which answer is better?** Names appear after the vote.", padding=True)
-            with gr.Row():
+        with gr.Row(elem_id="kit-foot"):
+            with gr.Row(visible=False, elem_id="kit-vote") as self.box:
                 self.buttons = {
                     column: gr.Button(text, size="sm", elem_id=f"kit-vote-{column}")
                     for column, text in CHOICES.items()
                 }
-        self.result = gr.Markdown(visible=False, elem_id="kit-votes")
-        self.outputs = [self.box, self.result]
+            self.outcome = gr.Dropdown(
+                OUTCOMES, value="differ", label="Which pairs are read", show_label=False,
+                container=False, visible=False, elem_id="kit-outcome",
+            )  # fmt: skip
+            self.following = gr.Button("Next", size="sm", elem_id="kit-next", visible=False)
+            self.result = gr.Markdown(elem_id="kit-votes")
+        self.strip = gr.HTML(elem_id="kit-scores")
+        self.outputs = [self.box, self.outcome, self.following, self.result, self.strip]
 
     def wire(
-        self, show: Callable[[Shown, Update], Update], inputs: set[Any], outputs: list[Any]
+        self, cast: Callable[[Update, Shown], Update], inputs: set[Any], outputs: list[Any]
     ) -> None:
-        """`show` draws the whole tab anew, from `inputs`, once a vote has revealed the names."""
+        """`cast` shows what comes after a vote, from `inputs`; what was voted on knows the vote."""
         for column, button in self.buttons.items():
 
-            def cast(values: Update, column: str = column) -> Update:
+            def vote(values: Update, column: str = column) -> Update:
                 shown = self._cast(values[self.shown], column)
-                return show(shown, values) if isinstance(shown, Shown) else shown
+                return cast(values, shown) if isinstance(shown, Shown) else shown
 
-            button.click(cast, inputs, outputs, queue=False, **QUIET)
+            button.click(vote, inputs, outputs, queue=False, **QUIET)
 
-    def show(self, shown: Shown) -> Update:
-        can_vote, text = False, ""
-        if shown.is_blind and shown.comparison.is_over:
+    def show(self, shown: Shown | None, reading: Reading | None, said: str = "") -> Update:
+        """`said`: what the last vote came to, where another pair is shown since."""
+        can_vote, text = False, said
+        if shown is not None and shown.is_blind and shown.comparison.is_over:
             can_vote = shown.vote is None and shown.comparison.is_finished
             if shown.vote is not None:
-                text = self._revealed(shown)
+                text = self.revealed(shown)
             elif not can_vote:
                 text = STOPPED
+        if not text and reading and not (shown and shown.is_blind):
+            text = inert_markdown(reading.words)
         return {
             self.box: gr.update(visible=can_vote),
-            self.result: gr.update(value=text, visible=bool(text)),
+            self.outcome: gr.update(visible=reading is not None and not can_vote),
+            self.following: gr.update(visible=reading is not None),
+            self.strip: "" if reading is None or can_vote else score_strip(reading),
+            self.result: text,
         }
 
     def _cast(self, shown: Shown | None, column: str) -> Shown | Update:
@@ -68,11 +146,10 @@ class VoteView:
                 shown.comparison, shown.sample, shown.preferred(column), blind=True
             )
         except KitError as error:
-            text = inert_markdown(str(error))
-            return {self.result: gr.update(value=f"**Not counted.** {text}", visible=True)}
+            return {self.result: f"**Not counted.** {inert_markdown(str(error))}"}
         return replace(shown, vote=vote)
 
-    def _revealed(self, shown: Shown) -> str:
+    def revealed(self, shown: Shown) -> str:
         sides = shown.comparison.setup.sides
         names = [inert_markdown(sides[side].label) for side in shown.order]
         vote = {"tie": "a tie", "both_bad": "both bad"}.get(
@@ -82,11 +159,11 @@ class VoteView:
         try:
             score = self.desk.score(shown.comparison)
         except KitError as error:
-            return "\n\n".join([*lines, inert_markdown(str(error))])
+            return " ".join([*lines, inert_markdown(str(error))])
         if sides[LEFT].adapter == sides[RIGHT].adapter:
             lines.append("Both sides were the same model, so this vote decides nothing.")
         elif score.tally is not None:
             lines.append(f"So far: {inert_markdown(str(score.tally))}.")
         if score.unreadable:
             lines.append(f"{score.unreadable} lines of the file of votes could not be read.")
-        return "\n\n".join(lines)
+        return " ".join(lines)

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from kit.app.inert import short
-from kit.app.library.folders import walk
+from kit.app.library.folders import natural, walk
 from kit.app.library.roots import (
     OutsideRoots,
     adapter_source,
@@ -99,7 +99,7 @@ def find(options: AppOptions) -> Catalogue:
             unusable.append((found.choice.label, short(reason, MAX_REASON)))
         else:
             fitting.append(found)
-    fitting.sort(key=lambda found: found.choice.label.split("/"))
+    fitting.sort(key=lambda found: [natural(part) for part in found.choice.label.split("/")])
     base = Choice(BASE_LABEL, None, model.id, prompt, data=None, run=None, region=None)
     choices = _with_own_labels([base, *(found.choice for found in (*named, *fitting))])
     return Catalogue(model, choices, tuple(sorted(unusable)))
@@ -146,8 +146,8 @@ def advice(catalogue: Catalogue) -> str | None:
     if len(catalogue.choices) > 1:
         return None
     return (
-        f"There is no adapter for {catalogue.model.id} here yet: `make demo` (or `kit demo`) "
-        "trains three on an embedded model in minutes, and `kit train` one on a model of yours."
+        f"There is no adapter for {catalogue.model.id} here yet: Run asks the bare base, and "
+        "kit demo (or make demo) trains three on an embedded model in minutes."
     )
 
 

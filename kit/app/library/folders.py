@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +64,7 @@ def find(roots: Sequence[Path], marker: str) -> list[Folder]:
             name = name if name not in names else str(path)
             names.add(name)
             found[path] = Folder(path, name, changed(path, (*FILES, marker)))
-    return sorted(found.values(), key=lambda folder: folder.name)
+    return sorted(found.values(), key=lambda folder: natural(folder.name))
 
 
 def find_runs(roots: Sequence[Path]) -> list[Folder]:
@@ -93,6 +95,27 @@ def short_names(names: Sequence[str]) -> list[str]:
         return list(names)
     common = os.path.commonpath(parents)
     return [os.path.relpath(name, common) if common else name for name in names]
+
+
+def display_names(names: Sequence[str], most: int = 28) -> list[str]:
+    """Names of at most `most` characters, where that tells them apart: without the leading folders
+    that those in folders share, and with the middle left out of what is still too long."""
+    inside = [name for name in names if "/" in name]
+    short = dict(zip(inside, short_names(inside), strict=True))
+    whole = [short.get(name, name) for name in names]
+    if len(set(whole)) < len(whole):
+        whole = list(names)
+    cut = [
+        name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}"
+        for name in whole
+    ]
+    counts = Counter(cut)
+    return [one if counts[one] == 1 else name for one, name in zip(cut, whole, strict=True)]
+
+
+def natural(name: str) -> list[str]:
+    """Sorts '2 steps' before '11 steps'."""
+    return [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def fingerprint(paths: Sequence[Path]) -> tuple[tuple[int, int], ...]:

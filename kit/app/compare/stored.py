@@ -1,0 +1,164 @@
+"""Answers that evaluations have left on disk, as comparisons that no model has to be loaded for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+
+from kit.app.browse.matching import differences
+from kit.app.browse.pairs import Case, Filter, Outcome, Pairing, pair_up, select
+from kit.app.compare.comparison import Answer, Comparison, Kept
+from kit.app.compare.setup import LEFT, RIGHT, Setup
+from kit.app.library.adapters import Choice
+from kit.app.library.folders import display_names
+from kit.app.library.results import Attempt, Stored, find_stored
+from kit.app.verdicts import NoVerifier, Standard, badge_of, verdict_of
+from kit.evaluation.stats import paired_difference
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Stored pairs of two choices, in the order in which they are worth reading, and the place."""
+
+    pairing: Pairing
+    cases: tuple[Case, ...]
+    sides: tuple[Choice, Choice]
+    words: str  # which of the two is right more often, and how sure that is
+    at: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """What the sides are called, left then right."""
+        return display_names([choice.label for choice in self.sides])
+
+    @property
+    def case(self) -> Case:
+        return self.cases[self.at]
+
+    def moved(self, by: int) -> Reading:
+        """Round and round."""
+        return replace(self, at=(self.at + by) % len(self.cases))
+
+    def at_case(self, number: int) -> Reading:
+        """Any pair of the two results, and from it on through all of them."""
+        return replace(self, cases=self.pairing.cases, at=number % len(self.pairing.cases))
+
+    def filtered(self, outcome: Outcome) -> Reading | None:
+        """The pairs that came out so; None where there is none."""
+        if outcome == "differ":
+            cases = tuple(_worth_reading(self.pairing))
+        else:
+            cases = select(self.pairing, Filter(outcome=outcome)).cases
+        return replace(self, cases=cases, at=0) if cases else None
+
+    def drawn(self) -> Reading:
+        """Another one, by chance."""
+        others = [i for i in range(len(self.cases)) if i != self.at]
+        return replace(self, at=random.choice(others or [self.at]))
+
+    def comparison(self) -> Comparison:
+        """What was asked and said. Which tokens it was is not kept, only how many."""
+        left, case = self.pairing.left, self.case
+        settings, gold = left.about.settings, case.left.answer or None
+        setup = Setup(
+            question=case.left.question,
+            system_prompt=settings.system_prompt,
+            gold=gold,
+            sides=dict(zip((LEFT, RIGHT), self.sides, strict=True)),
+            standard=None if gold else Standard(NoVerifier(), {}, decides=True),
+            temperature=left.temperature,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
+        )
+        both = ((LEFT, left, case.left), (RIGHT, self.pairing.right, case.right))
+        return Comparison(
+            setup,
+            prompt="",
+            answers={side: (_answer(attempt),) for side, _, attempt in both},
+            hashes={side: stored.about.target.adapter_sha256 for side, stored, _ in both},
+            is_over=True,
+        )
+
+
+def open_reading(roots: Sequence[Path], left: Choice, right: Choice) -> Reading | None:
+    """The newest stored results of two choices that can be compared; None where there are none.
+
+    Those whose texts differ are read, with different verdicts first; all where none differ.
+    """
+    for a, b in stored_pairs(find_stored(roots).stored, left, right):
+        pairing = pair_up(a, b)
+        if pairing.cases:
+            cases = tuple(_worth_reading(pairing)) or pairing.cases
+            return reading_of(pairing, cases, (left, right))
+    return None
+
+
+def stored_pairs(
+    stored: Sequence[Stored], left: Choice, right: Choice
+) -> list[tuple[Stored, Stored]]:
+    """The results of two choices that can be compared, the newest first."""
+    ours, theirs = ([one for one in stored if is_of(one, side)] for side in (left, right))
+    pairs = [(a, b) for a in ours for b in theirs if a != b and not differences(a, b)]
+    return sorted(pairs, key=lambda pair: pair[0].about.started or "", reverse=True)
+
+
+def reading_of(
+    pairing: Pairing, cases: tuple[Case, ...], known: Collection[Choice], at: int = 0
+) -> Reading:
+    """Some pairs of two results; a side is the choice among `known` that it is of."""
+    sides = tuple(
+        next((choice for choice in known if is_of(one, choice)), None) or _unlisted(one)
+        for one in (pairing.left, pairing.right)
+    )
+    return Reading(pairing, cases, sides, _in_words(pairing), at)  # type: ignore[arg-type]
+
+
+def _in_words(pairing: Pairing) -> str:
+    """Which of two results is right more often, and how sure that is."""
+    by_problem: dict[str, list[Case]] = {}
+    for case in pairing.cases:
+        by_problem.setdefault(case.left.id, []).append(case)
+    left, right = (
+        [mean(getattr(case, side).strict for case in cases) for cases in by_problem.values()]
+        for side in ("left", "right")
+    )
+    found = paired_difference([left], [right])
+    bounds = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    return (
+        f"{len(left):,} stored problems of {pairing.left.about.data}: {mean(left):.1%} right "
+        f"against {mean(right):.1%}, {100 * found.value:+.1f} points ({bounds}); alone right on "
+        f"{found.only_a} against {found.only_b} ({found.test}: p = {found.p:.2g})"
+    )
+
+
+def _worth_reading(pairing: Pairing) -> list[Case]:
+    """The pairs whose texts differ: first those with different verdicts, then answers."""
+    cases = [c for c in pairing.cases if c.left.completion != c.right.completion]
+    return sorted(
+        cases,
+        key=lambda c: (c.left.strict == c.right.strict, not c.answers_differ("lenient")),
+    )
+
+
+def is_of(stored: Stored, choice: Choice) -> bool:
+    """Whether a result is of this choice: it lies in its run, or names its adapter or base."""
+    if choice.run and stored.completions.path.is_relative_to(Path(choice.run).resolve()):
+        return True
+    target = stored.about.target
+    if target.adapter is None or choice.adapter is None:
+        return target.adapter == choice.adapter and target.base == choice.base
+    return Path(target.adapter).resolve() == Path(choice.adapter).resolve()
+
+
+def _unlisted(stored: Stored) -> Choice:
+    """What was evaluated, where it is not among what can be run."""
+    target, prompt = stored.about.target, stored.about.settings.system_prompt
+    return Choice(stored.name, target.adapter, target.base, prompt, None, None, None)
+
+
+def _answer(attempt: Attempt) -> Answer:
+    completion = Kept(range(attempt.tokens), attempt.truncated, attempt.completion)
+    return Answer(completion, 0.0, verdict_of(attempt), badge_of(attempt))
