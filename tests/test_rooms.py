@@ -30,7 +30,7 @@ FLOORS = (
     ("tasks",),
     (
         *("arms", "regions", "runs", "run_json", "run_settings", "manifest", "compare_json"),
-        *("packages", "cards"),
+        *("packages", "cards", "metrics"),
         *("files", "reading", "recipe", "config", "stopping", "terminal", "errors", "threads"),
     ),
     ("assets", "__init__"),

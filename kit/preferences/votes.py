@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from pydantic import AwareDatetime, ConfigDict, TypeAdapter, ValidationError
@@ -22,8 +22,10 @@ from pydantic.dataclasses import dataclass as checked
 from kit.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from kit.errors import ResultsError
 from kit.evaluation.results import writing
-from kit.evaluation.stats import Proportion, sign_test
 from kit.files import append_line, write_atomically
+
+if TYPE_CHECKING:
+    from kit.evaluation.stats import Proportion
 
 SCHEMA: Literal[1] = 1  # raised when a field changes its meaning
 
@@ -95,10 +97,14 @@ class Tally:
     @property
     def win_share(self) -> Proportion:
         """How often the first won, of the votes that preferred one."""
+        from kit.evaluation.stats import Proportion  # which scipy and statsmodels come with
+
         return Proportion(self.first_wins, self.first_wins + self.second_wins)
 
     @property
     def p(self) -> float:
+        from kit.evaluation.stats import sign_test
+
         return sign_test(self.first_wins, self.second_wins)
 
     def record(self) -> dict[str, Any]:

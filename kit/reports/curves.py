@@ -3,52 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from kit.metrics import CURVES, Curve
 from kit.reports.document import Figure, Origin, Section
 from kit.reports.evidence import Arm, Evidence
 from kit.reports.figures import Line, Scale, Style, draw_lines
 
 WINDOWS = 25  # a curve is smoothed over this part of the run
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """One metric of docs/metrics.md and how it is drawn."""
-
-    metric: str
-    title: str
-    unit: str
-    is_share: bool = False
-    is_log: bool = False
-
-
-SHARE = "% of completions"
-CURVES = (
-    Curve("reward/mean", "Reward", "mean per completion"),
-    Curve("accuracy/strict", "Accuracy while training, strict", SHARE, is_share=True),
-    Curve("accuracy/lenient", "Accuracy while training, lenient", SHARE, is_share=True),
-    Curve("validation/strict", "Held-out accuracy, strict", "% of problems", is_share=True),
-    Curve("validation/lenient", "Held-out accuracy, lenient", "% of problems", True),
-    Curve("completion/mean_tokens", "Length", "tokens, mean"),
-    Curve("completion/truncated_share", "Cut off at the cap", SHARE, is_share=True),
-    Curve("policy/entropy", "Entropy", "nats per token"),
-    Curve("ratio/max", "Largest importance ratio", "ratio", is_log=True),
-    Curve("ratio/min", "Smallest importance ratio", "ratio", is_log=True),
-    Curve("ratio/effective_sample_share", "Effective sample share", "% of tokens", is_share=True),
-    Curve(
-        "ratio/zero_gradient_share",
-        "Silenced by the trust region",
-        "% of tokens",
-        is_share=True,
-    ),
-    Curve("policy/k3_to_base", "Drift from the base", "k3, nats per token"),
-    Curve("update/grad_norm", "Gradient norm before clipping", "norm", is_log=True),
-    Curve("sft/loss", "Supervised loss", "nats per solution token"),
-)
 
 
 def measure_curves(evidence: Evidence) -> dict[str, dict[str, dict[str, Any]]]:

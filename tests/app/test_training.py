@@ -42,9 +42,10 @@ from kit.app.report.pages import (
 )
 from kit.app.training import health
 from kit.app.training import view as training_view
-from kit.app.training.curves import COLOURS, GROUPS, NOTES, SHOWN, colours, draw
+from kit.app.training.curves import COLOURS, colours, draw
 from kit.app.training.plots import plot
 from kit.errors import ResultsError, RunError
+from kit.metrics import GROUPS, NOTES, SHOWN
 from kit.reading import read_metrics
 from kit.recipe import build_config
 

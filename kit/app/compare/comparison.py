@@ -15,7 +15,6 @@ from kit.app.compare.tokens import ScoredAnswer
 from kit.app.exports import ComparedPair, ComparedSide
 from kit.app.verdicts import Badge, Judge, badge
 from kit.errors import ResultsError
-from kit.evaluation.stats import pass_at_k
 from kit.preferences.votes import Message, Preference, Side, Vote, VoteSettings
 from kit.tasks.answers import parse_number
 from kit.tasks.verifiers import Verdict
@@ -88,6 +87,8 @@ class Samples:
 
     def pass_at(self, k: int) -> float:
         """Estimated probability that one of k samples is strictly right."""
+        from kit.evaluation.stats import pass_at_k  # which scipy comes with
+
         return pass_at_k([[verdict.strict for verdict in self.verdicts]], k).value
 
     @property

@@ -16,7 +16,6 @@ from kit.app.library.adapters import Choice
 from kit.app.library.folders import display_names
 from kit.app.library.results import Attempt, Stored, find_stored
 from kit.app.verdicts import NoVerifier, Standard, badge_of, verdict_of
-from kit.evaluation.stats import paired_difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +124,8 @@ def _in_words(pairing: Pairing) -> str:
         [mean(getattr(case, side).strict for case in cases) for cases in by_problem.values()]
         for side in ("left", "right")
     )
+    from kit.evaluation.stats import paired_difference  # which scipy comes with
+
     found = paired_difference([left], [right])
     bounds = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
     return (

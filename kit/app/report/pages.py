@@ -11,7 +11,6 @@ from kit.app.library.folders import COMPARISON, Folder, find, find_runs
 from kit.app.library.roots import confine
 from kit.app.library.runs import read_run
 from kit.errors import ResultsError
-from kit.reports import report
 
 PAGE = "report.html"
 LARGEST = 32 << 20  # bytes of a page that is shown
@@ -83,6 +82,8 @@ def make_report(folders: Sequence[str], roots: Sequence[Path], into: Path) -> Pa
     for run in find_runs(paths):
         if faults := read_run(run.path).faults:
             raise ResultsError(f"{run.path}: {faults[0]}; mend it, or leave this run out")
+    from kit.reports import report  # which matplotlib comes with
+
     folder = _new_folder(into, paths[0].name)
     try:
         return report(paths, folder)

@@ -7,52 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kit.app.library.runs import Run, number, step_of
-from kit.reports.curves import CURVES, Curve
+from kit.metrics import Curve
 
-COSTS = (
-    Curve("reward/zero_std_fraction", "Groups without a signal", "% of groups", is_share=True),
-    Curve("time/step_seconds", "Time per step", "seconds"),
-    Curve("memory/peak_mb", "Peak memory", "MiB"),
-)
-SHOWN = (*CURVES, *COSTS)
-GROUPS = {  # of SHOWN, by the beginnings of their names
-    "Right or wrong": ("reward/mean", "accuracy/", "validation/"),
-    "What is written": ("completion/", "policy/entropy"),
-    "How far the policy moves": ("ratio/", "policy/k3", "update/", "sft/"),
-    "Signal and cost": ("reward/zero", "time/", "memory/"),
-}
 Points = list[tuple[int, float, str]]  # step, value as it is drawn, what was recorded
-NOTES = {
-    "reward/mean": "Mean total reward of the step's completions: rises, with noise.",
-    "accuracy/strict": "Right, and in the form '#### <number>', of the step's completions.",
-    "accuracy/lenient": "Right wherever the answer stands; if only strict rises, the model has "
-    "learned the form and not the mathematics.",
-    "validation/strict": "Greedy answers to problems never trained on, in the strict form; this "
-    "usually decides which adapter is kept as the best.",
-    "validation/lenient": "Greedy answers to problems never trained on, right wherever the answer "
-    "stands.",
-    "completion/mean_tokens": "Steady is healthy; a fall to a few tokens means that reasoning was "
-    "dropped.",
-    "completion/truncated_share": "Cut off at rollout.max_new_tokens: better below 5 %.",
-    "policy/entropy": "How undecided the policy is: falls slowly; a collapse to 0 ends "
-    "exploration.",
-    "ratio/max": "By how much training has raised a token's probability at most, at the step's "
-    "last update: near 1 from the sampler, wider from the base.",
-    "ratio/min": "By how much training has lowered a token's probability at most, at the step's "
-    "last update.",
-    "ratio/effective_sample_share": "Near 100 % all tokens count alike; far below, a few dominate "
-    "the update.",
-    "ratio/zero_gradient_share": "Tokens that the trust region leaves without gradient: what clip "
-    "silences; 0 for pspo and noclip.",
-    "policy/k3_to_base": "Estimate of KL(current ‖ base): how far the policy has moved; rises "
-    "slowly.",
-    "update/grad_norm": "Of one order of magnitude when all is well.",
-    "sft/loss": "Negative log-likelihood of the worked solutions: falls.",
-    "reward/zero_std_fraction": "Groups whose rewards are all equal teach nothing: near 100 % the "
-    "problems are too easy or too hard.",
-    "time/step_seconds": "The whole step; of runs that train together, their own share of it.",
-    "memory/peak_mb": "Highest in each step: of the GPU, or of the process on the CPU.",
-}
 # told apart on the light and on the dark page: contrast of at least 3 with both
 COLOURS = (
     *("#0077BB", "#D55E00", "#009E73", "#CC79A7", "#9A7B1F", "#2B95C9"),

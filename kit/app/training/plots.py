@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from kit.app.inert import escaped
-from kit.app.training.curves import NOTES, Curve, Points, is_log
+from kit.app.training.curves import Points, is_log
+from kit.metrics import NOTES, Curve
 
 DASHES = ("", "7 3", "2 2", "9 3 2 3")
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 460, 220, 52, 340, 8, 196

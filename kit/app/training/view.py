@@ -20,6 +20,7 @@ from kit.app.parts import PROSE, QUIET
 from kit.app.training import curves, health, plots
 from kit.app.training.plots import plot
 from kit.errors import RunError
+from kit.metrics import GROUPS, SHOWN
 
 SECONDS = 5.0  # between two looks at the files of the runs that are shown
 LONGEST_WINDOW = 50  # steps
@@ -210,10 +211,10 @@ class _TrainingTab:
 def _groups(runs: Mapping[str, Run], colours: Mapping[str, str], window: int, against: str) -> str:
     """The plots that there are, group by group."""
     parts = []
-    for title, beginnings in curves.GROUPS.items():
+    for title, beginnings in GROUPS.items():
         figures = [
             plot(curve, points, colours)
-            for curve in curves.SHOWN
+            for curve in SHOWN
             if curve.metric.startswith(beginnings)
             and (points := curves.draw(runs, curve, window, against))
         ]
