@@ -24,7 +24,7 @@ from kit.app.training import view as training_view
 from kit.errors import ModelError
 
 STYLE = """
-.gradio-container { padding: 0 0 50px !important; overflow: visible !important; }
+.gradio-container { padding: 0 0 68px !important; overflow: visible !important; }
 .gradio-container .main.app { padding: 0 1rem; }
 .gradio-container :is(.sidebar-parent, main.contain) { padding: 0; }
 main.contain > .column, #kit-compare > .column { gap: 0; }

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from kit.app.compare.engine import Engine
 
 
+def queue_tag(settings: EvalSettings) -> str:
+    """What the results of a queue are told by: asked again with the same settings, it goes on."""
+    return f"app-t{settings.temperature[0]:g}-n{settings.max_new_tokens}".replace(".", "_")
+
+
 @dataclass(frozen=True, slots=True)
 class BlindScore:
     """The blind votes between two adapters so far."""
@@ -122,11 +127,10 @@ class Session:
     ) -> Iterator[int]:
         """Let two choices answer many problems of a data set, kept on disk as an evaluation: how
         many they have answered. `stop` ends it between a few problems; asked again, it goes on."""
-        tag = f"app-t{settings.temperature[0]:g}-n{settings.max_new_tokens}".replace(".", "_")
         subjects = [self._subject(choice, prompt) for choice in sides]
         config = self.problems.configs[data]
         job: Background[int] = Background(
-            lambda: self.engine().evaluate(subjects, config, settings, tag)
+            lambda: self.engine().evaluate(subjects, config, settings, queue_tag(settings))
         )
         if self._begins(job, session):
             try:

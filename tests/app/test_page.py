@@ -171,7 +171,7 @@ def finished(page):
             const row = document.querySelector('.kit-row');
             const run = document.querySelector('#kit-run');
             return row && !row.dataset.old && document.querySelector('.kit-strip')
-                && run && !run.disabled && run.offsetParent;
+                && run && !run.disabled && run.getClientRects().length;
         }""",
     )
 

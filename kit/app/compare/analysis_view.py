@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Any
 
 import gradio as gr
@@ -22,6 +23,7 @@ VIEW = "v => { document.getElementById('kit-reader').dataset.view = v.toLowerCas
 Update = dict[Any, Any]
 
 STYLE = """
+#kit-regions img { display: inline-block; width: min(100%, 30rem); background: #fff; }
 #kit-views {
   position: fixed; left: 1rem; bottom: 8px; z-index: 62; padding: 0; width: auto; border: 0;
 }
@@ -35,6 +37,22 @@ STYLE = """
   #kit-views { position: static; order: 3; margin: 0 0 1rem; }
 }
 """
+
+
+def _pictures(alpha: float, low: float, high: float) -> str:
+    """Both regions as `kit regions` draws them, with the bounds that are set here."""
+    from kit.training.region_plots import draw  # which torch and matplotlib come with
+
+    regions = (
+        Clip(name="clip", epsilon_low=low, epsilon_high=high),
+        PSPO(name="pspo", alpha=alpha),
+    )
+    pictures = (
+        f'<img alt="{region.name}: what multiplies the gradient of a token, against its ratio" '
+        f'src="data:image/svg+xml;base64,{b64encode(draw(region).encode()).decode()}">'
+        for region in regions
+    )
+    return "".join(pictures)
 
 
 class AnalysisView:
@@ -55,6 +73,11 @@ class AnalysisView:
         ) as self.box:
             self._controls()
             self.chart = gr.HTML(elem_id="kit-ratios")
+            with gr.Accordion("What clip and pspo do to a token's gradient", open=False) as more:
+                pictures = gr.HTML(elem_id="kit-regions")
+            bounds = [self.alpha, self.low, self.high]
+            more.expand(_pictures, bounds, pictures, **QUIET)
+            gr.on([bound.input for bound in bounds], lambda: "", None, pictures, **QUIET)
         self.outputs = [self.heads, self.text, self.summary, self.box, self.chart]
         self.views.change(None, self.views, None, js=VIEW)
         gr.on(

@@ -82,17 +82,25 @@ class Reading:
         )
 
 
-def open_reading(roots: Sequence[Path], left: Choice, right: Choice) -> Reading | None:
-    """The newest stored results of two choices that can be compared; None where there are none.
+def open_reading(
+    roots: Sequence[Path], left: Choice, right: Choice, tag: str | None = None
+) -> Reading | None:
+    """The newest stored results of two choices on which they differ, or else the newest ones; None
+    where there are none. With a tag, those that have it.
 
-    Those whose texts differ are read, with different verdicts first; all where none differ.
+    Those pairs whose texts differ are read, with different verdicts first; all where none differ.
     """
+    newest = None
     for a, b in stored_pairs(find_stored(roots).stored, left, right):
         pairing = pair_up(a, b)
-        if pairing.cases:
-            cases = tuple(_worth_reading(pairing)) or pairing.cases
-            return reading_of(pairing, cases, (left, right))
-    return None
+        if not pairing.cases or tag not in (None, a.about.tag):
+            continue
+        cases = tuple(_worth_reading(pairing))
+        reading = reading_of(pairing, cases or pairing.cases, (left, right))
+        if cases or tag:
+            return reading
+        newest = newest or reading
+    return newest
 
 
 def stored_pairs(

@@ -21,7 +21,7 @@ from kit.app.inert import inert_markdown
 from kit.app.library.adapters import BASE_LABEL, advice, default_pair
 from kit.app.pair_view import PairView
 from kit.app.parts import QUIET, notice_html
-from kit.app.session import Session
+from kit.app.session import Session, queue_tag
 from kit.errors import KitError
 from kit.evaluation.settings import EvalSettings
 
@@ -340,7 +340,7 @@ class CompareView:
                 sides, source, settings, prompt, str(request.session_hash)
             ):
                 said = f"{done} of {settings.limit} problems of {inert_markdown(source)}"
-                reading = open_reading(self.desk.options.roots, *sides) if done else None
+                reading = open_reading(self.desk.options.roots, *sides, queue_tag(settings))
                 if reading is not None:
                     yield self._read(reading, values) | {self.notice: _said(said + " …")}
             if reading is not None:

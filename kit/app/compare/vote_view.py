@@ -26,8 +26,8 @@ STOPPED = "There is no vote on answers that were stopped: the names stay hidden.
 OUTCOMES = [
     ("texts differ", "differ"),
     ("all pairs", "all"),
-    ("only left right", "left"),
-    ("only right right", "right"),
+    ("only the left right", "left"),
+    ("only the right right", "right"),
     ("both right", "both"),
     ("both wrong", "neither"),
 ]
@@ -51,8 +51,11 @@ STYLE = """
 #kit-next { flex: 0 0 auto; min-width: 0; }
 #kit-votes { flex: 1 1 20rem; min-width: 0 !important; }
 #kit-outcome { flex: 0 0 9.5rem; min-width: 0 !important; }
-#kit-scores { position: fixed; inset: auto 0 50px 0; z-index: 60; padding: 0; }
-.kit-scores { display: flex; gap: 1px; padding: 0 1rem; height: 10px; }
+#kit-scores {
+  position: fixed; inset: auto 0 50px 0; z-index: 60; padding: 3px 0 0; overflow: hidden !important;
+  background: var(--kit-page);
+}
+.kit-scores { display: flex; gap: 1px; padding: 2px 1rem; height: 14px; }
 .kit-scores button { flex: 1 1 4px; max-width: 2rem; min-width: 1px; background: var(--kit-rule); }
 .kit-scores .kit-score-both { background: #14713d; }
 .kit-scores .kit-score-left { background: var(--kit-left); }

@@ -39,7 +39,7 @@ def build(options: AppOptions) -> None:
         download = gr.DownloadButton(
             "Download this report", size="sm", scale=0, min_width=200, interactive=False
         )
-    with gr.Accordion("Make a report", open=False):
+    with gr.Accordion("Make a report", open=False) as box:
         sources = gr.Dropdown(
             label="Runs and comparisons",
             info="A comparison brings all its runs; single runs must share one base",
@@ -48,7 +48,7 @@ def build(options: AppOptions) -> None:
         make = gr.Button("Make the report", variant="primary")
         words = gr.Markdown()
     page = gr.HTML(elem_classes="kit-report")
-    listed = [chosen, sources, page]
+    listed = [chosen, sources, page, box]
     gr.on(None, tab.look, None, listed, **QUIET)
     again.click(tab.look, [chosen, sources], listed, **QUIET)
     chosen.change(tab.show, chosen, [page, download], **QUIET)
@@ -69,7 +69,7 @@ class _ReportTab:
 
     def look(
         self, chosen: str | None = None, sources: list[str] | None = None
-    ) -> tuple[Update, Update, Any]:
+    ) -> tuple[Update, Update, Any, Update]:
         """All there is; choices that are still possible stay. In words, if there is no report."""
         offered = reports.find_sources(self.roots)
         paths = [str(folder.path) for folder in offered]
@@ -78,7 +78,8 @@ class _ReportTab:
             value=[path for path in sources or [] if path in paths],
         )
         found = self._reports(chosen)
-        return found, kept, NONE if found["value"] is None else gr.skip()
+        is_none = found["value"] is None
+        return found, kept, NONE if is_none else gr.skip(), gr.update(open=is_none)
 
     def show(self, chosen: str | None) -> tuple[str, Update]:
         off = gr.update(value=None, interactive=False)
