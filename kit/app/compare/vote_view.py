@@ -56,7 +56,10 @@ STYLE = """
   background: var(--kit-page);
 }
 .kit-scores { display: flex; gap: 1px; padding: 2px 1rem; height: 14px; }
-.kit-scores button { flex: 1 1 4px; max-width: 2rem; min-width: 1px; background: var(--kit-rule); }
+.kit-scores button {
+  flex: 1 1 0; min-width: 0; max-width: 2rem; padding: 0; border-radius: 1px;
+  background: var(--kit-rule);
+}
 .kit-scores .kit-score-both { background: #14713d; }
 .kit-scores .kit-score-left { background: var(--kit-left); }
 .kit-scores .kit-score-right { background: var(--kit-right); }
@@ -107,7 +110,7 @@ class VoteView:
             )  # fmt: skip
             self.following = gr.Button("Next", size="sm", elem_id="kit-next", visible=False)
             self.result = gr.Markdown(elem_id="kit-votes")
-        self.strip = gr.HTML(elem_id="kit-scores")
+        self.strip = gr.HTML(elem_id="kit-scores", apply_default_css=False)
         self.outputs = [self.box, self.outcome, self.following, self.result, self.strip]
 
     def wire(
