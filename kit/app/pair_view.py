@@ -27,6 +27,7 @@ STYLE = """
   height: 44px;
 }
 #kit-tabs { gap: 0; }
+#kit-tabs [role=tab].selected { color: var(--kit-left); }
 #kit-tabs > .tabitem { padding: 0; border: 0; }
 @media (max-width: 1100px) {
   #kit-title { display: none; }
