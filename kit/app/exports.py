@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 SCHEMA = 1  # of `pair_json`; raised when a field changes its meaning
-MAX_WORD = 48  # characters of each part of a file name; what tells two apart comes last
 
 Measure = Literal["strict", "lenient"]
 MEASURES: tuple[Measure, ...] = ("strict", "lenient")
@@ -132,12 +131,6 @@ def comparator_json(
 def json_text(record: dict[str, Any]) -> str:
     """As a file holds it."""
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-
-
-def file_name(*words: str, ending: str) -> str:
-    """Readable, and safe whatever the runs and problems in it are called."""
-    plain = (re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.") for word in words)
-    return "_".join(word[-MAX_WORD:].strip("-.") for word in plain if word) + f".{ending}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,13 @@ from kit.app.browse import view as browse_view
 from kit.app.browse.layout import Parts, bullets, counts_table
 from kit.app.browse.matching import comparable, differences, explain, first_choice, nearest
 from kit.app.browse.pairs import Case, Filter, Pairing, compared, pair_up, select
+from kit.app.compare.comparison import Shown
+from kit.app.compare.export_view import ExportView
 from kit.app.compare.stored import open_reading, stored_pairs
 from kit.app.exports import (
     ComparedPair,
     ComparedSide,
     comparator_json,
-    file_name,
     pair_json,
     pair_markdown,
 )
@@ -593,11 +594,6 @@ def test_scores_by_the_chosen_verdict(
     assert record["examples"][0]["score"] == score
 
 
-def test_file_names_are_plain_whatever_a_run_is_called() -> None:
-    assert file_name("gsm8k/12", "../../etc/<b>", ending="md") == "gsm8k-12_etc-b.md"
-    assert file_name("a" * 99 + "-seed-1", "", "…", ending="json") == f"{'a' * 41}-seed-1.json"
-
-
 def test_answers_of_other_kinds_are_compared_as_text() -> None:
     def case(left: str, right: str) -> Case:
         return Case(
@@ -704,19 +700,13 @@ def test_the_page_opens_on_verdicts_that_differ_of_the_newest_results(tmp_path: 
     assert reading is not None and [case.key for case in reading.cases] == [("gsm8k/1", 0)]
 
 
-def test_exports_are_written_into_a_folder_of_the_session(tmp_path: Path) -> None:
-    write(tmp_path / "base", adapter=None)
-    write(tmp_path / "run", [row(1), row(2, **WRONG)])
-    _, parts, pair = page(tmp_path)
-    updates = refreshed(tmp_path, parts, pair, "base", "base")
+def test_all_pairs_that_are_read_are_exported(tmp_path: Path) -> None:
+    parts, pair, updates = three(tmp_path)
     asked = [updates[parts.found], updates[parts.left].value, updates[parts.right].value]
-    asked += ["strict", "left", "any", "any", ""]
-    written = browse_view._write(parts, browse_view._as_comparator, None, *asked)
-    path = Path(written[parts.download].value["path"])
-    assert path.name == "gsm8k-temperature-0_base_vs_run.comparator.json"
-    examples = json.loads(path.read_text())["examples"]
-    assert [example["custom_fields"]["id"] for example in examples] == ["gsm8k/2"]
-    folder = written[parts.folder]
-    again = browse_view._write(parts, browse_view._as_comparator, folder, *asked)
-    assert again[parts.folder] is folder
-    folder.cleanup()
+    reading = browse_view._reading(pair, 1, *asked, "strict", "all", "any", "any", "")
+    with gr.Blocks():
+        export = ExportView()
+    written = export.show(Shown(reading.comparison()), reading)
+    examples = json.loads(Path(written[export.comparator]["value"]).read_text())["examples"]
+    assert [one["custom_fields"]["id"] for one in examples] == ["gsm8k/1", "gsm8k/2"]
+    assert json.loads(Path(written[export.json]["value"]).read_text())["id"] == "gsm8k/2"

@@ -55,8 +55,13 @@ def runs(tmp_path_factory, base):
                 "rollout": {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 24},
                 "reward": {"functions": [{"path": "tests.reward_functions:share_of_vowels"}]},
                 "objective": {"trust_region": {"name": arm}},
-                "optim": {"learning_rate": 2e-3, "warmup_fraction": 0.0},
-                "train": {"steps": 3, "validate_every": 3, "preflight_problems": 0},
+                "optim": {"learning_rate": 4e-3, "warmup_fraction": 0.0},
+                "train": {
+                    "steps": 3,
+                    "updates_per_rollout": 4,  # or both arms say the same
+                    "validate_every": 3,
+                    "preflight_problems": 0,
+                },
                 "output": str(folder / arm),
             }
         )

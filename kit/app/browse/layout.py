@@ -22,7 +22,6 @@ OUTCOMES: list[tuple[str, str]] = [
     ("answers differ", "differ"),
 ]
 HEADERS = ["#", "Problem", "Gold answer", "Left", "Right"]
-DOWNLOAD = "browse-download"
 MESSAGES = 8  # that are shown; the others are counted
 
 
@@ -35,8 +34,6 @@ class Parts:
         with gr.Column(visible=False) as self.pairs:
             self._lay_out_filters()
         self.found = gr.State(FoundResults((), ()))
-        # temporary, of the session's exports
-        self.folder = gr.State(delete_callback=lambda folder: folder and folder.cleanup())
 
     @property
     def filters(self) -> list[Any]:
@@ -93,8 +90,6 @@ class Parts:
         with gr.Row():
             self.read = gr.Button("Read them in Compare", variant="primary", min_width=160)
             self.page = gr.Number(1, label="Page", precision=0, minimum=1, min_width=120)
-            self.as_comparator = gr.Button("Save matching pairs (LLM Comparator)", min_width=160)
-        self.download = gr.DownloadButton("Download", visible="hidden", elem_id=DOWNLOAD)
 
 
 def counts_table(selection: Selection) -> str:

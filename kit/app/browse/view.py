@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,7 +13,6 @@ import gradio as gr
 from kit.app.browse import matching, pairs
 from kit.app.browse.layout import (
     ANY,
-    DOWNLOAD,
     HEADERS,
     Parts,
     bullets,
@@ -24,7 +21,6 @@ from kit.app.browse.layout import (
 )
 from kit.app.browse.pairs import Case, Filter, Selection
 from kit.app.compare.stored import is_of, reading_of, stored_pairs
-from kit.app.exports import comparator_json, file_name, json_text
 from kit.app.inert import printable, short
 from kit.app.library.results import FoundResults, Stored, find_stored
 from kit.app.options import AppOptions
@@ -32,14 +28,11 @@ from kit.app.pair_view import PairView
 from kit.app.parts import QUIET
 from kit.app.verdicts import badge_of
 from kit.errors import KitError
-from kit.files import write_atomically
 
 PAGE = 20  # rows of the table
-_CLICK = f"() => document.querySelector('#{DOWNLOAD}').click()"
 _QUIET = QUIET | {"concurrency_limit": None}
 
 Updates = dict[Any, Any]
-Export = Callable[[Selection], tuple[str, str]]  # -> name and content of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +77,6 @@ def build(options: AppOptions, pair: PairView, reading: gr.State) -> BrowseView:
         parts.table.select(pick, parts.choice, reading, **_QUIET),
         parts.read.click(partial(_reading, pair, 0), parts.choice, reading, **_QUIET),
     ]
-    write = partial(_write, parts, _as_comparator)
-    written = parts.as_comparator.click(write, [parts.folder, *parts.choice], parts.all, **_QUIET)
-    written.success(None, js=_CLICK, api_visibility="private")
     return BrowseView(parts, lambda trigger: choose_at(trigger, refresh, asked), picked)
 
 
@@ -251,38 +241,3 @@ def _answer(attempt: pairs.Attempt) -> str:
     answer = attempt.lenient_answer
     verdict = badge_of(attempt).text
     return verdict if answer is None else f"{short(answer, 24)} ({verdict})"
-
-
-def _write(
-    parts: Parts, export: Export, folder: tempfile.TemporaryDirectory[str] | None, *choice: Any
-) -> Updates:
-    """Write an export into the session's folder and hand it to the hidden download button."""
-    try:
-        selection = _select(*choice)
-    except KitError as error:
-        raise gr.Error(str(error), print_exception=False) from error
-    if selection is None or not selection.cases:
-        raise gr.Error("No pair matches, so there is nothing to save.", print_exception=False)
-    name, text = export(selection)
-    folder = folder or tempfile.TemporaryDirectory(prefix="kit-browse-")
-    path = Path(folder.name, name)
-    write_atomically(path, text)
-    download = gr.DownloadButton(value=str(path), visible="hidden")
-    return {parts.folder: folder, parts.download: download}
-
-
-def _as_comparator(selection: Selection) -> tuple[str, str]:
-    pairing = selection.pairing
-    record = comparator_json(
-        [pairs.compared(pairing, one) for one in selection.cases],
-        pairing.left.name,
-        pairing.right.name,
-        measure=selection.wanted.measure,
-        source=pairing.left.group,
-    )
-    return _name(selection, pairing.left.group, ending="comparator.json"), json_text(record)
-
-
-def _name(selection: Selection, *words: Any, ending: str) -> str:
-    names = (selection.pairing.left.name, "vs", selection.pairing.right.name)
-    return file_name(*map(str, words), *names, ending=ending)

@@ -387,7 +387,7 @@ class CompareView:
             self.notice: gr.update(visible=False),
             **self.reader.show(shown, values),
             **self.vote.show(shown, reading, said),
-            **self.export.show(shown),
+            **self.export.show(shown, reading),
         }
 
     def _ended(self, shown: Shown, reading: Reading | None, values: Update) -> Update:
