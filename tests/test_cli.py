@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 COMMANDS = {
-    "Train": ("train", "compare", "estimate", "doctor", "regions", "demo"),
+    "Train": ("train", "compare", "study", "estimate", "doctor", "regions", "demo"),
     "Measure": ("evaluate", "report", "judge", "votes"),
     "Adapters": ("verify", "merge", "blend", "push"),
     "Look": ("app",),
