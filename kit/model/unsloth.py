@@ -99,7 +99,9 @@ def load_unsloth(
             f"the unsloth backend runs {', '.join(FAMILIES)} models, "
             f"{config.id} is a {settings.model_type} model; set model.backend=transformers"
         )
-    checkpointing: Literal["unsloth", False] = "unsloth" if config.gradient_checkpointing else False
+    checkpointing: Literal["unsloth", False] = (
+        "unsloth" if config.gradient_checkpointing is True else False
+    )
     with _undone_on_failure(settings.model_type):
         try:
             fast, version = _import_unsloth()
