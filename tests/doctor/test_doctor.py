@@ -265,6 +265,13 @@ def test_cards_are_known_by_what_their_driver_calls_them(name, memory, known):
     assert known_as(name, memory) == known
 
 
+@pytest.mark.parametrize(("name", "longest"), [("pspo", 48), ("sft", 512)])
+def test_the_small_form_samples_little_and_leaves_solutions_whole(name, longest):
+    recipe = load_config(ROOT / "configs" / f"qwen2.5-0.5b-{name}.yaml")
+    config = Patient(CPU, recipe, quick=True).config
+    assert (config.model.id, config.rollout.max_new_tokens) == (EMBEDDED, longest)
+
+
 def test_the_step_is_the_recipes_but_for_problems_and_reward():
     recipe = load_config(ROOT / "configs" / "qwen2.5-0.5b-pspo.yaml")
     once = one_step(recipe, "/somewhere")
