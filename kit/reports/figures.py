@@ -174,7 +174,8 @@ def draw_dots(
     entries = len(arms) if legend else 0
     ncols = _legend_columns(arms)
     below = 0.15 * math.ceil(entries / ncols)
-    height = len(names) * ROW * max(1, 0.6 * most) + 0.25
+    tall = 1.5 if any("\n" in _in_lines(name) for name in names) else 1.0
+    height = len(names) * ROW * max(tall, 0.6 * most) + 0.25
     figure = _new(lines * height + 0.35 + below)
     grid = figure.subplots(lines, per_line, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, (title, rows) in zip(grid, panels.items(), strict=False):
@@ -184,7 +185,7 @@ def draw_dots(
             axes.axvline(0, color=GREY, lw=0.8, zorder=0)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    grid[0].set_yticks(range(len(names)), [_safe(name) for name in names])
+    grid[0].set_yticks(range(len(names)), [_in_lines(name) for name in names])
     grid[0].set_ylim(len(names) - 0.4, -0.6)
     grid[0].xaxis.set_major_locator(MaxNLocator(nbins=7 // per_line + 1))
     _percent(grid[0], "x")
@@ -315,6 +316,14 @@ def _fitting(name: str, columns: int) -> str:
     most = int((WIDTH - 0.5) / columns / LETTER)
     name = _safe(name)
     return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def _in_lines(name: str) -> str:
+    """A row's name; of a long pair each on a line of its own, as it would take half the width."""
+    left, minus, right = name.partition(" - ")
+    if len(name) <= 26 or not minus:
+        return _safe(name)
+    return f"{_safe(left)}\n- {_safe(right)}"
 
 
 def _safe(name: str) -> str:

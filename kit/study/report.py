@@ -73,26 +73,31 @@ def _runs(records: Iterable[Record]) -> dict[str, Any]:
 def _answers(
     evidence: StudyEvidence, verdicts: Sequence[Verdict], looks: dict[str, Style], origin: Origin
 ) -> Section:
-    section = Section("Answers", [Text([str(v) for v in verdicts], is_list=True)])
+    section = Section("Answers")
     for verdict in verdicts:
-        if not verdict.contrasts:
-            continue
-        panels: dict[str, dict[str, list[Dot]]] = {}
-        for c in verdict.contrasts:
-            dot = Dot(c.left, c.difference.value, (c.difference.low, c.difference.high))
-            panels.setdefault(f"staleness {c.staleness}", {})[c.pair] = [dot]
-        section.blocks.append(
-            Figure(
-                name=f"answer-{verdict.question.name}",
-                title=f"({verdict.question.name}) {verdict.question.asks}",
-                drawing=draw_dots(panels, looks, unit="percentage points", zero_line=True),
-                origin=origin,
-                note=f"Differences of {verdict.question.measure} accuracy; lines: 95 % intervals "
-                "for other seeds and problems, not corrected for the number of tests.",
-            )
-        )
+        section.blocks.append(Text(verdict.sentences, is_list=True, title=verdict.asked))
+    section.blocks.extend(_forest(v, looks, origin) for v in verdicts if v.contrasts)
     section.blocks.append(Text(fairness(evidence), is_list=True, title="Is it fair?"))
     return section
+
+
+def _forest(verdict: Verdict, looks: dict[str, Style], origin: Origin) -> Figure:
+    """A panel for each staleness, a row for each pair; what all are compared with is said once."""
+    rights = {contrast.right for contrast in verdict.contrasts}
+    panels: dict[str, dict[str, list[Dot]]] = {}
+    for c in verdict.contrasts:
+        dot = Dot(c.left, c.difference.value, (c.difference.low, c.difference.high))
+        name = c.left if len(rights) == 1 else c.pair
+        panels.setdefault(f"staleness {c.staleness}", {})[name] = [dot]
+    against = f" against {rights.pop()}" if len(rights) == 1 else ""
+    return Figure(
+        name=f"answer-{verdict.question.name}",
+        title=verdict.asked,
+        drawing=draw_dots(panels, looks, unit=f"percentage points{against}", zero_line=True),
+        origin=origin,
+        note=f"Differences of {verdict.question.measure} accuracy; lines: 95 % intervals "
+        "for other seeds and problems, not corrected for the number of tests.",
+    )
 
 
 def _accuracy(evidence: StudyEvidence, looks: dict[str, Style], origin: Origin) -> Section:

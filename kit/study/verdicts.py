@@ -68,13 +68,20 @@ class Verdict:
     contrasts: tuple[Contrast, ...]
     missing: tuple[str, ...]  # what is not measured yet
 
-    def __str__(self) -> str:
+    @property
+    def asked(self) -> str:
+        return f"({self.question.name}) {self.question.asks}"
+
+    @property
+    def sentences(self) -> list[str]:
         """The answer in words, which claims no more than was measured."""
-        asked = f"({self.question.name}) {self.question.asks}"
         parts = [self._at(s) for s in dict.fromkeys(c.staleness for c in self.contrasts)]
         if self.missing:
             parts.append(f"Not measured yet: {', '.join(self.missing)}.")
-        return " ".join([asked, self._answer, *parts, self._how])
+        return [self._answer, *parts, *([self._how] if self.contrasts else [])]
+
+    def __str__(self) -> str:
+        return " ".join([self.asked, *self.sentences])
 
     @property
     def _answer(self) -> str:
@@ -97,15 +104,13 @@ class Verdict:
 
     @property
     def _how(self) -> str:
-        if not self.contrasts:
-            return ""
         seeds = [contrast.difference.seeds for contrast in self.contrasts]
         counted = f"{min(seeds)}" if len(set(seeds)) == 1 else f"{min(seeds)} to {max(seeds)}"
         tests = len(self.contrasts)
         corrected = f", Holm over {tests} tests" if tests > 1 else ""
         return (
-            f"(Points of {self.question.measure} accuracy, {label(self.temperature)}, with 95 % "
-            f"intervals for other seeds and problems; {counted} seeds{corrected}.)"
+            f"Points of {self.question.measure} accuracy, {label(self.temperature)}, with 95 % "
+            f"intervals for other seeds and problems; {counted} seeds{corrected}."
         )
 
     def record(self) -> dict[str, Any]:

@@ -63,8 +63,8 @@ def test_verdicts_say_what_is_shown_and_what_is_not(study):
     assert said.startswith("(a) Is pspo better? 1 of 2 differences shown. At staleness 16, lower: ")
     assert f"lower: pspo - clip {at_16.points}. At staleness 1, no difference shown" in said
     assert said.endswith(
-        "(Points of lenient accuracy, greedy, with 95 % intervals for other seeds "
-        "and problems; 5 seeds, Holm over 2 tests.)"
+        "Points of lenient accuracy, greedy, with 95 % intervals for other seeds "
+        "and problems; 5 seeds, Holm over 2 tests."
     )
     assert {c.left: c.finding for c in stays.contrasts} == {
         **{"clip": "higher", "noclip": "higher", "pspo": "lower"},
