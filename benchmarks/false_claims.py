@@ -3,6 +3,7 @@
     python benchmarks/false_claims.py claims      # the report's rule, beside the one before it
     python benchmarks/false_claims.py coverage    # the interval, over many designs
     python benchmarks/false_claims.py claims --shift 0.5    # where there is one: how often seen
+    python benchmarks/false_claims.py study       # the design of kit study: rates are tuned first
 
 Simulated are evaluations of two arms, of an arm and the base, or of one arm alone (against nothing:
 the interval of its accuracy), on the same problems. The log-odds that one answer is right are
@@ -35,7 +36,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from kit.evaluation.crossed import CrossedMean
-from kit.evaluation.stats import LEVEL, SMALL_P, holm, paired_difference
+from kit.evaluation.stats import LEVEL, SMALL_P, family_p, holm, paired_difference
 
 Array = NDArray[np.float64]
 POINTS, SHARES = np.polynomial.hermite_e.hermegauss(64)  # of the normal distribution
@@ -52,6 +53,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "simulations": 150,
     },
 }
+WORSE = "log-odds that the two rates beside the best one lose"
+QUESTION = 6  # comparisons that are corrected together
+PROBLEMS = 400
 RESAMPLES = 500  # of the method that was replaced; it drew 10,000
 
 
@@ -94,15 +98,15 @@ class Design:
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """Mean verdicts of both, (n, S, P) each, of n evaluations."""
         problems = self.problem_spread * rng.normal(size=(n, 1, self.problems)) + self.centre
-        first = self._answers(problems + self.shift, self.spread, self.seeds, rng)
+        first = self.answers(problems + self.shift, self.spread, self.seeds, rng)
         if self.against == "arm":
-            return first, self._answers(problems, self.spread, self.seeds, rng)
+            return first, self.answers(problems, self.spread, self.seeds, rng)
         if self.against == "nothing":
             return first, np.zeros_like(first)
-        base = self._answers(problems, 0.0, 1, rng)
+        base = self.answers(problems, 0.0, 1, rng)
         return first, np.broadcast_to(base, first.shape)
 
-    def _answers(self, log_odds: Array, spread: float, seeds: int, rng) -> Array:
+    def answers(self, log_odds: Array, spread: float, seeds: int, rng) -> Array:
         liking = self.liking * rng.normal(size=log_odds.shape)
         chance = expit(log_odds + liking + spread * rng.normal(size=(len(log_odds), seeds, 1)))
         return rng.binomial(self.samples, chance) / self.samples
@@ -111,7 +115,8 @@ class Design:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     started = time.perf_counter()
-    table = claims(options) if options.table == "claims" else coverage(options)
+    tables = {"claims": claims, "coverage": coverage, "study": study}
+    table = tables[options.table](options)
     print("\n".join(table))
     print(f"\n{time.perf_counter() - started:.0f} s", file=sys.stderr)
 
@@ -129,6 +134,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         simulations = defaults["simulations"]
         table.add_argument("--simulations", type=int, default=simulations, help="of each design")
         table.add_argument("--seed", type=int, default=0)
+    table = tables.add_parser("study")
+    table.add_argument("--seeds", type=several(int), default="5,8", help="fresh ones")
+    table.add_argument("--spread", type=several(float), default="0.1,0.25,0.5")
+    table.add_argument("--worse", type=several(float), default="0,0.25,0.5", help=WORSE)
+    table.add_argument("--tuning-seeds", type=int, default=1)
+    table.add_argument("--validation", type=int, default=160, help="problems rates are tuned on")
+    table.add_argument("--simulations", type=int, default=500)
+    table.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
 
@@ -206,6 +219,64 @@ def replaced(difference: Array) -> tuple[float, float, float]:
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     rarer = min((means <= 0).sum(), (means >= 0).sum())
     return low, high, min(1.0, 2 * (rarer + 1) / (RESAMPLES + 1))
+
+
+# --- studies --------------------------------------------------------------------------------------
+
+
+def study(options: argparse.Namespace) -> list[str]:
+    """Shares, in %, for arms that are equal in truth, each with a rate of its own that is tuned."""
+    names = ["covered", "p below 0.05", "shown", f"any of {QUESTION} shown", "other rate"]
+    lines = [row("seeds", "spread", "worse", *names), row(*["---"] * (len(names) + 3))]
+    for seeds, spread, worse in itertools.product(options.seeds, options.spread, options.worse):
+        design = Design("arm", seeds, spread, PROBLEMS, 0.5, 1, 1.5, 0.0, 0.0)
+        rng = design.generator(options.seed)
+        found = [
+            study_rates(design, worse, options.tuning_seeds, options.validation, rng)
+            for _ in range(options.simulations)
+        ]
+        lines.append(row(seeds, spread, worse, *map(percent, np.mean(found, axis=0))))
+        print(lines[-1], file=sys.stderr, flush=True)
+    return lines
+
+
+def study_rates(
+    design: Design, worse: float, tuning_seeds: int, validation: int, rng: np.random.Generator
+) -> list[float]:
+    """One question of comparisons: what `study` names, of the first of them where it is of one."""
+    lost = np.array(
+        [
+            [tuned(design, worse, tuning_seeds, validation, rng) for _ in range(QUESTION)]
+            for _ in range(2)
+        ]
+    )
+    pairs = []
+    for arm in range(QUESTION):
+        problems = design.problem_spread * rng.normal(size=(1, 1, design.problems)) + design.centre
+        pairs.append(
+            [
+                design.answers(problems + lost[side, arm], design.spread, design.seeds, rng)[0]
+                for side in range(2)
+            ]
+        )
+    differences = [paired_difference(a, b) for a, b in pairs]
+    corrected = family_p(differences)
+    shown = [d.is_shown(p) for d, p in zip(differences, corrected, strict=True)]
+    d = differences[0]
+    covers = d.low <= 0 <= d.high
+    return [covers, d.p < SMALL_P, d.is_shown(d.p), any(shown), lost[0, 0] != lost[1, 0]]
+
+
+def tuned(
+    design: Design, worse: float, seeds: int, validation: int, rng: np.random.Generator
+) -> float:
+    """Log-odds that the rate of three loses which does best on the validation problems."""
+    offers = [-worse, 0.0, -worse]
+    problems = design.problem_spread * rng.normal(size=(1, 1, validation)) + design.centre
+    scores = [
+        design.answers(problems + offer, design.spread, seeds, rng).mean() for offer in offers
+    ]
+    return offers[int(np.argmax(scores))]
 
 
 # --- coverage -------------------------------------------------------------------------------------
