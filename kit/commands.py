@@ -48,7 +48,10 @@ def train(
     """
     _, config = read_config("train", targets)
     from kit.estimate.fit import check_budget
+    from kit.runs import RunFolder
 
+    if config.output is not None:  # before torch is waited for
+        RunFolder(config.output).check_free(config, resume)
     check_budget(config)
     from kit.training.trainer import train
 

@@ -98,6 +98,13 @@ class RunFolder:
                 return True
         return False
 
+    def check_free(self, config: Config, resume: bool) -> None:
+        """Raise RunError where `open` would not take the folder for what it holds."""
+        if self.has_results:
+            self._accept(config, resume)
+        elif not self.exists and self._is_occupied:
+            raise RunError(f"{self.path} exists and is not a run folder; choose another output=…")
+
     def open(self, config: Config, resume: bool) -> FileLock:
         """Create the folder, or accept an existing one for resuming; release the lock at the end.
 
@@ -106,12 +113,7 @@ class RunFolder:
         written.
         """
         with writing(self.path):
-            if self.has_results:
-                self._accept(config, resume)
-            elif not self.exists and self._is_occupied:
-                raise RunError(
-                    f"{self.path} exists and is not a run folder; choose another output=…"
-                )
+            self.check_free(config, resume)
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / LOCK)
             try:

@@ -360,6 +360,7 @@ def test_evaluating_an_adapter_outside_a_run(base, make_config, tmp_path, monkey
         ),
         (["train", "a" * 5000], "cannot read the configuration"),
         (["train", "/dev/zero"], "it is no file"),
+        (["train", "configs/smoke.yaml", "output=docs"], "docs exists and is not a run folder"),
         (["compare", "configs/smoke.yaml", "--seeds", "²"], "--seeds must be numbers"),
         (["compare", "configs/smoke.yaml"], "at least two configurations, got 1"),
         (["verify", "nowhere"], "no adapter at nowhere"),

@@ -679,7 +679,7 @@ def test_what_matches_is_read_in_compare(tmp_path: Path) -> None:
     assert browse_view._reading(pair, 0, *asked) == gr.skip()
 
 
-def test_the_page_opens_on_verdicts_that_differ_of_the_newest_results(tmp_path: Path) -> None:
+def test_the_page_opens_on_the_newest_results_that_differ(tmp_path: Path) -> None:
     one, two = (
         Choice(name, str(tmp_path / name / "adapter"), "Qwen", "", None, str(tmp_path / name), None)
         for name in ("one", "two")
@@ -696,8 +696,11 @@ def test_the_page_opens_on_verdicts_that_differ_of_the_newest_results(tmp_path: 
         write(tmp_path / name, [same], name="gsm8k.new", tag="new", started="2026-01-02")
     (newest, *_) = stored_pairs(find_stored([tmp_path]).stored, one, two)
     assert newest[0].about.tag == "new"
-    reading = open_reading([tmp_path], one, two)
-    assert reading is not None and [case.key for case in reading.cases] == [("gsm8k/1", 0)]
+    again = open_reading([tmp_path], one, two)
+    assert again is not None and again.cases == reading.cases  # on the newest they agree
+    queue = open_reading([tmp_path], one, two, "new")
+    assert queue is not None and [case.key for case in queue.cases] == [("gsm8k/1", 0)]
+    assert open_reading([tmp_path], one, two, "other") is None
 
 
 def test_all_pairs_that_are_read_are_exported(tmp_path: Path) -> None:

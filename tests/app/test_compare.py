@@ -16,7 +16,7 @@ import gradio as gr
 import pytest
 
 from kit.app import session as desk_module
-from kit.app.compare.analysis_view import TO_BASE
+from kit.app.compare.analysis_view import TO_BASE, _pictures
 from kit.app.compare.comparison import Answer, Comparison, Shown, finish, to_pair
 from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT
 from kit.app.compare.tokens import ScoredAnswer, Token
@@ -257,6 +257,11 @@ def test_a_token_without_a_probability_costs_only_what_needs_it(view, monkeypatc
             Path(page[button]["value"]).read_text(encoding="utf-8"),
             parse_constant=lambda name: pytest.fail(f"{name} is no JSON"),
         )
+
+
+def test_the_regions_are_pictures_that_nothing_in_them_can_leave():
+    shown = _pictures(0.1, 0.2, 0.28)
+    assert shown.count('<img alt="') == shown.count("data:image/svg+xml;base64,") == 2
 
 
 # --- several samples -----------------------------------------------------------------------------

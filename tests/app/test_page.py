@@ -406,7 +406,7 @@ def test_three_clicks_at_once_are_one_vote(page, runs):
 def test_a_side_that_is_the_base_is_not_given_away(page):
     page.get_by_label("Left").first.fill("base")
     page.keyboard.press("Enter")
-    page.get_by_label("base", exact=True).check()
+    page.get_by_role("checkbox", name="base").check()
     page.get_by_label("blind").check()
     fill(page)
     run(page)

@@ -20,7 +20,13 @@ import pytest
 import yaml
 
 from kit.app.library import runs as library_runs
-from kit.app.library.folders import find_runs, fingerprint, preselect, short_names
+from kit.app.library.folders import (
+    display_names,
+    find_runs,
+    fingerprint,
+    preselect,
+    short_names,
+)
 from kit.app.library.roots import OutsideRoots
 from kit.app.library.runs import (
     differing_rows,
@@ -181,6 +187,28 @@ def test_names_lose_what_all_have_in_common(names, short):
 
 
 # --- reading runs --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["base", "demo/clip", "demo/pspo"], ["base", "clip", "pspo"]),
+        (["a/clip", "b/clip"], ["a/clip", "b/clip"]),
+        (
+            [f"gsm8k-{'long' * 9}-clip-seed-1", f"gsm8k-{'long' * 9}-pspo-seed-1"],
+            ["gsm8k-longlong…g-clip-seed-1", "gsm8k-longlong…g-pspo-seed-1"],
+        ),
+        (["x" * 20 + name + "y" * 20 for name in "ab"], ["x" * 20 + n + "y" * 20 for n in "ab"]),
+    ],
+)
+def test_long_names_keep_what_tells_them_apart(names, shown):
+    assert display_names(names) == shown
+
+
+def test_names_are_in_natural_order(tmp_path):
+    for seed in (1, 2, 10):
+        write_run(tmp_path / f"seed-{seed}")
+    assert [run.name for run in find_runs([tmp_path])] == ["seed-1", "seed-2", "seed-10"]
 
 
 def test_a_run_that_has_only_begun_says_what_is_missing(tmp_path):
