@@ -415,6 +415,17 @@ def test_a_formula_is_typeset_once_and_has_its_tokens_beside_it() -> None:
     assert len(sources) == 2 and "x&#94;2" in shown
 
 
+def test_a_fork_inside_a_formula_is_marked_in_every_view() -> None:
+    left, right = (
+        column([token("is $x", -1, -1), token(end, -1, -2)], side)
+        for side, end in (("left", "^2$"), ("right", "^3$"))
+    )
+    for both in ((left, right), (replace(left, scored=()), replace(right, scored=()))):
+        heat = heat_of(both, to_base=False) if both[0].scored else None
+        shown = text_markdown(both, heat=heat)
+        assert shown.count('<span class="kit-maths kit-differs"><span class="kit-fork">') == 2
+
+
 def test_what_is_shown_is_the_text_and_nothing_else() -> None:
     for text in (HOSTILE, "</mark><script>alert(1)</script>\n\n<ins>$x$</ins>", "", "\n\n"):
         other = text.upper() or "x"
@@ -774,6 +785,7 @@ def test_nothing_hostile_comes_alive(visit: Visit) -> None:
     kinds += ", code, strong, em, del, form, input, style, link, .katex, .mermaid"
     assert visit.page.locator("#hostile").locator(kinds).count() == 0
     assert visit.page.locator("#kit-reader, #diff").locator("script, img, iframe, a").count() == 0
+    assert visit.page.locator("#diff .kit-is-right .katex").count() >= 4  # typeset in place
     shown = visit.page.locator("#hostile").inner_text().replace("\xa0", " ")
     assert shown.split("\n")[0] == HOSTILE.split("\n")[0]
     for line in HOSTILE.strip().split("\n"):

@@ -298,18 +298,25 @@ class _Writer:
         for (a, b), formula in self.column.maths.items():
             if start <= a < end:
                 differs = " kit-differs" * any(i < b and j > a for i, j in self.marked)
-                maths = f'<span class="kit-maths{differs}">{formula}</span>'
+                flag = self._flag() if a <= self._forks_at < b else ""
+                maths = f'<span class="kit-maths{differs}">{flag}{formula}</span>'
                 source = f'<span class="kit-source">{self._text(a, b)}</span>' if self.gaps else ""
                 parts += [self._text(at, a), maths, source]
                 at = b
         is_last = end == len(self.column.shown)
         return "".join([*parts, self._text(at, end, is_last)])
 
+    @property
+    def _forks_at(self) -> int:
+        """The character at which the first two columns part; -1: nowhere in this one."""
+        if self.fork is None or (self.gaps and self.fork.at >= len(self.gaps)):
+            return -1
+        return self.column.token_spans[self.fork.at][0] if self.gaps else self.fork.at
+
     def _text(self, start: int, end: int, is_last: bool = False) -> str:
         if self.gaps:
             return "".join(self._tokens(start, end, is_last))
-        if self.fork and start <= self.fork.at < end:
-            at = self.fork.at
+        if start <= (at := self._forks_at) < end:
             return self._words(start, at) + self._flag() + self._words(at, end)
         return self._words(start, end)
 
