@@ -136,8 +136,8 @@ def fairness(evidence: StudyEvidence) -> list[str]:
         "the staleness says.",
         *_updates(evidence),
         f"Every arm could choose from the same rates ({rates}) on the same "
-        f"{len(settings.tuning.seeds)} tuning seeds; fresh seeds had no part in that. Verdicts are of arms with the rates that "
-        "were chosen, and say nothing of how surely those are the best.",
+        f"{len(settings.tuning.seeds)} tuning seeds; fresh seeds had no part in that. "
+        "Verdicts are of arms with the rates that were chosen, not of the best ones.",
         *_edges(evidence),
         *_failed(evidence),
         *_unfinished(evidence),
