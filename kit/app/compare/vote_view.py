@@ -41,7 +41,8 @@ STYLE = """
   border-top: 1px solid var(--kit-rule); flex-wrap: nowrap;
 }
 #kit-vote { flex: 0 0 auto; width: auto; gap: .4rem; flex-wrap: nowrap; }
-#kit-vote button { min-width: 0; white-space: nowrap; }
+#kit-vote button { flex: 0 0 auto; width: auto; min-width: 0; white-space: nowrap; }
+#kit-scores:not(:has(button)) { display: none; }
 #kit-vote-left::after { content: " 1"; }
 #kit-vote-right::after { content: " 2"; }
 #kit-vote-tie::after { content: " 3"; }

@@ -37,6 +37,7 @@ CSS = (
   padding: 0.25rem 0.75rem; vertical-align: top; border-color: var(--border-color-primary);
 }
 .kit-runs th[scope=row] { min-width: 9rem; font-weight: normal; overflow-wrap: anywhere; }
+.kit-runs td:nth-child(2) { min-width: 14rem; }
 .kit-runs td:nth-child(5) { white-space: nowrap; }
 .kit-runs i {
   display: inline-block; width: 1em; height: 0.35em; margin-right: 0.5em;
