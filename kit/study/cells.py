@@ -44,7 +44,7 @@ def cells(declaration: Declaration) -> Iterator[Cell]:
     rates from the middle outwards, every arm before the next rate or seed."""
     settings = declaration.settings
     for staleness in settings.staleness:
-        for rate in middle_first(settings.learning_rates):
+        for rate in middle_first(settings.rates_at(staleness)):
             for seed in settings.tuning.seeds:
                 yield from (Cell(arm, staleness, seed, rate) for arm in declaration.configs)
         for seed in settings.seeds:

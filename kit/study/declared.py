@@ -31,6 +31,7 @@ ALL = "all"  # every arm, on the left of a pair
 MOST_SAMPLES = 9  # per problem: records keep one digit for each
 MOST_SHOWN = 6  # differences of two declarations
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rates = Annotated[list[Rate], Field(min_length=1)]
 
 # what the study's own fields decide; a recipe's values of these are not used
 DECIDED = {
@@ -82,8 +83,8 @@ class StudySettings(SettingsSection):
     taken; nothing, where the arm is called like its region."""
     staleness: Annotated[list[PositiveInt], Field(min_length=1)]
     """Updates per rollout, in the order in which they are done."""
-    learning_rates: Annotated[list[Rate], Field(min_length=1)]
-    """Rates to choose from, for every arm and staleness."""
+    learning_rates: Rates | dict[PositiveInt, Rates]
+    """Rates to choose from, the same for every arm; or those of each staleness."""
     tuning: Tuning
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
     """Fresh training seeds for the tuned rates; a claim about methods needs five."""
@@ -103,19 +104,20 @@ class StudySettings(SettingsSection):
 
     @model_validator(mode="after")
     def _fits(self) -> StudySettings:
+        for name, given in (("rollouts", self.rollouts), ("learning_rates", self.learning_rates)):
+            if isinstance(given, dict) and given.keys() != set(self.staleness):
+                raise ValueError(
+                    f"{name} must be the same for all, or given for each staleness "
+                    f"{self.staleness}, got {given}"
+                )
         for name, values in (
             ("staleness", self.staleness),
-            ("learning_rates", self.learning_rates),
+            *(("learning_rates", self.rates_at(staleness)) for staleness in self.staleness),
             ("seeds", self.seeds),
             ("tuning.seeds", self.tuning.seeds),
             ("names of questions", [question.name for question in self.questions]),
         ):
             _check_different(name, values)
-        if isinstance(self.rollouts, dict) and self.rollouts.keys() != set(self.staleness):
-            raise ValueError(
-                f"rollouts must be one number, or one for each staleness {self.staleness}, got "
-                f"{self.rollouts}"
-            )
         if again := set(self.seeds) & set(self.tuning.seeds):
             raise ValueError(f"seeds must be fresh: {sorted(again)} are in tuning.seeds too")
         if self.evaluation.samples > MOST_SAMPLES:
@@ -125,6 +127,11 @@ class StudySettings(SettingsSection):
         for question in self.questions:
             self._check_question(question)
         return self
+
+    def rates_at(self, staleness: int) -> list[float]:
+        """Rising."""
+        rates = self.learning_rates
+        return sorted(rates if isinstance(rates, list) else rates[staleness])
 
     def rollouts_at(self, staleness: int) -> int:
         return self.rollouts if isinstance(self.rollouts, int) else self.rollouts[staleness]

@@ -62,7 +62,7 @@ class StudyEvidence:
 
     def is_at_edge(self, arm: str, staleness: int) -> str:
         """`smallest` or `largest`, where the tuned rate is that of several; else empty."""
-        rates, rate = sorted(self.settings.learning_rates), self.tuned[arm, staleness]
+        rates, rate = self.settings.rates_at(staleness), self.tuned[arm, staleness]
         if rate is None or len(rates) == 1 or rate not in (rates[0], rates[-1]):
             return ""
         return "smallest" if rate == rates[0] else "largest"
@@ -128,7 +128,10 @@ def fairness(evidence: StudyEvidence) -> list[str]:
     """What was checked and found equal, and what differs, in sentences."""
     settings = evidence.settings
     rollouts = ", ".join(f"{settings.rollouts_at(s)} at staleness {s}" for s in settings.staleness)
-    rates = ", ".join(f"{rate:g}" for rate in sorted(settings.learning_rates))
+    rates = "; ".join(
+        f"{', '.join(f'{rate:g}' for rate in settings.rates_at(s))} at staleness {s}"
+        for s in settings.staleness
+    )
     return [
         "All runs of a seed learned from the same problems in the same order, and all adapters and "
         "the base were measured on the same problems: checked by hashes.",

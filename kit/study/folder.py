@@ -59,7 +59,7 @@ class StudyFolder:
         """The rate that the study's rule chooses; None while it cannot choose yet."""
         scores = self.tuning_scores(arm, staleness)
         settings = self.declaration.settings
-        if len(scores) < len(settings.learning_rates):
+        if len(scores) < len(settings.rates_at(staleness)):
             return None
         return max(sorted(scores), key=lambda rate: scores[rate])  # of equals the first
 

@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from kit.errors import ConfigError
 from kit.evaluation.settings import EvalSettings
-from kit.study.cells import Cell, middle_first
+from kit.study.cells import Cell
 from kit.study.declared import StudySettings
 from kit.study.folder import Clock, StudyFolder
 
@@ -21,14 +21,13 @@ UNITS = {"h": 3600, "m": 60, "s": 1}
 def plan(folder: StudyFolder, budget: float | None = None) -> str:
     """The grid, what is done and what is left, in the order in which it comes."""
     settings, pending = folder.declaration.settings, folder.pending()
-    rates = ", ".join(f"{rate:g}" for rate in middle_first(settings.learning_rates))
     tuning, fresh = len(settings.tuning.seeds), len(settings.seeds)
     lines = [
         f"{folder.declaration.path}: {len(folder.declaration.configs)} arms x "
-        f"{len(settings.staleness)} stalenesses x ({len(settings.learning_rates)} rates x {tuning} "
-        f"tuning seeds + {fresh} fresh seeds) = {len(folder.cells)} runs",
+        f"{len(settings.staleness)} stalenesses x (rates x {tuning} tuning seeds + {fresh} fresh "
+        f"seeds) = {len(folder.cells)} runs",
         f"arms: {', '.join(folder.declaration.configs)}",
-        f"in this order: {_grid(settings)}; rates {rates}, the middle first",
+        f"in this order: {_grid(settings)}; of the rates the middle first",
         f"tuned by: the highest mean {settings.tuning.measure} accuracy on "
         f"{folder.declaration.base.data.validation_size} validation problems at the end, of equals "
         "the smaller rate",
@@ -86,7 +85,8 @@ def _time(folder: StudyFolder, pending: Sequence[Cell], budget: float | None) ->
 def _grid(settings: StudySettings) -> str:
     return ", ".join(
         f"staleness {staleness} ({settings.rollouts_at(staleness)} rollouts, "
-        f"{staleness * settings.rollouts_at(staleness)} updates)"
+        f"{staleness * settings.rollouts_at(staleness)} updates; rates "
+        f"{', '.join(f'{rate:g}' for rate in settings.rates_at(staleness))})"
         for staleness in settings.staleness
     )
 

@@ -311,7 +311,7 @@ def _small(value: float | None) -> str:
 
 def _tuning(evidence: StudyEvidence, origin: Origin) -> Section:
     settings = evidence.settings
-    rates = sorted(settings.learning_rates)
+    rates = sorted({rate for s in settings.staleness for rate in settings.rates_at(s)})
     table = Table(
         name="tuned",
         title=f"Validation accuracy ({settings.tuning.measure}, %) by learning rate, and choice",

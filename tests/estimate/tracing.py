@@ -26,13 +26,15 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 from kit.config import Config
 from kit.model.attention import use_grouped
 from kit.model.base import Base, dequantized
+from kit.model.caches import StaticCache
+from kit.model.decoding import Decoding, pace_of
+from kit.model.graphs import Player
 from kit.model.hardware import Hardware
 from kit.model.lora import add_lora
 from kit.model.packing import Packed
 from kit.model.policy import Policy
-from kit.model.rollout import Request, Sampling, choose
-from kit.model.rollout import _DecodingState as DecodingState
-from kit.model.rollout import _prefill as prefill
+from kit.model.prefill import Prompts, read_prompts
+from kit.model.requests import Request, Sampling
 from kit.model.shape import Shape
 
 BLOCK = 512  # bytes that CUDA's allocator rounds up to
@@ -198,32 +200,47 @@ def full_micro_batch(policy: Policy, config: Config) -> Packed:
 
 def prompts_peak(policy: Policy, config: Config, alive: Alive) -> int:
     """Distinct prompts of the most rows at once, of the wave that has most of them."""
-    prompt = config.data.max_prompt_tokens
-    asked = [
-        Request((5,) * (prompt - 1) + (10 + number,), (0, number), policy.trained)
-        for number in range(config.rollout.max_rows)
-    ]
+    asked = _requests(policy, config)
     with _decoding(policy, config, alive) as (next_logits, peak):
-        prefill(next_logits, asked, 0, torch.device("cpu"))
+        read_prompts(next_logits, asked, 0, torch.device("cpu"))
     return peak[0]
 
 
 def decoding_peak(policy: Policy, config: Config, alive: Alive) -> int:
-    """The last token of rows that have come to the cap."""
-    rows, settings = config.rollout.max_rows, policy.causal.config
-    length = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    keys, width = settings.num_key_value_heads, settings.hidden_size // settings.num_attention_heads
-    cache = DynamicCache()
-    for layer in range(settings.num_hidden_layers):
-        held = (torch.zeros(rows, keys, length - 1, width, dtype=torch.float16) for _ in range(2))
-        cache.update(*held, layer)
-    mask = torch.ones(rows, length - 1, dtype=torch.long)
-    names = [policy.trained] * rows
+    """A token of the most rows at once, each of whose prompts has been read."""
+    settings, sampling = policy.causal.config, Sampling.from_config(config.rollout)
+    asked = _requests(policy, config)
+    prompt, groups = config.data.max_prompt_tokens, -(-len(asked) // config.rollout.group_size)
+    shape = (groups, settings.num_key_value_heads, prompt)
+    width = settings.hidden_size // settings.num_attention_heads
     with _decoding(policy, config, alive) as (next_logits, peak):
-        state = DecodingState(cache, mask, torch.zeros(rows, settings.vocab_size), names)
-        state.advance(next_logits, torch.zeros(rows, dtype=torch.long))
-        choose(state.logits, torch.zeros(rows), Sampling.from_config(config.rollout))
+        read = DynamicCache()
+        for layer in range(settings.num_hidden_layers):
+            held = (torch.zeros(*shape, width, dtype=torch.float16) for _ in range(2))
+            read.update(*held, layer)
+        prompts = Prompts(
+            read,
+            torch.ones(groups, prompt, dtype=torch.long),
+            torch.zeros(groups, settings.vocab_size),
+            torch.arange(len(asked)) // config.rollout.group_size,
+            torch.full((groups,), prompt),
+        )
+        pace = pace_of(torch.device("cuda"))
+        room = sampling.max_new_tokens - 1
+        cache = StaticCache(read, prompts.owner, prompts.mask, room, pace.length)
+        cache.extend(room)  # as for the last token
+        stops = torch.tensor([1])
+        Decoding(next_logits, asked, prompts, cache, Player(), stops, sampling, pace).step()
     return peak[0]
+
+
+def _requests(policy: Policy, config: Config) -> list[Request]:
+    """As many rows as are decoded at once, with prompts as long as they may be, all distinct."""
+    prompt = config.data.max_prompt_tokens
+    return [
+        Request((5,) * (prompt - 1) + (10 + number,), (0, number), policy.trained)
+        for number in range(config.rollout.max_rows)
+    ]
 
 
 @contextmanager
