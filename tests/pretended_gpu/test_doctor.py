@@ -43,9 +43,10 @@ def test_everything_is_looked_at(short, tmp_path):
     assert "memory bandwidth" in odd
     # so few tokens tell little of how wide the gaps are
     may_be = {"memory bandwidth", "launching an operation", "bfloat16 against float16"}
+    may_be |= {"decoding, replayed"}  # no graph is recorded without a card
     assert odd <= may_be, [found[what] for what in odd - may_be]
     left = {what for what, finding in found.items() if finding["verdict"] == "not measured"}
-    assert left <= {"decoding, captured"}
+    assert not left
     packed = found["4-bit gate_proj, 1 rows"]["figures"]
     assert 0 < packed["mean"] < packed["largest"]  # the kernel for packed weights
     assert found["4-bit gate_proj, 2,048 rows"]["figures"]["largest"] == 0  # they are unpacked
