@@ -1,4 +1,4 @@
-"""The embedded example, end to end: three arms, one table, what differs, on a laptop's CPU."""
+"""The embedded example, end to end: four arms, one table, what differs, on a laptop's CPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ from kit.reports.paired import compare_arms
 from kit.reports.scores import measure_scores
 from kit.runs import RunFolder, writing
 
-ARMS = ("clip", "noclip", "pspo")
+# by name, the trust region; clip-zero is the clipped arm of the script published with PSPO
+ARMS = {
+    "clip": "{name: clip}",
+    "clip-zero": "{name: clip, epsilon_low: 0, epsilon_high: 0}",
+    "noclip": "{name: noclip}",
+    "pspo": "{name: pspo}",
+}
 TEST_PROBLEMS = 500
 
 
@@ -33,7 +39,7 @@ def demo(output: Path) -> list[dict[str, Any]]:
     Arms that are finished already are not trained again; an unfinished one is continued.
     """
     arms = {arm: arm_config(arm, output) for arm in ARMS}
-    recipe = arms[ARMS[0]]
+    recipe = next(iter(arms.values()))
     seed = recipe.train.seed
     study = Study(output, arms, [seed], place="{arm}")
     with study.alone():
@@ -47,7 +53,7 @@ def demo(output: Path) -> list[dict[str, Any]]:
         if not study.train(seed, base):
             return []  # stopped by the user, who has been told how to go on
         settings = EvalSettings(max_new_tokens=recipe.rollout.max_new_tokens, limit=TEST_PROBLEMS)
-        print(f"\nthe base and the three adapters on {TEST_PROBLEMS} held-out problems", flush=True)
+        print(f"\nthe base and the {len(ARMS)} adapters on {TEST_PROBLEMS} held-out problems", flush=True)
         reset_peak_memory(base.hardware.device)
         results = study.evaluate(base, [recipe.data], settings, _command(output))
         peak = peak_memory_mb(base.hardware.device)
@@ -63,7 +69,7 @@ def demo(output: Path) -> list[dict[str, Any]]:
 def arm_config(arm: str, output: Path) -> Config:
     """The demo's recipe with one trust region; nothing else differs between arms."""
     return load_config(
-        DEMO_RECIPE, [f"objective.trust_region={{name: {arm}}}", f"output={output / arm}"]
+        DEMO_RECIPE, [f"objective.trust_region={ARMS[arm]}", f"output={output / arm}"]
     )
 
 
@@ -110,10 +116,10 @@ def table(summary: list[dict[str, Any]]) -> str:
         "the answer\nstands as '#### <number>'; lenient: anywhere. Where both rise, mathematics is "
         "learned: the\nbase often jumps to an answer, takes steps in the wrong order, or slips. "
         "Where both fall,\nthe updates went too far.\n",
-        f"{'arm':8}{'strict':^25}{'lenient':^25}{'tokens':>8}{'training':>10}{'memory':>10}",
+        f"{'arm':10}{'strict':^25}{'lenient':^25}{'tokens':>8}{'training':>10}{'memory':>10}",
     ]
     lines += [
-        f"{row['arm']:8}{share(row['accuracy'], row['ci95']):^25}"
+        f"{row['arm']:10}{share(row['accuracy'], row['ci95']):^25}"
         f"{share(row['lenient_accuracy'], row['lenient_ci95']):^25}"
         f"{row['mean_tokens']:8.0f}{row['train_seconds']:8.0f} s{row['peak_memory_mb']:7.0f} MB"
         for row in summary

@@ -203,7 +203,8 @@ def test_another_gold_answer_makes_a_tasks_problem_the_users(problems):
 
 def test_a_picked_problem_is_judged_as_its_data_set_is_until_it_is_edited(problems):
     with gr.Blocks():
-        view = ProblemView(SimpleNamespace(problems=problems))
+        catalogue = SimpleNamespace(model=ModelConfig(id="embedded"))
+        view = ProblemView(SimpleNamespace(problems=problems, catalogue=catalogue))
     values = dict(zip(view.taken, view._take(SPELLING, 0), strict=True))
     assert isinstance(view.read(values)["standard"].verifier, TaskVerifier)
     assert view.read(values | {view.question: "Spell it: game"})["standard"] is None
