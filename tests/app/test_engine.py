@@ -43,7 +43,8 @@ def job(adapters):
             side: Choice(side, source, "embedded", "", None, None, None)
             for side, source in values.pop("adapters").items()
         }
-        return Setup(QUESTION, "", None, sides, **values)
+        question = values.pop("question", QUESTION)
+        return Setup(question, "", None, sides, **values)
 
     return make
 
@@ -189,9 +190,16 @@ def test_leaving_in_the_middle_frees_the_model(engine, job, base):
 
 
 @pytest.mark.smoke
+def test_an_answer_ends_where_the_model_sees_no_further(engine, job, base, monkeypatch):
+    monkeypatch.setattr(base.model.config, "max_position_embeddings", 100)
+    setup = last(engine.run(job(max_new_tokens=400))).setup
+    assert setup.max_new_tokens == 100 - len(base.prompt_ids(setup.messages))
+
+
+@pytest.mark.smoke
 def test_bad_jobs_are_refused_and_do_no_harm(engine, job, adapters, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"the prompt has \d+ tokens, .* this model can see"):
-        list(engine.run(job(max_new_tokens=engine.context)))
+        list(engine.run(job(question="word " * engine.context)))
     with pytest.raises(AdapterError, match="no adapter at"):
         list(engine.run(job(adapters={LEFT: str(tmp_path / "none"), RIGHT: None})))
     stream = module.stream

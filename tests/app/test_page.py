@@ -477,7 +477,7 @@ def test_hostile_text_does_nothing(page):
 
 @pytest.mark.parametrize(
     ("question", "message"),
-    [("", "the problem is empty"), ("word " * 3000, "more than the 1024 this model can see")],
+    [("", "the problem is empty"), ("word " * 3000, "no room for an answer within the 1024")],
 )
 def test_what_cannot_be_run_is_said_in_place(page, question, message):
     fill(page, question=question)

@@ -65,7 +65,7 @@ class Engine:
         with self._lock, _advice(setup):
             hashes = self._load(setup)
             prompt = tuple(self.base.prompt_ids(setup.messages))
-            self._check_length(prompt, setup)
+            setup = self._within_context(prompt, setup)
             requests = [
                 Request(prompt, (setup.seed, number), name)
                 for name in self._names_of(setup, hashes).values()
@@ -109,13 +109,15 @@ class Engine:
         with self._lock, _advice(said.setup):
             return self._score(said, sample)
 
-    def _check_length(self, prompt: Sequence[int], setup: Setup) -> None:
-        if len(prompt) + setup.max_new_tokens > self.context:
+    def _within_context(self, prompt: Sequence[int], setup: Setup) -> Setup:
+        """With as many new tokens as fit, at most those that are asked for."""
+        room = self.context - len(prompt)
+        if room < 1:
             raise ConfigError(
-                f"the prompt has {len(prompt)} tokens, and with {setup.max_new_tokens} new ones "
-                f"that is more than the {self.context} this model can see; shorten the problem or "
-                "lower the number of new tokens"
+                f"the prompt has {len(prompt)} tokens, which leaves no room for an answer within "
+                f"the {self.context} that this model can see; shorten the problem"
             )
+        return replace(setup, max_new_tokens=min(setup.max_new_tokens, room))
 
     def _score(self, said: Comparison, sample: int) -> dict[str, ScoredAnswer]:
         prompt = self.base.prompt_ids(said.setup.messages)
