@@ -53,7 +53,10 @@ def demo(output: Path) -> list[dict[str, Any]]:
         if not study.train(seed, base):
             return []  # stopped by the user, who has been told how to go on
         settings = EvalSettings(max_new_tokens=recipe.rollout.max_new_tokens, limit=TEST_PROBLEMS)
-        print(f"\nthe base and the {len(ARMS)} adapters on {TEST_PROBLEMS} held-out problems", flush=True)
+        print(
+            f"\nthe base and the {len(ARMS)} adapters on {TEST_PROBLEMS} held-out problems",
+            flush=True,
+        )
         reset_peak_memory(base.hardware.device)
         results = study.evaluate(base, [recipe.data], settings, _command(output))
         peak = peak_memory_mb(base.hardware.device)
