@@ -110,9 +110,10 @@ class StudySettings(SettingsSection):
                     f"{name} must be the same for all, or given for each staleness "
                     f"{self.staleness}, got {given}"
                 )
+        for staleness in self.staleness:
+            _check_different("learning_rates", self.rates_at(staleness))
         for name, values in (
             ("staleness", self.staleness),
-            *(("learning_rates", self.rates_at(staleness)) for staleness in self.staleness),
             ("seeds", self.seeds),
             ("tuning.seeds", self.tuning.seeds),
             ("names of questions", [question.name for question in self.questions]),
