@@ -39,7 +39,7 @@ docs: $(READY)
 
 check: $(READY)
 	$(MAKE) --jobs 2 lint docs
-	$(PYTEST)
+	$(PYTEST) --durations 30
 
 fuzz: $(READY)
 	$(PYTEST) -m hypothesis --hypothesis-profile thorough
