@@ -31,8 +31,8 @@ from measuring import (
 
 from kit.config import LoraConfig, ModelConfig
 from kit.model.base import Base, load_base
-from kit.model.batching import make_batch, micro_batches
 from kit.model.lora import TRAINED, add_lora
+from kit.model.packing import packed_batches
 from kit.model.policy import Policy
 from kit.model.rollout import Sampling, sample
 
@@ -137,13 +137,8 @@ def learn(policy: Policy, work: Work) -> None:
     policy.activate()
     prompts = [request.prompt for request in asked(policy.base, work.prompts, work.group, 0)]
     completion = [ANSWER] * work.tokens
-    for rows in micro_batches([len(prompt) + work.tokens for prompt in prompts], BUDGET):
-        batch = make_batch(
-            [prompts[i] for i in rows],
-            [completion for _ in rows],
-            pad_id=policy.base.tokenizer.pad_token_id,
-            device=policy.base.hardware.device,
-        )
+    for rows in packed_batches(prompts, [len(prompt) + work.tokens for prompt in prompts], BUDGET):
+        batch = policy.batch([prompts[i] for i in rows], [completion for _ in rows])
         policy.logprobs(batch)[0].sum().backward()
     for parameter in policy.trainable:
         parameter.grad = None

@@ -15,7 +15,6 @@ from kit.doctor.findings import Finding, judged
 from kit.doctor.patient import Patient
 from kit.doctor.questions import ask
 from kit.model.base import load_base
-from kit.model.batching import make_batch
 from kit.model.lora import add_lora
 from kit.model.policy import Policy
 from kit.model.rollout import Sampling, sample
@@ -66,11 +65,8 @@ def measure(policy: Policy, dequantize: str) -> dict[str, float]:
     step, and the median over tokens."""
     requests = ask(policy, PROMPTS, GROUP, policy.trained)
     said = sample(policy, requests, Sampling(TOKENS, dequantize=dequantize))
-    batch = make_batch(
-        [request.prompt for request in requests],
-        [completion.tokens for completion in said],
-        pad_id=policy.base.tokenizer.pad_token_id,
-        device=policy.base.hardware.device,
+    batch = policy.batch(
+        [request.prompt for request in requests], [completion.tokens for completion in said]
     )
     policy.activate()
     with torch.no_grad():

@@ -152,6 +152,7 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
         end_id=end_of_turn(tokenizer),
         hardware=hardware,
         unsloth=unsloth,
+        replay=Replay("8-bit layers wait for the host" if config.quantization == "int8" else ""),
     )
 
 

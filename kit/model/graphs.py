@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kit.errors import first_line
+from kit.errors import first_line, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +23,13 @@ Shape = tuple[int, int]
 class Replay:
     """How a base decodes: `said` in words, once it has; an obstacle is met once and remembered."""
 
-    def __init__(self) -> None:
+    def __init__(self, obstacle: str = "") -> None:
         self.said = ""
-        self.obstacle = ""
+        self.obstacle = obstacle
 
     def give_up(self, error: Exception) -> None:
         """Launch kernels one by one from now on."""
-        reason = "out of memory" if isinstance(error, torch.OutOfMemoryError) else first_line(error)
-        self.obstacle = f"a step could not be recorded ({reason})"
+        self.obstacle = f"a step could not be recorded ({first_line(error)})"
         log.warning("decoding without CUDA graphs, which is slower: %s", self.obstacle)
 
     def player(self, device: torch.device, *, asked: bool, cache_stays: bool) -> Player:
@@ -59,9 +58,10 @@ class ReplayingPlayer(Player):
         self.replay = replay
         self.shape: Shape | None = None
         self.graph: Any = None
+        self.has_room = True
 
     def play(self, step: Callable[[], None], shape: Shape) -> None:
-        if self.replay.obstacle:
+        if self.replay.obstacle or not self.has_room:
             step()
         elif shape != self.shape:
             self.shape, self.graph = shape, None
@@ -73,8 +73,12 @@ class ReplayingPlayer(Player):
         try:
             self.graph = self.graph or record(step)
         except (RuntimeError, NotImplementedError) as error:
-            self.replay.give_up(error)
-            self.replay.said = f"each step is called: {self.replay.obstacle}"
+            if is_out_of_memory(error):
+                self.has_room = False  # a smaller batch may be recorded
+                log.warning("no memory for CUDA graphs of a batch, which is decoded without")
+            else:
+                self.replay.give_up(error)
+                self.replay.said = f"each step is called: {self.replay.obstacle}"
             step()
         else:
             self.graph.replay()
