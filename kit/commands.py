@@ -200,7 +200,7 @@ def regions(plot: Annotated[Path | None, _Folder(help="draw them too, as SVG")] 
 
 @_train()
 def demo(output: Annotated[Path, _Folder(help="of its runs")] = Path("runs/demo")) -> None:
-    """train and compare clip, noclip and pspo on an embedded model"""
+    """train and compare clip, clip-zero, noclip and pspo on an embedded model"""
     from kit.demo import demo
 
     _check_ended("finished" if demo(output) else "interrupted")

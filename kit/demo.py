@@ -70,7 +70,7 @@ def demo(output: Path) -> list[dict[str, Any]]:
 
 
 def arm_config(arm: str, output: Path) -> Config:
-    """The demo's recipe with one trust region; nothing else differs between arms."""
+    """The demo's recipe with one trust region, and the old policy that goes with it by default."""
     return load_config(
         DEMO_RECIPE, [f"objective.trust_region={ARMS[arm]}", f"output={output / arm}"]
     )

@@ -1,4 +1,4 @@
-"""`kit demo`: three arms that differ in the trust region alone, one table, resumable."""
+"""`kit demo`: four arms that differ in the trust region alone, one table, resumable."""
 
 from __future__ import annotations
 
