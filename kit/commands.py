@@ -122,13 +122,15 @@ def study(
     accuracy as the file says, train fresh seeds with it, measure them, and answer the file's
     questions. A stopped study goes on with the same command; several processes may do so at once.
     """
-    from kit.study.declared import load_study
+    from kit.study.declared import check_budgets, load_study
     from kit.study.folder import StudyFolder
     from kit.study.plan import parse_duration, plan
 
     declaration = load_study(file)
     folder = output or Path("runs") / file.stem
     seconds = None if budget is None else parse_duration(budget)
+    if report is None:
+        check_budgets(declaration)
     if dry_run:
         print(plan(StudyFolder(folder, declaration), seconds))
         return

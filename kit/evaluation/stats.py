@@ -247,13 +247,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in corrected]
 
 
-def family_p(differences: Sequence[Difference]) -> list[float]:
+def family_p(differences: Sequence[Difference], *, missing: int = 0) -> list[float]:
     """p of each of several differences that are tested together.
 
     Holm's correction is of the first test of each. The second, over seeds, has to be below the
     level by itself: five seeds allow it no p so small that a correction would leave anything.
+    `missing` others are asked for and not measured yet; each counts as p = 1.
     """
-    corrected = holm([next(iter(d.tests.values())) for d in differences])
+    first = [next(iter(d.tests.values())) for d in differences]
+    corrected = holm([*first, *[1.0] * missing])[: len(first)]
     return [
         max([p, *list(d.tests.values())[1:]]) for p, d in zip(corrected, differences, strict=True)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,14 @@ from kit.config import (
     read_yaml,
 )
 from kit.errors import ConfigError, RunError
+from kit.estimate.fit import check_budget
 from kit.evaluation.settings import EvalSettings, Temperature
-from kit.files import write_atomically
+from kit.files import only_one, write_atomically
 from kit.reading import parse_json
 from kit.recipe import build_config, flatten, load_config, read_layers, read_settings
-from kit.runs import writing
+from kit.runs import LOCK, writing
 
+NAME = "study.json"
 SCHEMA = 1  # of study.json, raised when a field changes its meaning
 BASE = "base"  # the bare base, on the right of a pair
 ALL = "all"  # every arm, on the left of a pair
@@ -111,7 +114,7 @@ class StudySettings(SettingsSection):
                     f"{self.staleness}, got {given}"
                 )
         for staleness in self.staleness:
-            _check_different("learning_rates", self.rates_at(staleness))
+            _check_rates(self.rates_at(staleness))
         for name, values in (
             ("staleness", self.staleness),
             ("seeds", self.seeds),
@@ -125,6 +128,8 @@ class StudySettings(SettingsSection):
             raise ValueError(f"evaluation.samples must be at most {MOST_SAMPLES}")
         if reserved := {ALL, BASE} & self.arms.keys():
             raise ValueError(f"no arm can be called {sorted(reserved)[0]!r}: it has a meaning")
+        for arm in self.arms:
+            _check_name(arm)
         for question in self.questions:
             self._check_question(question)
         return self
@@ -151,6 +156,20 @@ class StudySettings(SettingsSection):
         there = self.evaluation.temperature
         if question.temperature is not None and question.temperature not in there:
             raise ValueError(f"{where} asks at temperature {question.temperature:g} of {there}")
+
+
+def _check_rates(rates: Sequence[float]) -> None:
+    """Folders are called after them as they are printed."""
+    if len({f"{rate:g}" for rate in rates}) < len(rates):
+        raise ValueError(f"learning_rates must differ in six digits, got {list(rates)}")
+
+
+def _check_name(arm: str) -> None:
+    """It is that of a folder."""
+    if not re.fullmatch(r"[\w-][\w.-]*", arm):
+        raise ValueError(
+            f"no arm can be called {arm!r}: a name has letters, digits, _, - and ., not . first"
+        )
 
 
 def _check_different(name: str, values: Sequence[Any]) -> None:
@@ -251,16 +270,38 @@ def _objective(path: Path, arm: str, given: str | dict[str, Any] | None) -> dict
     return {"trust_region": {"name": name}}
 
 
+def check_budgets(declaration: Declaration) -> None:
+    """Raise ConfigError, without torch, for an arm whose memory_budget is too small."""
+    for arm, config in declaration.configs.items():
+        try:
+            check_budget(config)
+        except ConfigError as error:
+            raise ConfigError(f"{declaration.path}, arm {arm!r}: {error}") from None
+
+
 def begin(folder: Path, declaration: Declaration) -> None:
     """Keep in the study's folder what was declared; RunError where it holds another study."""
-    kept = folder / "study.json"
-    record = {"schema": SCHEMA, **json.loads(json.dumps(declaration.record()))}
-    with writing(kept):
-        folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / NAME
+    busy = RunError(f"another process holds {folder / LOCK}")
+    with writing(kept), only_one(folder / LOCK, busy, wait=-1):
         if kept.exists():
-            _check_unchanged(kept, record)
+            _check_unchanged(kept, _kept_record(declaration))
         else:
-            write_atomically(kept, json.dumps(record, indent=2) + "\n")
+            write_atomically(kept, json.dumps(_kept_record(declaration), indent=2) + "\n")
+
+
+def check_begun(folder: Path, declaration: Declaration) -> None:
+    """RunError where a folder holds no study, or one that was declared otherwise."""
+    if not (folder / NAME).exists():
+        raise RunError(
+            f"{folder} holds no study; name its folder with --output, or begin one with: "
+            f"kit study {declaration.path}"
+        )
+    _check_unchanged(folder / NAME, _kept_record(declaration))
+
+
+def _kept_record(declaration: Declaration) -> dict[str, Any]:
+    return {"schema": SCHEMA, **json.loads(json.dumps(declaration.record()))}
 
 
 def _check_unchanged(kept: Path, now: Mapping[str, Any]) -> None:

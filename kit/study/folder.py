@@ -111,6 +111,9 @@ class StudyFolder:
             lock.acquire(timeout=0)
         except Timeout:
             return False
+        if (place / NAME).exists():  # another process has just ended it
+            lock.release()
+            return False
         held.callback(lock.release)
         return True
 

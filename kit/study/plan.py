@@ -24,8 +24,8 @@ def plan(folder: StudyFolder, budget: float | None = None) -> str:
     tuning, fresh = len(settings.tuning.seeds), len(settings.seeds)
     lines = [
         f"{folder.declaration.path}: {len(folder.declaration.configs)} arms x "
-        f"{len(settings.staleness)} stalenesses x (rates x {tuning} tuning seeds + {fresh} fresh "
-        f"seeds) = {len(folder.cells)} runs",
+        f"{len(settings.staleness)} stalenesses x (rates x {_count(tuning, 'tuning seed')} + "
+        f"{_count(fresh, 'fresh seed')}) = {len(folder.cells)} runs",
         f"arms: {', '.join(folder.declaration.configs)}",
         f"in this order: {_grid(settings)}; of the rates the middle first",
         f"tuned by: the highest mean {settings.tuning.measure} accuracy on "
@@ -37,7 +37,7 @@ def plan(folder: StudyFolder, budget: float | None = None) -> str:
     ]
     if fresh < ENOUGH_SEEDS:
         lines.append(
-            f"{fresh} fresh seed{'s' * (fresh > 1)}: nothing can be claimed of a method from fewer "
+            f"{_count(fresh, 'fresh seed')}: nothing can be claimed of a method from fewer "
             f"than {ENOUGH_SEEDS}, and the report will claim nothing"
         )
     return "\n".join(lines)
@@ -47,7 +47,7 @@ def stages(pending: Sequence[Cell]) -> list[str]:
     """What is left, in the order in which it comes."""
     counts = Counter((cell.staleness, cell.is_fresh) for cell in pending)
     return [
-        f"{count} {'fresh' if is_fresh else 'tuning'} runs at staleness {staleness}"
+        f"{_count(count, 'fresh run' if is_fresh else 'tuning run')} at staleness {staleness}"
         for (staleness, is_fresh), count in counts.items()
     ]
 
@@ -61,11 +61,14 @@ def duration(seconds: float) -> str:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `3h`, `90m`, `1h30m`; ConfigError for anything else."""
+    """Seconds of `3h`, `90m`, `1h30m`; ConfigError for anything else, 0 too."""
     parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ConfigError(f"a budget is a time such as 3h, 90m or 1h30m, got {text!r}")
-    return sum(float(number) * UNITS[unit] for number, unit in parts)
+    seconds = sum(float(number) * UNITS[unit] for number, unit in parts)
+    if not seconds:
+        raise ConfigError(f"a budget is a time above 0, such as 90m, got {text!r}")
+    return seconds
 
 
 def _time(folder: StudyFolder, pending: Sequence[Cell], budget: float | None) -> str:
@@ -84,8 +87,8 @@ def _time(folder: StudyFolder, pending: Sequence[Cell], budget: float | None) ->
 
 def _grid(settings: StudySettings) -> str:
     return ", ".join(
-        f"staleness {staleness} ({settings.rollouts_at(staleness)} rollouts, "
-        f"{staleness * settings.rollouts_at(staleness)} updates; rates "
+        f"staleness {staleness} ({_count(settings.rollouts_at(staleness), 'rollout')}, "
+        f"{_count(staleness * settings.rollouts_at(staleness), 'update')}; rates "
         f"{', '.join(f'{rate:g}' for rate in settings.rates_at(staleness))})"
         for staleness in settings.staleness
     )
@@ -93,10 +96,15 @@ def _grid(settings: StudySettings) -> str:
 
 def _evaluation(settings: EvalSettings) -> str:
     limit = "all" if settings.limit is None else str(settings.limit)
-    return (
-        f"{limit} test problems at temperature {_listed(settings.temperature)}, "
-        f"{settings.samples} sample{'s' * (settings.samples > 1)} above 0"
-    )
+    said = f"{limit} test problems at temperature {_listed(settings.temperature)}"
+    if max(settings.temperature) > 0:
+        said += f", {_count(settings.samples, 'sample')} above 0"
+    return said
+
+
+def _count(number: int, what: str) -> str:
+    """`1 sample`, `2 samples`."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _listed(values: Sequence[float]) -> str:

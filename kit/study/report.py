@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from kit.errors import RunError
 from kit.evaluation.stats import seeds_and_problems
 from kit.reports import write_report
 from kit.reports.document import NONE, Block, Figure, Origin, Section, Table, Text, percent
 from kit.reports.figures import Dot, Line, Scale, Style, draw_dots, draw_lines, styles
 from kit.reports.scores import label
-from kit.study.declared import BASE, Declaration
+from kit.study.declared import BASE, Declaration, check_begun
 from kit.study.evidence import StudyEvidence, fairness, gather
 from kit.study.folder import StudyFolder
 from kit.study.records import MEASURES, Record
@@ -32,9 +33,15 @@ def report_study(
 ) -> None:
     """Write report.md, report.html, report.json and figures/ from what is done in a study's folder.
 
-    Raises ResultsError where runs that are compared were not treated alike.
+    Raises RunError where it holds no study, another one, or nothing that has been measured;
+    ResultsError where runs that are compared were not treated alike.
     """
+    check_begun(path, declaration)
     folder = StudyFolder(path, declaration)
+    if not folder.records():
+        raise RunError(
+            f"nothing is measured yet in {path}; begin with: kit study {declaration.path}"
+        )
     evidence = gather(folder)
     verdicts = judge(evidence)
     looks = styles(evidence.arms, BASE)
@@ -358,7 +365,7 @@ def _differences(verdicts: Sequence[Verdict], origin: Origin) -> Section:
                 verdict.question.name,
                 c.pair,
                 str(c.staleness),
-                str(c.difference.seeds),
+                str(c.difference.seeds) + ("" if c.is_complete else f" of {c.seeds}"),
                 c.points,
                 f"{c.difference.p:.4f}",
                 f"{c.corrected_p:.4f}",

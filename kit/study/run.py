@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kit.errors import RunError, TrainingError
+from kit.errors import ConfigError, RunError, TrainingError
 from kit.evaluation.results import Result
 from kit.evaluation.subjects import Subject
 from kit.files import only_one, remove
@@ -37,8 +38,10 @@ def run_study(
     """Do what is not done yet; False where it was stopped, by the user or by its budget.
 
     `budget`: seconds after which no further runs are begun. What is finished is not done again.
-    Raises RunError where the folder holds another study.
+    Raises ConfigError under a launcher, RunError where the folder holds another study.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("kit study runs in one process; start it without a launcher")
     begin(output, declaration)
     folder = StudyFolder(output, declaration)
     print(plan(folder, budget), flush=True)

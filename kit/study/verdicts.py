@@ -18,6 +18,7 @@ from kit.study.evidence import StudyEvidence
 SHOWN = ("higher", "lower")
 NOT_SHOWN = "no difference shown"
 TOO_FEW = "too few seeds"
+NOT_YET = "nothing claimed yet"  # some of the declared seeds have not ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +29,23 @@ class Contrast:
     right: str
     staleness: int
     difference: Difference
-    corrected_p: float  # over the contrasts of its question
+    seeds: int  # declared; the difference is over those that both arms have ended
+    corrected_p: float  # over all contrasts its question asks for
 
     @property
     def finding(self) -> str:
-        if self.difference.seeds < ENOUGH_SEEDS:
+        if self.seeds < ENOUGH_SEEDS:
             return TOO_FEW
+        if not self.is_complete:
+            return NOT_YET
         if self.difference.is_shown(self.corrected_p):
             return SHOWN[self.difference.value < 0]
         return NOT_SHOWN
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all declared seeds are in it."""
+        return self.difference.seeds == self.seeds
 
     @property
     def pair(self) -> str:
@@ -49,13 +58,19 @@ class Contrast:
         low, high = (number(100 * bound, 1) for bound in (d.low, d.high))
         return f"{'+' if d.value > 0 else ''}{number(100 * d.value, 1)} [{low}, {high}]"
 
+    @property
+    def said(self) -> str:
+        """Pair and points, and how many seeds are there where some are not."""
+        there = f" ({self.difference.seeds} of {self.seeds} seeds)"
+        return f"{self.pair} {self.points}" + ("" if self.is_complete else there)
+
     def record(self) -> dict[str, Any]:
         d = self.difference
         return {
             **{"left": self.left, "right": self.right, "staleness": self.staleness},
             **{"difference": d.value, "ci95": [d.low, d.high], "seeds": d.seeds},
             **{"problems": d.problems, "differing": d.differing, "tests": d.tests, "p": d.p},
-            **{"p_holm": self.corrected_p, "finding": self.finding},
+            **{"seeds_declared": self.seeds, "p_holm": self.corrected_p, "finding": self.finding},
         }
 
 
@@ -90,15 +105,22 @@ class Verdict:
             return "Nothing is measured yet."
         if all(contrast.finding == TOO_FEW for contrast in self.contrasts):
             return "Too few seeds to claim anything."
+        if all(contrast.finding == NOT_YET for contrast in self.contrasts):
+            return "Nothing is claimed yet."
         if not shown:
             return "No difference shown."
-        return f"{shown} of {len(self.contrasts)} differences shown."
+        return f"{shown} of {self._tests} differences shown."
+
+    @property
+    def _tests(self) -> int:
+        """Comparisons that are asked for, measured or not."""
+        return len(self.contrasts) + len(self.missing)
 
     def _at(self, staleness: int) -> str:
         here = [contrast for contrast in self.contrasts if contrast.staleness == staleness]
         parts = []
-        for finding in (*SHOWN, NOT_SHOWN, TOO_FEW):
-            found = [f"{c.pair} {c.points}" for c in here if c.finding == finding]
+        for finding in (*SHOWN, NOT_SHOWN, NOT_YET, TOO_FEW):
+            found = [c.said for c in here if c.finding == finding]
             parts += [f"{finding}: {', '.join(found)}"] if found else []
         return f"At staleness {staleness}, {'; '.join(parts)}."
 
@@ -106,8 +128,7 @@ class Verdict:
     def _how(self) -> str:
         seeds = [contrast.difference.seeds for contrast in self.contrasts]
         counted = f"{min(seeds)}" if len(set(seeds)) == 1 else f"{min(seeds)} to {max(seeds)}"
-        tests = len(self.contrasts)
-        corrected = f", Holm over {tests} tests" if tests > 1 else ""
+        corrected = f", Holm over {self._tests} tests" if self._tests > 1 else ""
         return (
             f"Points of {self.question.measure} accuracy, {label(self.temperature)}, with 95 % "
             f"intervals for other seeds and problems; {counted} seeds{corrected}."
@@ -142,10 +163,12 @@ def _verdict(question: Question, evidence: StudyEvidence) -> Verdict:
         for key in asked
         if (difference := _difference(*key, question.measure, temperature, evidence)) is not None
     }
-    corrected = family_p(list(found.values()))
+    seeds = len(evidence.settings.seeds)
+    whole = {key: difference for key, difference in found.items() if difference.seeds == seeds}
+    corrected = family_p(list(whole.values()), missing=len(asked) - len(whole))
+    p_of = dict(zip(whole, corrected, strict=True))
     contrasts = [
-        Contrast(*key, difference, p)
-        for (key, difference), p in zip(found.items(), corrected, strict=True)
+        Contrast(*key, difference, seeds, p_of.get(key, 1.0)) for key, difference in found.items()
     ]
     missing = [
         f"{left} - {right} at {s}" for left, right, s in asked if (left, right, s) not in found

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock, Timeout
 
 from kit.cli import main
 from kit.errors import ConfigError, RunError
+from kit.files import write_atomically
+from kit.runs import LOCK
 from kit.study.cells import Cell, cells, middle_first
 from kit.study.declared import begin, load_study
+from kit.study.plan import parse_duration, stages
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,10 +74,14 @@ def test_arms_are_regions_settings_and_recipes(write_study, tmp_path):
         ),
         ({"arms": {"clip": None, "base": "noclip"}}, "no arm can be called 'base'"),
         ({"arms": {"clip": None}}, "arms = "),
+        ({"arms": {"clip": None, "a/b": "noclip"}}, "no arm can be called 'a/b'"),
+        ({"arms": {"clip": None, ".hidden": "noclip"}}, "no arm can be called '.hidden'"),
+        ({"arms": {"clip": None, "..": "noclip"}}, "letters, digits, _, - and ., not . first"),
+        ({"learning_rates": [1e-3, 1.0000001e-3]}, "learning_rates must differ in six digits"),
         ({"seeds": [0, 0]}, "seeds must be different"),
         ({"seeds": [0, 100]}, "seeds must be fresh: \\[100\\] are in tuning.seeds too"),
-        ({"rollouts": {4: 3}}, "one for each staleness \\[4, 1\\]"),
-        ({"learning_rates": [0.0]}, "learning_rates.0 = 0.0 is not allowed"),
+        ({"rollouts": {4: 3}}, "given for each staleness \\[4, 1\\]"),
+        ({"learning_rates": [0.0]}, "learning_rates.*0 = 0.0 is not allowed"),
         ({"overrides": {"train": {"steps": 9}}}, "overrides sets train.steps"),
         ({"overrides": {"train": {"stepz": 9}}}, "unknown key 'stepz' under train"),
         ({"overrides": {"data": {"validation_size": 0}}}, "data.validation_size above 0"),
@@ -147,6 +155,58 @@ def test_another_file_in_the_same_folder_is_refused_with_the_difference(write_st
         begin(folder, load_study(write_study(questions=asked)))
 
 
+def test_what_is_declared_is_written_by_one_process(write_study, tmp_path, monkeypatch):
+    def write(path, content):
+        with pytest.raises(Timeout):
+            FileLock(path.parent / LOCK).acquire(timeout=0)
+        write_atomically(path, content)
+
+    monkeypatch.setattr("kit.study.declared.write_atomically", write)
+    begin(tmp_path / "out", load_study(write_study()))
+    assert (tmp_path / "out" / "study.json").exists()
+
+
+def test_places_of_rates_keep_their_names():
+    rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    places = [Cell("clip", 16, 100, rate).place.as_posix() for rate in rates]
+    named = ("0.0001", "0.0003", "0.001", "0.003", "0.01")
+    assert places == [f"updates-16/rate-{name}/seed-100/clip" for name in named]
+
+
+def test_a_report_needs_the_file_as_it_was_declared(write_study, tmp_path, capsys):
+    out, report = tmp_path / "out", tmp_path / "report"
+
+    def refusal(path: Path) -> str:
+        command = ["study", str(path), "--output", str(out), "--report", str(report)]
+        assert main(command) == 1
+        assert not report.exists()
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return said
+
+    assert "holds no study" in refusal(write_study())
+    assert not out.exists()
+    begin(out, load_study(write_study()))
+    assert "nothing is measured yet" in refusal(write_study())
+    asked = [{"name": "a", "asks": "Which?", "pairs": [["clip", "smooth"]]}]
+    assert "declared otherwise" in refusal(write_study("b.yaml", questions=asked))
+
+
+def test_a_launcher_is_refused(write_study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["study", str(write_study()), "--output", str(tmp_path / "out")]) == 1
+    assert "kit study runs in one process" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_memory_budget_is_checked_for_every_arm(write_study, tmp_path, capsys):
+    path = write_study(overrides={"memory_budget": "0.001GB"})
+    assert main(["study", str(path), "--output", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert "arm 'clip'" in said and "the smallest that is: memory_budget=" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_damaged_study_is_refused(write_study, tmp_path):
     declaration = load_study(write_study())
     begin(tmp_path / "out", declaration)
@@ -157,7 +217,29 @@ def test_a_damaged_study_is_refused(write_study, tmp_path):
 
 def test_few_seeds_are_said(write_study, capsys):
     assert main(["study", str(write_study(seeds=[0])), "--dry-run"]) == 0
-    assert "nothing can be claimed of a method from fewer than 5" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nothing can be claimed of a method from fewer than 5" in said
+    assert "1 tuning seed + 1 fresh seed)" in said
+
+
+def test_samples_are_said_where_answers_are_drawn(write_study, capsys):
+    assert main(["study", str(write_study()), "--dry-run"]) == 0
+    assert "evaluated: fresh seeds alone, 10 test problems at temperature 0\n" in (
+        capsys.readouterr().out
+    )
+    drawn = {"limit": 10, "temperature": [0, 1], "samples": 2}
+    assert main(["study", str(write_study(evaluation=drawn)), "--dry-run"]) == 0
+    assert "at temperature 0, 1, 2 samples above 0\n" in capsys.readouterr().out
+
+
+def test_one_run_is_one_run():
+    assert stages([Cell("clip", 4, 0, None)]) == ["1 fresh run at staleness 4"]
+
+
+@pytest.mark.parametrize("text", ["0h", "0m", "0h0m", "0.0s"])
+def test_no_time_is_no_budget(text):
+    with pytest.raises(ConfigError, match="above 0"):
+        parse_duration(text)
 
 
 def test_a_budget_says_what_comes_first(write_study, capsys):

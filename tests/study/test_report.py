@@ -72,12 +72,43 @@ def test_verdicts_say_what_is_shown_and_what_is_not(study):
 
 
 def test_fewer_than_five_seeds_claim_nothing(declaration, tmp_path):
-    few = write_records(
-        declaration, tmp_path / "few", accuracy, only=lambda c: c.rate is not None or c.seed < 4
-    )
+    settings = declaration.settings.model_copy(update={"seeds": [0, 1, 2, 3]})
+    few = write_records(replace(declaration, settings=settings), tmp_path / "few", accuracy)
     smoothing, _ = judge(gather(few))
     assert {c.finding for c in smoothing.contrasts} == {"too few seeds"}
     assert "Too few seeds to claim anything." in str(smoothing)
+
+
+def test_nothing_is_claimed_before_all_declared_seeds_have_ended(declaration, tmp_path):
+    settings = declaration.settings.model_copy(update={"seeds": [0, 1, 2, 3, 4, 5]})
+    part = write_records(
+        replace(declaration, settings=settings),
+        tmp_path / "part",
+        accuracy,
+        only=lambda c: c.rate is not None or c.seed < 5 or c.arm == "clip",
+    )
+    smoothing, stays = judge(gather(part))
+    assert {c.finding for c in smoothing.contrasts} == {"nothing claimed yet"}
+    assert "Nothing is claimed yet." in str(smoothing)
+    points = smoothing.contrasts[0].points
+    assert f"nothing claimed yet: pspo - clip {points} (5 of 6 seeds)" in str(smoothing)
+    found = {c.left: c for c in stays.contrasts}
+    assert found["clip"].finding == "higher" and found["pspo"].finding == "nothing claimed yet"
+    assert found["pspo"].corrected_p == 1.0  # until its seeds are there
+
+
+def test_the_correction_is_over_what_was_asked(declaration, study, tmp_path):
+    whole, _ = judge(gather(study))
+    part = write_records(
+        declaration, tmp_path / "part", accuracy, problems=200, only=lambda c: c.staleness == 16
+    )
+    smoothing, _ = judge(gather(part))
+    (alone,) = smoothing.contrasts
+    assert alone.corrected_p == whole.contrasts[0].corrected_p
+    assert "1 of 2 differences shown" in str(smoothing) and "Holm over 2 tests" in str(smoothing)
+    first = {"over seeds and problems": 0.03, "over seeds": 0.01}
+    difference = Difference(0.1, 0.05, 0.15, first, 9, 1, 100, 10, 5)
+    assert family_p([difference], missing=2) == pytest.approx([0.09])
 
 
 def test_what_is_not_measured_is_said(declaration, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from kit.cli import main
 from kit.errors import ResultsError, TrainingError
@@ -116,6 +117,19 @@ def test_processes_claim_different_runs(declaration, tmp_path):
                 assert third == []  # fresh seeds wait for the tuning
     with other.claimed() as again:
         assert again == mine  # what was not finished is free again
+
+
+def test_what_has_just_ended_is_not_claimed_again(declaration, folder, tmp_path, monkeypatch):
+    study = StudyFolder(tmp_path / "out", declaration)
+    ended = study.cells[0]
+    pending = study.pending()
+    record = read_record(folder.path / ended.place / NAME)
+    (study.path / ended.place).mkdir(parents=True)
+    record.write(study.path / ended.place)
+    monkeypatch.setattr(study, "pending", lambda: pending)  # as it was before that
+    with study.claimed() as cells:
+        assert ended not in cells and cells
+        FileLock(lock_of(study.path / ended.place)).acquire(timeout=0).lock.release()
 
 
 def test_the_rate_is_chosen_by_the_rule(declaration, folder, tmp_path):
