@@ -377,8 +377,9 @@ def _differences(verdicts: Sequence[Verdict], origin: Origin) -> Section:
         ],
         origin=origin,
         note="p: the larger of Student's over seeds and problems and of a wild bootstrap over "
-        "seeds. Holm: Student's corrected over the comparisons of the question, and never below "
-        "the other. Questions are not corrected for each other; docs/reports.md has more.",
+        "seeds. Holm: Student's corrected over the comparisons of the question (one that is not "
+        "wholly measured counts as p = 1), and never below the other. Questions "
+        "are not corrected for each other; docs/reports.md has more.",
     )
     return Section("Differences", [table])
 

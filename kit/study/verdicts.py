@@ -90,10 +90,12 @@ class Verdict:
     @property
     def sentences(self) -> list[str]:
         """The answer in words, which claims no more than was measured."""
+        if not self.contrasts:
+            return ["Nothing is measured yet."]
         parts = [self._at(s) for s in dict.fromkeys(c.staleness for c in self.contrasts)]
         if self.missing:
             parts.append(f"Not measured yet: {', '.join(self.missing)}.")
-        return [self._answer, *parts, *([self._how] if self.contrasts else [])]
+        return [self._answer, *parts, self._how]
 
     def __str__(self) -> str:
         return " ".join([self.asked, *self.sentences])
@@ -101,8 +103,6 @@ class Verdict:
     @property
     def _answer(self) -> str:
         shown = sum(contrast.finding in SHOWN for contrast in self.contrasts)
-        if not self.contrasts:
-            return "Nothing is measured yet."
         if all(contrast.finding == TOO_FEW for contrast in self.contrasts):
             return "Too few seeds to claim anything."
         if all(contrast.finding == NOT_YET for contrast in self.contrasts):

@@ -118,7 +118,7 @@ def test_what_is_not_measured_is_said(declaration, tmp_path):
     assert "Not measured yet: pspo - clip at 1." in str(smoothing)
     assert "24 of 48 runs are not done yet." in fairness(evidence)
     nothing = write_records(declaration, tmp_path / "none", accuracy, only=lambda c: False)
-    assert "Nothing is measured yet." in str(judge(gather(nothing))[0])
+    assert str(judge(gather(nothing))[0]) == "(a) Is pspo better? Nothing is measured yet."
 
 
 def test_a_failed_run_counts_as_nothing_right_and_as_fallen(study, declaration):
