@@ -147,6 +147,7 @@ def test_every_table_is_measured(benchmarks, program, table):
     found = measuring.measured(getattr(benchmarks(program), table), measuring.TINY)
     assert found.rows and not found.missing, found.missing
     for row in found.rows:
+        row = {name: value for name, value in row.items() if name != "exponent"}  # of noise here
         numbers = [value for value in row.values() if isinstance(value, int | float)]
         assert numbers and all(number >= 0 for number in numbers if number is not None)
 

@@ -69,6 +69,8 @@ def allowed(section: type[SettingsSection]) -> st.SearchStrategy[SettingsSection
         elif name == "clamp":
             bounds = st.tuples(st.floats(-9, 0), st.floats(0, 9, exclude_min=True))
             values = st.none() | bounds
+        elif name == "memory_budget":
+            values = st.sampled_from([None, "6GB", "900MB", "5.5GiB"])
         elif name == "trust_region":
             values = st.one_of(allowed(region) for region in REGIONS)
         elif name == "functions":

@@ -444,7 +444,8 @@ def assert_same_run(left, right):
     a, b = weights(left), weights(right)
     assert a.keys() == b.keys()
     for key in a:
-        torch.testing.assert_close(a[key], b[key], atol=1e-5, rtol=0)
+        # prompts are shared on one side and padded on the other, which Adam makes more of
+        torch.testing.assert_close(a[key], b[key], atol=1e-4, rtol=0)
     for mine, its in zip(read_metrics(left.metrics), read_metrics(right.metrics), strict=True):
         assert mine.keys() == its.keys()
         for key in mine:
