@@ -469,11 +469,26 @@ def test_a_run_is_healthy_by_rules_that_are_told(tmp_path):
     shown = health.in_html(runs["good"])
     assert shown.startswith("healthy: ") and "above that of the first" in shown
     assert [word.text for word in health.words(runs["bad"])] == [
-        "reward does not rise",
+        "reward does not rise beyond noise",
         "entropy collapsed",
         "answers cut off",
     ]
     assert "look at it" in health.in_html(runs["bad"]) and health.in_html(runs["short"]) == ""
+
+
+def test_noise_silence_and_runaway_ratios_are_not_healthy(tmp_path):
+    rewards = [0.41, 0.61, 0.5, 0.55, 0.45, 0.62, 0.42, 0.55]
+    fields = {"ratio/zero_gradient_share": 0.6, "ratio/max": 400.0}
+    run = lines(*({"step": n, "reward/mean": r} | fields for n, r in enumerate(rewards)))
+    words = health.words(read_all(tmp_path, run=run)["run"])
+    assert [(word.text, word.is_good) for word in words] == [
+        ("reward does not rise beyond noise", False),
+        ("most tokens silenced", False),
+        ("a ratio ran away", False),
+    ]
+    calm = {"ratio/zero_gradient_share": 0.1, "ratio/max": 2.0}
+    run = lines(*({"step": n, "reward/mean": n / 8} | calm for n in range(8)))
+    assert health.in_html(read_all(tmp_path, calm=run)["calm"]).startswith("healthy: ")
 
 
 def test_held_out_accuracy_is_not_smoothed(tmp_path):

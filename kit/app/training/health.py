@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import mean
+from math import sqrt
+from statistics import mean, variance
 
 from kit.app.library.runs import Run, number
 from kit.app.parts import escaped
 
 LEAST = 4  # recorded steps, below which nothing is said
+LARGE = 100  # importance ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,39 +25,56 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Says one word of the values of a metric at its first and its last steps."""
+    """Says one word of the values of a metric in the first and the last quarter of its steps."""
 
     metric: str
     good: str
     bad: str
-    is_good: Callable[[float, float], bool]  # means of the first and of the last quarter
+    is_good: Callable[[Sequence[float], Sequence[float]], bool]
     rule: str
+
+
+def _rises(first: Sequence[float], last: Sequence[float]) -> bool:
+    """Beyond noise."""
+    error = sqrt(sum(variance(values) / len(values) for values in (first, last)))
+    return mean(last) - mean(first) > 2 * error
 
 
 RULES = (
     Rule(
-        *("reward/mean", "reward rises", "reward does not rise", lambda first, last: last > first),
-        rule="mean reward of the last quarter of the steps above that of the first",
+        *("reward/mean", "reward rises", "reward does not rise beyond noise", _rises),
+        rule="mean reward of the last quarter of the steps above that of the first by more than "
+        "twice the standard error of the difference",
     ),
     Rule(
         *("policy/entropy", "entropy fine", "entropy collapsed"),
-        lambda first, last: last > 0.1 * first,
+        lambda first, last: mean(last) > 0.1 * mean(first),
         rule="entropy of the last quarter above a tenth of the first's",
     ),
     Rule(
         *("completion/truncated_share", "nothing cut off", "answers cut off"),
-        lambda _, last: last < 0.05,
+        lambda _, last: mean(last) < 0.05,
         rule="under 5 % of the last quarter's answers cut off at rollout.max_new_tokens",
     ),
     Rule(
         *("reward/zero_std_fraction", "groups teach", "most groups teach nothing"),
-        lambda _, last: last < 0.9,
+        lambda _, last: mean(last) < 0.9,
         rule="under 90 % of the last quarter's groups with equal rewards",
     ),
     Rule(
         *("completion/mean_tokens", "length kept", "answers shrank"),
-        lambda first, last: last > 0.25 * first,
+        lambda first, last: mean(last) > 0.25 * mean(first),
         rule="length of the last quarter above a quarter of the first's",
+    ),
+    Rule(
+        *("ratio/zero_gradient_share", "most tokens teach", "most tokens silenced"),
+        lambda _, last: mean(last) <= 0.5,
+        rule="at most half of the last quarter's tokens left without gradient by the trust region",
+    ),
+    Rule(
+        *("ratio/max", "ratios bounded", "a ratio ran away"),
+        lambda _, last: max(last) < LARGE,
+        rule=f"no token of the last quarter's steps made {LARGE} times as likely, or more",
     ),
 )
 
@@ -84,6 +103,7 @@ def in_html(run: Run) -> str:
     return f"{'healthy' if all(word.is_good for word in said) else '<b>look at it</b>'}: {spelled}"
 
 
-def _quarters(values: Sequence[float]) -> tuple[float, float]:
-    quarter = max(1, len(values) // 4)
-    return mean(values[:quarter]), mean(values[-quarter:])
+def _quarters(values: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    """Two values at least, of which one can tell how much they vary."""
+    quarter = max(2, len(values) // 4)
+    return values[:quarter], values[-quarter:]
