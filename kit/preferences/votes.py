@@ -115,7 +115,7 @@ class Tally:
         share = f"{self.win_share}, p = {self.p:.3g}" if self.win_share.n else "none preferred"
         return (
             f"{self.first} {self.first_wins} : {self.second_wins} {self.second} ({share}), "
-            f"{self.ties} ties, {self.both_bad} both bad"
+            f"{self.ties} tie{'s' * (self.ties != 1)}, {self.both_bad} both bad"
         )
 
 

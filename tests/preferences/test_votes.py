@@ -173,6 +173,7 @@ def test_tally_has_interval_and_test() -> None:
     assert counted.win_share.interval == pytest.approx((0.595850, 0.982124), abs=1e-6)
     assert counted.record()["win_share"]["n"] == 10
     assert str(counted) == "a 9 : 1 b (90.0% [59.6%, 98.2%], p = 0.0215), 4 ties, 2 both bad"
+    assert ", 1 tie, " in str(Tally("a", "b", 0, 0, 1, 0))
     assert str(Tally("a", "b", 0, 0, 4, 0)) == "a 0 : 0 b (none preferred), 4 ties, 0 both bad"
 
 

@@ -147,7 +147,7 @@ def advice(catalogue: Catalogue) -> str | None:
         return None
     return (
         f"There is no adapter for {catalogue.model.id} here yet: Run asks the bare base, and "
-        "kit demo (or make demo) trains three on an embedded model in minutes."
+        "kit demo (or make demo) trains four on an embedded model in minutes."
     )
 
 
