@@ -195,6 +195,19 @@ def test_no_verdict_and_no_colour_tells_before_a_blind_vote(view, monkeypatch):
         assert page[view.reader.box] == gr.update(visible=False)
 
 
+def test_the_right_answer_waits_for_a_blind_vote(view, monkeypatch):
+    comes(view, monkeypatch, finished(view))
+    gold = view.problem.gold
+    assert view._blinded(values_of(view, blind=True))[gold] == gr.update(visible="hidden")
+    page = run(view, values_of(view, blind=True))
+    assert page[gold] == gr.update(visible="hidden")
+    voted = replace(page[view.shown], vote="left")
+    assert view._voted(values_of(view, blind=True), voted)[gold] == gr.update(visible=True)
+    assert run(view, values_of(view))[gold] == gr.update(visible=True)
+    drawn = view._moving(1)(values_of(view, blind=True))[gold]
+    assert drawn["visible"] == "hidden" and drawn["value"]
+
+
 def test_colours_follow_the_arm_where_the_sides_are_exchanged(view):
     shown = Shown(finished(view), (RIGHT, LEFT), is_blind=True, vote="left")
     update = view.reader.show(shown, values_of(view))

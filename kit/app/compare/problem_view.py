@@ -33,7 +33,12 @@ STYLE = """
   height: 40px !important; overflow: hidden; line-height: 38px; padding-block: 0;
 }
 #kit-question textarea:focus { height: auto !important; min-height: 12rem; }
-#kit-gold { width: 8rem; }
+#kit-gold { width: 9rem; position: relative; }
+#kit-gold::before {
+  content: "right:"; position: absolute; left: .6rem; line-height: 40px; z-index: 1;
+  font-size: .875rem; color: var(--kit-dim); pointer-events: none;
+}
+#kit-gold :is(input, textarea) { padding-left: 3.2rem; }
 #kit-problem .kit-sign { width: 2.5rem; height: 40px; font-size: 0; }
 .kit-sign::before { font-size: 1.2rem; }
 #kit-previous::before { content: "\\2039"; }

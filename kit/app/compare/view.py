@@ -235,7 +235,8 @@ class CompareView:
             history=before.history if before else (),
         )
         about = reading.pairing.left.about
-        problem = (case.left.question, case.left.answer, about.data, case.left.question)
+        gold = gr.update(value=case.left.answer, visible=self._gold(shown, values))
+        problem = (case.left.question, gold, about.data, case.left.question)
         return {
             **self._show(shown, reading, values, said),
             **dict(zip(self.problem.taken, problem, strict=True)),
@@ -256,7 +257,9 @@ class CompareView:
             except KitError as error:
                 return {self.notice: _notice(error)}
             empty = self._show(None, None, values)
-            return empty | dict(zip(self.problem.taken, taken, strict=True))
+            gold = empty[self.problem.gold] | {"value": taken[1]}
+            problem = dict(zip(self.problem.taken, taken, strict=True))
+            return empty | problem | {self.problem.gold: gold}
 
         return move
 
@@ -280,7 +283,9 @@ class CompareView:
         """What was seen with names is no longer blind: the next stored pair comes."""
         reading: Reading | None = values[self.reading]
         if reading is None:
-            return self._show(None, None, values) if values[self.pair.blind] else gr.skip()
+            if values[self.pair.blind]:
+                return self._show(None, None, values)
+            return {self.problem.gold: gr.update(visible=self._gold(values[self.shown], values))}
         return self._read(reading.moved(1) if values[self.pair.blind] else reading, values)
 
     def _voted(self, values: Update, shown: Shown) -> Update:
@@ -385,10 +390,16 @@ class CompareView:
             self.shown: shown,
             self.reading: reading,
             self.notice: gr.update(visible=False),
+            self.problem.gold: gr.update(visible=self._gold(shown, values)),
             **self.reader.show(shown, values),
             **self.vote.show(shown, reading, said),
             **self.export.show(shown, reading),
         }
+
+    def _gold(self, shown: Shown | None, values: Update) -> bool | str:
+        """Whether the right answer is to be seen: it would decide a blind vote."""
+        hides = shown.hides_names if shown else values[self.pair.blind]
+        return "hidden" if hides else True
 
     def _ended(self, shown: Shown, reading: Reading | None, values: Update) -> Update:
         """What a new comparison changes; adapters given by path are choices from now on."""

@@ -71,7 +71,11 @@ STYLE = """
   #kit-vote { gap: .2rem; }
   #kit-foot button { padding: .5rem .25rem; font-size: .8rem; }
   #kit-foot button::after { content: none; }
-  #kit-votes { display: none; }
+  #kit-foot:has(#kit-votes p) { flex-wrap: wrap; }
+  #kit-votes { order: -1; flex: 1 0 calc(100% + 5.5rem); margin-left: -5.5rem; }
+  #kit-votes:not(:has(p)) { display: none; }
+  #kit-votes p { white-space: nowrap; overflow-x: auto; scrollbar-width: none; }
+  #kit-scores { display: none; }
 }
 """
 
@@ -162,7 +166,8 @@ class VoteView:
         vote = {"tie": "a tie", "both_bad": "both bad"}.get(
             shown.vote or "", f"**{names[shown.vote != shown.order[0]]}** is better"
         )
-        lines = [f"A was **{names[0]}**, B was **{names[1]}**. Your vote: {vote}."]
+        before = "The last pair: " if shown.comparison.is_stored else ""
+        lines = [f"{before}A was **{names[0]}**, B was **{names[1]}**. Your vote: {vote}."]
         try:
             score = self.desk.score(shown.comparison)
         except KitError as error:
