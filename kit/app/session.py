@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from kit.app.compare.engine import Engine
 
 
-def queue_tag(settings: EvalSettings) -> str:
-    """What the results of a queue are told by: asked again with the same settings, it goes on."""
-    return f"app-t{settings.temperature[0]:g}-n{settings.max_new_tokens}".replace(".", "_")
+def queue_tag(settings: EvalSettings, prompt: str) -> str:
+    """What the results of a queue are told by: asked again with the same settings and system
+    prompt, it goes on."""
+    asked = f"t{settings.temperature[0]:g}-n{settings.max_new_tokens}-s{settings.seed}"
+    return f"app-{asked}-{sha256(prompt.encode()).hexdigest()[:8]}".replace(".", "_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ class Session:
         subjects = [self._subject(choice, prompt) for choice in sides]
         config = self.problems.configs[data]
         job: Background[int] = Background(
-            lambda: self.engine().evaluate(subjects, config, settings, queue_tag(settings))
+            lambda: self.engine().evaluate(subjects, config, settings, queue_tag(settings, prompt))
         )
         if self._begins(job, session):
             try:

@@ -16,7 +16,10 @@ from kit.app.compare.background import Background
 from kit.app.compare.engine import Engine, pieces
 from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT, Setup
 from kit.app.library.adapters import Choice
-from kit.errors import AdapterError, ConfigError, ModelError
+from kit.config import DataConfig, ModelConfig
+from kit.errors import AdapterError, ConfigError, ModelError, ResultsError
+from kit.evaluation.settings import EvalSettings
+from kit.evaluation.subjects import Subject
 from kit.model.adapter_files import adapter_sha256
 from kit.model.lora import load_adapters
 from kit.model.policy import BASE, Policy
@@ -262,6 +265,31 @@ def test_an_adapter_that_was_trained_on_is_loaded_anew(engine, job, adapters, tm
     # what the adapter said before is still scored by what it was then
     again = engine.score(before, 0)
     assert again[RIGHT].kl_to_base == before.scores[0][RIGHT].kl_to_base
+
+
+@pytest.mark.smoke
+def test_a_sample_is_scored_after_a_queue_took_the_adapters_off(engine, job, adapters, tmp_path):
+    changing = str(shutil.copytree(adapters / "first", tmp_path / "run"))
+    done = last(engine.run(job(adapters={LEFT: None, RIGHT: changing})))
+    data = DataConfig(name="gsm_symbolic")
+    where = [tmp_path / "a", tmp_path / "b"]
+
+    def queue(limit, **changes):
+        subjects = [
+            Subject(str(at), ModelConfig(id="embedded"), source, "", at)
+            for at, source in zip(where, (None, changing), strict=True)
+        ]
+        asked = EvalSettings(limit=limit, max_new_tokens=4, **changes)
+        return list(engine.evaluate(subjects, data, asked, "queue"))
+
+    assert queue(6) == [4, 6] and queue(6) == [6] and queue(2) == [2]
+    again = engine.score(done, 0)
+    assert again[RIGHT].kl_to_base == pytest.approx(done.scores[0][RIGHT].kl_to_base)
+    with pytest.raises(ResultsError, match="seed"):  # finished, but not what is asked for
+        queue(6, seed=1)  # and the adapters are off again
+    change(Path(changing), lambda name, weight: 0 * weight)
+    with pytest.raises(ModelError, match="an adapter has changed since"):
+        engine.score(done, 0)
 
 
 def change(folder: Path, new) -> None:

@@ -90,12 +90,13 @@ class Engine:
         """`kit evaluate` on the base in memory, a few problems at a time: how many are on disk.
 
         Closing it ends it between two of these; what is on disk is not done again. Raises what
-        `benchmark` raises.
+        `benchmark` raises: it looks even at finished results, which may be of other settings.
         """
         wanted = settings.limit or 0
-        done = min(_evaluated(result_path(one.results, data.name, tag)) for one in subjects)
-        yield min(done, wanted)
-        for limit in range(done + STEP, wanted + STEP, STEP) if done < wanted else ():
+        before = [_evaluated(result_path(one.results, data.name, tag)) for one in subjects]
+        done = min(limit if is_finished else 0 for limit, is_finished in before)
+        begun = max(limit for limit, _ in before)  # what was begun is finished first
+        for limit in range(min(max(done + STEP, begun), wanted), wanted + STEP, STEP):
             with self._lock:
                 if self._names:  # `benchmark` puts the subjects' own adapters on the bare base
                     self._policy.peft.unload()
@@ -105,9 +106,27 @@ class Engine:
             yield min(limit, wanted)
 
     def score(self, said: Comparison, sample: int) -> dict[str, ScoredAnswer]:
-        """Scores of another sample of what was said; ModelError when memory runs out."""
+        """Scores of another sample of what was said.
+
+        Raises ModelError when memory runs out, or for an adapter that has changed since and is no
+        longer in memory as it was; AdapterError for one that does not load.
+        """
         with self._lock, _advice(said.setup):
+            if not self._has(said):
+                self._load(said.setup)
+            if not self._has(said):
+                raise ModelError(
+                    "an adapter has changed since these answers were given, so their tokens cannot "
+                    "be scored any more; Run asks it as it is now"
+                )
             return self._score(said, sample)
+
+    def _has(self, said: Comparison) -> bool:
+        """Whether the adapters that gave these answers are loaded as they were."""
+        adapters = said.setup.adapters.items()
+        return all(
+            not name or (name, str(said.hashes[side])) in self._names for side, name in adapters
+        )
 
     def _within_context(self, prompt: Sequence[int], setup: Setup) -> Setup:
         """With as many new tokens as fit, at most those that are asked for."""
@@ -146,9 +165,12 @@ class Engine:
         }
 
 
-def _evaluated(path: Path) -> int:
-    """Problems of a finished result file; 0 where there is none."""
-    return int(read_result(path).record["settings"]["limit"] or 0) if path.is_file() else 0
+def _evaluated(path: Path) -> tuple[int, bool]:
+    """Problems of a result file, and whether all of them are answered; 0 where there is none."""
+    if not path.is_file():
+        return 0, False
+    record = read_result(path).record
+    return int(record["settings"]["limit"] or 0), record["status"] == "finished"
 
 
 def _timed(completion: Completion, before: Answer | None, now: float) -> Answer:

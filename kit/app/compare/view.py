@@ -345,7 +345,7 @@ class CompareView:
                 sides, source, settings, prompt, str(request.session_hash)
             ):
                 said = f"{done} of {settings.limit} problems of {inert_markdown(source)}"
-                reading = open_reading(self.desk.options.roots, *sides, queue_tag(settings))
+                reading = open_reading(self.desk.options.roots, *sides, queue_tag(settings, prompt))
                 if reading is not None:
                     yield self._read(reading, values) | {self.notice: _said(said + " …")}
             if reading is not None:
