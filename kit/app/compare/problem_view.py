@@ -35,7 +35,7 @@ STYLE = """
 #kit-question textarea:focus { height: auto !important; min-height: 12rem; }
 #kit-gold { width: 9rem; position: relative; }
 #kit-gold::before {
-  content: "right:"; position: absolute; left: .6rem; line-height: 40px; z-index: 1;
+  content: "right:"; position: absolute; top: 0; left: .6rem; line-height: 40px; z-index: 11;
   font-size: .875rem; color: var(--kit-dim); pointer-events: none;
 }
 #kit-gold :is(input, textarea) { padding-left: 3.2rem; }
@@ -80,7 +80,7 @@ class ProblemView:
         self.gold = gr.Textbox(
             answer,
             label="Right answer, if known",
-            placeholder="right answer",
+            placeholder="if known",
             show_label=False,
             container=False,
             max_lines=1,
