@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.app.compare.background import Background
-from kit.app.compare.comparison import Comparison, finish, to_vote
+from kit.app.compare.comparison import Comparison, finish, pair_id, to_vote
 from kit.app.compare.problems import Problems
 from kit.app.compare.setup import LEFT, RIGHT, Setup
 from kit.app.library.adapters import Catalogue, Choice, read_choice
 from kit.app.options import AppOptions
 from kit.app.verdicts import Judge
-from kit.errors import ConfigError
+from kit.errors import ConfigError, ResultsError
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject
-from kit.preferences.votes import Preference, Tally, append_vote, read_votes, tally
+from kit.preferences.votes import Preference, Tally, Vote, append_vote, read_votes, tally
 
 if TYPE_CHECKING:
     from kit.app.compare.engine import Engine
@@ -32,6 +32,17 @@ def queue_tag(settings: EvalSettings, prompt: str) -> str:
     prompt, it goes on."""
     asked = f"t{settings.temperature[0]:g}-n{settings.max_new_tokens}-s{settings.seed}"
     return f"app-{asked}-{sha256(prompt.encode()).hexdigest()[:8]}".replace(".", "_")
+
+
+def _both_ways(vote: Vote) -> dict[str, Preference]:
+    """The vote by the ids of the two answers, whichever side each is on."""
+    left, right = ((side.adapter_sha256, side.completion) for side in (vote.left, vote.right))
+    asked = vote.question, vote.settings.temperature
+    turned: dict[Preference, Preference] = {"left": "right", "right": "left"}
+    return {
+        pair_id(*asked, right, left): turned.get(vote.vote, vote.vote),
+        pair_id(*asked, left, right): vote.vote,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +64,7 @@ class Session:
         self._running: dict[str, Background[Any]] = {}
         self._stopped: set[str] = set()  # sessions that were stopped before their turn came
         self._lock = threading.Lock()
-        self._votes: dict[str, Preference] = {}  # by comparison
+        self._votes: dict[str, Preference] | None = None  # by comparison
         self._voting = threading.Lock()
         self._engine: Future[Engine] | None = None
 
@@ -195,10 +206,29 @@ class Session:
                 "only complete answers are voted on: wait for both, or run again what was stopped"
             )
         with self._voting:
-            if comparison.id not in self._votes:
-                append_vote(self.options.votes, to_vote(comparison, sample, vote, blind=blind))
-                self._votes[comparison.id] = vote
-            return self._votes[comparison.id]
+            votes = self._voted()
+            if comparison.id not in votes:
+                written = to_vote(comparison, sample, vote, blind=blind)
+                append_vote(self.options.votes, written)
+                votes |= _both_ways(written) | {comparison.id: vote}
+            return votes[comparison.id]
+
+    def vote_on(self, comparison: Comparison) -> Preference | None:
+        """The vote a comparison has; on stored answers also one from before the app was started."""
+        with self._voting:
+            return self._voted().get(comparison.id)
+
+    def _voted(self) -> dict[str, Preference]:
+        """By comparison; what the file of votes holds is read once."""
+        if self._votes is None:
+            try:
+                kept, _ = read_votes(self.options.votes)
+            except ResultsError:  # there is none yet, or `score` will say what is wrong with it
+                kept = []
+            self._votes = {}
+            for vote in kept:
+                self._votes |= _both_ways(vote)
+        return self._votes
 
     def score(self, comparison: Comparison) -> BlindScore:
         """The blind votes between these two adapters, whichever side they were on."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -141,6 +143,14 @@ def to_vote(comparison: Comparison, sample: int, vote: Preference, *, blind: boo
         vote=vote,
         blind=blind,
     )
+
+
+def pair_id(
+    question: str, temperature: float, left: tuple[str | None, str], right: tuple[str | None, str]
+) -> str:
+    """The same for the same two answers, each an adapter's hash and what it said."""
+    said = json.dumps([question, float(temperature), left, right])
+    return sha256(said.encode()).hexdigest()
 
 
 def to_pair(comparison: Comparison, sample: int) -> ComparedPair:

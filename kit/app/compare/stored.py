@@ -10,7 +10,7 @@ from statistics import mean
 
 from kit.app.browse.matching import differences
 from kit.app.browse.pairs import Case, Filter, Outcome, Pairing, pair_up, select
-from kit.app.compare.comparison import Answer, Comparison, Kept
+from kit.app.compare.comparison import Answer, Comparison, Kept, pair_id
 from kit.app.compare.setup import LEFT, RIGHT, Setup
 from kit.app.library.adapters import Choice
 from kit.app.library.folders import display_names
@@ -73,12 +73,15 @@ class Reading:
             seed=settings.seed,
         )
         both = ((LEFT, left, case.left), (RIGHT, self.pairing.right, case.right))
+        hashes = {side: stored.about.target.adapter_sha256 for side, stored, _ in both}
+        said = [(hashes[side], attempt.completion) for side, _, attempt in both]
         return Comparison(
             setup,
             prompt="",
             answers={side: (_answer(attempt),) for side, _, attempt in both},
-            hashes={side: stored.about.target.adapter_sha256 for side, stored, _ in both},
+            hashes=hashes,
             is_over=True,
+            id=pair_id(setup.question, setup.temperature, *said),
         )
 
 

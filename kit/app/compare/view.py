@@ -222,16 +222,20 @@ class CompareView:
             return self._show(None, None, values) | {self.system_prompt: prompt}
         return self._read(reading, values)
 
-    def _read(self, reading: Reading, values: Update, said: str = "") -> Update:
-        """A stored pair, ready to be run too."""
+    def _read(self, reading: Reading, values: Update, said: str = "", by: int = 1) -> Update:
+        """A stored pair, ready to be run too; blind, the next in steps of `by` without a vote."""
+        if values[self.pair.blind]:
+            reading = self._without_vote(reading, by)
         before, case = values[self.shown], reading.case
         order = (LEFT, RIGHT)
         if values[self.pair.blind] and random.random() < 0.5:
             order = (RIGHT, LEFT)
+        comparison = reading.comparison()
         shown = Shown(
-            reading.comparison(),
+            comparison,
             order,
             values[self.pair.blind],
+            self.desk.vote_on(comparison) if values[self.pair.blind] else None,
             history=before.history if before else (),
         )
         about = reading.pairing.left.about
@@ -243,13 +247,22 @@ class CompareView:
             self.system_prompt: about.settings.system_prompt,
         }
 
+    def _without_vote(self, reading: Reading, by: int) -> Reading:
+        """The first pair from here on that nobody has voted on; this one where all have a vote."""
+        for steps in range(len(reading.cases)):
+            moved = reading.moved(by * steps)
+            if self.desk.vote_on(moved.comparison()) is None:
+                return moved
+        return reading
+
     def _moving(self, by: int | None) -> Any:
         """An event: the stored pair `by` further or any one; without any, the data set's."""
 
         def move(values: Update) -> Update:
             reading: Reading | None = values[self.reading]
             if reading is not None:
-                return self._read(reading.drawn() if by is None else reading.moved(by), values)
+                moved = reading.drawn() if by is None else reading.moved(by)
+                return self._read(moved, values, by=by or 1)
             source, search = values[self.problem.source], values[self.problem.search]
             asked = values[self.problem.question]
             try:

@@ -23,6 +23,7 @@ CHOICES = {
     "both_bad": "Both bad",
 }
 STOPPED = "There is no vote on answers that were stopped: the names stay hidden. Run again."
+ALL_VOTED = "Every pair that is read here has its vote."
 OUTCOMES = [
     ("texts differ", "differ"),
     ("all pairs", "all"),
@@ -135,7 +136,9 @@ class VoteView:
         can_vote, text = False, said
         if shown is not None and shown.is_blind and shown.comparison.is_over:
             can_vote = shown.vote is None and shown.comparison.is_finished
-            if shown.vote is not None:
+            if shown.vote is not None and shown.comparison.is_stored:
+                text = f"{said} {ALL_VOTED}".strip()
+            elif shown.vote is not None:
                 text = self.revealed(shown)
             elif not can_vote:
                 text = STOPPED
