@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -409,7 +409,7 @@ class CompareView:
             **self.export.show(shown, reading),
         }
 
-    def _gold(self, shown: Shown | None, values: Update) -> bool | str:
+    def _gold(self, shown: Shown | None, values: Update) -> bool | Literal["hidden"]:
         """Whether the right answer is to be seen: it would decide a blind vote."""
         hides = shown.hides_names if shown else values[self.pair.blind]
         return "hidden" if hides else True
