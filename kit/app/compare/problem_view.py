@@ -95,6 +95,8 @@ class ProblemView:
             )
         )
         self.taken = [self.question, self.gold, self.data, self.picked]
+        # hidden for a blind vote on another problem; who writes one gives its answer too
+        self.question.input(lambda: gr.update(visible=True), None, self.gold, queue=False, **QUIET)
 
     def build_drawer(self) -> None:
         """What is asked for less often; to be called where the drawer is built."""
