@@ -198,14 +198,16 @@ def test_no_verdict_and_no_colour_tells_before_a_blind_vote(view, monkeypatch):
 def test_the_right_answer_waits_for_a_blind_vote(view, monkeypatch):
     comes(view, monkeypatch, finished(view))
     gold = view.problem.gold
-    assert view._blinded(values_of(view, blind=True))[gold] == gr.update(visible="hidden")
+    assert view._blinded(values_of(view, blind=True))[gold] == gr.update(
+        elem_classes=["kit-unseen"]
+    )
     page = run(view, values_of(view, blind=True))
-    assert page[gold] == gr.update(visible="hidden")
+    assert page[gold] == gr.update(elem_classes=["kit-unseen"])
     voted = replace(page[view.shown], vote="left")
-    assert view._voted(values_of(view, blind=True), voted)[gold] == gr.update(visible=True)
-    assert run(view, values_of(view))[gold] == gr.update(visible=True)
+    assert view._voted(values_of(view, blind=True), voted)[gold] == gr.update(elem_classes=[])
+    assert run(view, values_of(view))[gold] == gr.update(elem_classes=[])
     drawn = view._moving(1)(values_of(view, blind=True))[gold]
-    assert drawn["visible"] == "hidden" and drawn["value"]
+    assert drawn["elem_classes"] == ["kit-unseen"] and drawn["value"]
 
 
 def test_colours_follow_the_arm_where_the_sides_are_exchanged(view):

@@ -347,6 +347,9 @@ def test_a_blind_vote_names_nobody_before_and_lands_in_the_file(page, runs):
     page.wait_for_selector("#kit-vote-left")
     heads = page.inner_text("#kit-head")
     assert "Answer A" in heads and "Answer B" in heads
+    page.evaluate("document.activeElement.blur()")
+    gold = page.locator("#kit-gold textarea, #kit-gold input")
+    assert gold.evaluate("field => getComputedStyle(field).color") == "rgba(0, 0, 0, 0)"
     assert not any(name in heads for name in ("clip", "pspo", "KL to base", "right", "wrong"))
     assert not page.is_visible("#kit-analysis")
     page.evaluate("document.activeElement.blur()")

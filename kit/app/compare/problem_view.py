@@ -34,6 +34,7 @@ STYLE = """
 }
 #kit-question textarea:focus { height: auto !important; min-height: 12rem; }
 #kit-gold { width: 9rem; position: relative; }
+#kit-gold.kit-unseen :is(input, textarea):not(:focus) { color: transparent; }
 #kit-gold::before {
   content: "right:"; position: absolute; top: 0; left: .6rem; line-height: 40px; z-index: 11;
   font-size: .875rem; color: var(--kit-dim); pointer-events: none;
@@ -95,8 +96,6 @@ class ProblemView:
             )
         )
         self.taken = [self.question, self.gold, self.data, self.picked]
-        # hidden for a blind vote on another problem; who writes one gives its answer too
-        self.question.input(lambda: gr.update(visible=True), None, self.gold, queue=False, **QUIET)
 
     def build_drawer(self) -> None:
         """What is asked for less often; to be called where the drawer is built."""

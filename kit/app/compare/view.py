@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import gradio as gr
 
@@ -239,7 +239,7 @@ class CompareView:
             history=before.history if before else (),
         )
         about = reading.pairing.left.about
-        gold = gr.update(value=case.left.answer, visible=self._gold(shown, values))
+        gold = gr.update(value=case.left.answer, elem_classes=self._gold(shown, values))
         problem = (case.left.question, gold, about.data, case.left.question)
         return {
             **self._show(shown, reading, values, said),
@@ -298,7 +298,9 @@ class CompareView:
         if reading is None:
             if values[self.pair.blind]:
                 return self._show(None, None, values)
-            return {self.problem.gold: gr.update(visible=self._gold(values[self.shown], values))}
+            return {
+                self.problem.gold: gr.update(elem_classes=self._gold(values[self.shown], values))
+            }
         return self._read(reading.moved(1) if values[self.pair.blind] else reading, values)
 
     def _voted(self, values: Update, shown: Shown) -> Update:
@@ -403,16 +405,16 @@ class CompareView:
             self.shown: shown,
             self.reading: reading,
             self.notice: gr.update(visible=False),
-            self.problem.gold: gr.update(visible=self._gold(shown, values)),
+            self.problem.gold: gr.update(elem_classes=self._gold(shown, values)),
             **self.reader.show(shown, values),
             **self.vote.show(shown, reading, said),
             **self.export.show(shown, reading),
         }
 
-    def _gold(self, shown: Shown | None, values: Update) -> bool | Literal["hidden"]:
-        """Whether the right answer is to be seen: it would decide a blind vote."""
+    def _gold(self, shown: Shown | None, values: Update) -> list[str]:
+        """How the right answer looks: it would decide a blind vote, and is not to be read then."""
         hides = shown.hides_names if shown else values[self.pair.blind]
-        return "hidden" if hides else True
+        return ["kit-unseen"] if hides else []
 
     def _ended(self, shown: Shown, reading: Reading | None, values: Update) -> Update:
         """What a new comparison changes; adapters given by path are choices from now on."""
