@@ -29,6 +29,7 @@ import resource
 import struct
 import sys
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 from kit.tasks.task_grammar import FUNCTIONS
@@ -98,8 +99,14 @@ def _is_plain(source: Any, names: frozenset[str] | set[str]) -> bool:
 
 
 def _is_loading() -> bool:
-    """Whether one of `_COMPILERS` asks: the caller of the caller of the hook."""
-    return sys._getframe(3).f_globals.get("__name__") in _COMPILERS
+    """Whether one of `_COMPILERS` asks: who called what the hook is called for.
+
+    Python's loader of files has another of its modules call for it.
+    """
+    frame: FrameType | None = sys._getframe(3)
+    if frame and frame.f_globals.get("__name__") == "importlib._bootstrap":
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__") in _COMPILERS
 
 
 # --- Linux and macOS: limits --------------------------------------------------------------------

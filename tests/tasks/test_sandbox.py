@@ -119,6 +119,36 @@ def test_a_series_is_still_summed(latex) -> None:
     assert not latex.verify(series, {"id": "0", "answer": "e+1"}).strict
 
 
+_UNCOMPILED = """
+import os, sys
+from kit.tasks import confine
+sys.path.insert(0, sys.argv[1])
+held, end = os.pipe()
+if not os.fork():
+    confine.confine(5)
+    try:
+        import fresh
+        os.write(end, str(fresh.value).encode())
+        compile("import os", "", "exec")
+    except BaseException as error:
+        os.write(end, f" {type(error).__name__}".encode())
+    os._exit(0)
+os.close(end)
+while part := os.read(held, 999):
+    print(part.decode(), end="")
+"""
+
+
+def test_a_package_that_was_installed_uncompiled_is_loaded(tmp_path) -> None:
+    """As uv installs: what Python keeps compiled is not there, and cannot be put there."""
+    (tmp_path / "fresh.py").write_text("value = [number for number in range(3)]\n")
+    done = subprocess.run(
+        [sys.executable, "-c", _UNCOMPILED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == "[0, 1, 2] Refused", done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["fresh.py"]
+
+
 _NATIVE = """
 import ctypes, os, sys
 from pathlib import Path
