@@ -11,23 +11,21 @@ would allocate the same; what a CPU kernel borrows for itself is left out).
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
 from accelerate import Accelerator
+from measuring import random_checkpoint
 from tabulate import tabulate
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
+from transformers import DynamicCache
 
-from kit.config import EMBEDDED_PATH, Config
+from kit.config import Config
 from kit.estimate.memory import GIB, Memory, Wave, lora_size
 from kit.model.base import Base, dequantized, load_base
 from kit.model.batching import make_batch
@@ -53,8 +51,7 @@ def main() -> None:
     print(
         f"{options.model}, shape {source}: {options.rows} rows of {options.prompt} + {options.new}"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        _write_random(shape, Path(folder))
+    with random_checkpoint(shape) as folder:
         config = _config(folder, options)
         base = load_base(config.model, torch.device("cpu"))
     rows = [
@@ -141,7 +138,7 @@ def _sampling(policy: Policy, memory: Memory) -> Iterator[tuple[str, int, int]]:
             )
 
         parts = memory._prompts(wave).parts
-        said = parts["activations"] + parts["key-value cache"]
+        said = parts["activations"] + parts["key-value cache"] + parts["LoRA, side by side"]
         yield "reading the prompts, peak", _peak(lambda: read(0, prompt), frozen), said
         read(prompt, memory.row)
         held = _bytes(t for layer in cache.layers for t in (layer.keys, layer.values))
@@ -236,26 +233,6 @@ def _config(folder: str, options: argparse.Namespace) -> Config:
             },
         }
     )
-
-
-def _write_random(shape: Shape, folder: Path) -> None:
-    """A checkpoint of this shape with random weights and the embedded model's tokenizer."""
-    settings = Qwen2Config(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.intermediate,
-        tie_word_embeddings=shape.tied,
-        pad_token_id=0,
-        bos_token_id=0,
-        eos_token_id=2,
-        dtype="bfloat16",
-    )
-    Qwen2ForCausalLM._from_config(settings).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(EMBEDDED_PATH / name, folder)
 
 
 if __name__ == "__main__":

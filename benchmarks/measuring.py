@@ -221,13 +221,7 @@ def measured_base(size: Size, quantization: str = "none") -> Iterator[Base]:
 def random_checkpoint(shape: Shape) -> Iterator[str]:
     """A folder with random weights of this shape and the embedded model's tokenizer."""
     settings = Qwen2Config(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.intermediate,
-        tie_word_embeddings=shape.tied,
+        **shape.settings,
         pad_token_id=0,
         bos_token_id=0,
         eos_token_id=2,

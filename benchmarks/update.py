@@ -14,6 +14,7 @@ import argparse
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from kit.model.lora import TRAINED, add_lora
 from kit.model.packing import packed_batches
 from kit.model.policy import Policy
 from kit.model.rollout import Request, Sampling, sample
+from kit.model.shape import find_shape
 from kit.recipe import load_config
 from kit.training.data import load_training_data
 
@@ -98,9 +100,8 @@ def embedded() -> tuple[str, Policy, Rows, int]:
 
 def qwen(layers: int, prompt: int, longest: int) -> tuple[str, Policy, Rows, int]:
     """A group of 8: completions from a third of `longest` to all of it."""
-    sizes = {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2}
-    sizes |= {"num_hidden_layers": layers, "intermediate_size": 4864, "vocab_size": 2048}
-    model = Qwen2ForCausalLM(Qwen2Config(**sizes)).eval().requires_grad_(False)
+    shape = replace(find_shape("Qwen/Qwen2.5-0.5B")[0], layers=layers, vocab=2048)
+    model = Qwen2ForCausalLM(Qwen2Config(**shape.settings)).eval().requires_grad_(False)
     use_grouped(model)
     hardware = choose_hardware(ModelConfig(id="random"), torch.device("cpu"))
     tokenizer: Any = SimpleNamespace(pad_token_id=0)

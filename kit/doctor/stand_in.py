@@ -79,13 +79,7 @@ def _settings(model: ModelConfig) -> PreTrainedConfig:
     except (OSError, ValueError):
         shape, _ = find_shape(model.id)  # without the hub, the kit's table of Qwen2.5
     return Qwen2Config(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.intermediate,
-        tie_word_embeddings=shape.tied,
+        **shape.settings,
         pad_token_id=0,
         bos_token_id=0,
         eos_token_id=2,

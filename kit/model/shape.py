@@ -51,6 +51,19 @@ class Shape:
     qk_norm: bool = False
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """As Qwen2's configuration in transformers names them."""
+        return {
+            "vocab_size": self.vocab,
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "intermediate_size": self.intermediate,
+            "tie_word_embeddings": self.tied,
+        }
+
+    @property
     def query(self) -> int:
         """Width of all heads together."""
         return self.heads * self.head_dim

@@ -88,13 +88,7 @@ def fake_card() -> Iterator[Alive]:
 def fake_policy(shape: Shape, config: Config) -> Policy:
     """A model of this shape with fresh LoRA, 4-bit where the configuration says so, in float16."""
     settings = Qwen2Config(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.intermediate,
-        tie_word_embeddings=shape.tied,
+        **shape.settings,
         dtype=torch.float16,
     )
     model = Qwen2ForCausalLM._from_config(settings)

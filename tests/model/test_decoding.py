@@ -18,29 +18,12 @@ from kit.model.decoding import EVERY_TOKEN, Pace, pace_of
 from kit.model.graphs import Replay
 from kit.model.lora import TRAINED
 from kit.model.policy import BASE
-from kit.model.requests import Request, Sampling
+from kit.model.requests import Sampling
 from kit.model.rollout import sample, stream
 from kit.model.siblings import Joint, apart, join, siblings, side_by_side
+from tests.model.sampled import assert_same, requests_for
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-QUESTIONS = ("Tom has 3 apples and buys 5 more. How many apples does he have?", "What is 4 + 9?")
-
-
-def requests_of(base, adapters=(TRAINED, BASE), samples=6):
-    prompts = [tuple(base.prompt_ids([{"role": "user", "content": q}])) for q in QUESTIONS]
-    return [
-        Request(prompt, (3, i, j), name)
-        for i, prompt in enumerate(prompts)
-        for j in range(samples)
-        for name in adapters
-    ]
-
-
-def assert_same(found, expected):
-    """The same tokens; log-probabilities but for what the order of sums in float64 rounds."""
-    for x, y in zip(found, expected, strict=True):
-        assert (x.tokens, x.truncated, x.text) == (y.tokens, y.truncated, y.text)
-        np.testing.assert_allclose(x.logprobs, y.logprobs, rtol=0, atol=2e-5)
 
 
 def at(pace, monkeypatch):
@@ -56,7 +39,7 @@ def test_the_pace_is_the_devices_and_of_who_watches():
 @pytest.mark.parametrize("pace", [Pace(16, 128, 8), Pace(7, 20, 3), Pace(1000, 1, 1)])
 @pytest.mark.parametrize("top_p", [1.0, 0.8])
 def test_rows_say_the_same_at_every_pace(double_policy, monkeypatch, pace, top_p):
-    requests = requests_of(double_policy.base)
+    requests = requests_for(double_policy.base, (TRAINED, BASE), 6)
     expected = sample(double_policy, requests, Sampling(70, top_p=top_p))
     assert len({len(row.tokens) for row in expected}) > 5  # so that rows have left the batch
     at(pace, monkeypatch)
@@ -67,7 +50,7 @@ def test_rows_say_the_same_at_every_pace(double_policy, monkeypatch, pace, top_p
 
 
 def test_a_cache_that_grows_says_the_same(double_policy, monkeypatch):
-    requests = requests_of(double_policy.base)
+    requests = requests_for(double_policy.base, (TRAINED, BASE), 6)
     expected = sample(double_policy, requests, Sampling(40))
     monkeypatch.setattr(decoding, "GROUPED", "another")
     seen = []
@@ -88,7 +71,7 @@ def test_bad_numbers_between_two_looks_name_their_token(policy, monkeypatch):
     handle = layer.register_forward_hook(spoil)
     try:
         with pytest.raises(NotFiniteError, match="when token 7 after"):
-            sample(policy, requests_of(policy.base, [TRAINED], 2), Sampling(40))
+            sample(policy, requests_for(policy.base, samples=2), Sampling(40))
     finally:
         handle.remove()
 
@@ -96,7 +79,7 @@ def test_bad_numbers_between_two_looks_name_their_token(policy, monkeypatch):
 def test_somebody_who_watches_sees_every_token(policy):
     counts = [
         max(len(row.tokens) for row in rows)
-        for rows in stream(policy, requests_of(policy.base, [TRAINED], 2), Sampling(9))
+        for rows in stream(policy, requests_for(policy.base, samples=2), Sampling(9))
     ]
     assert counts == list(range(1, 10))
 
