@@ -6,7 +6,6 @@ The folder it leaves: `compare.json`, `<arm>/seed-<s>/` (run folders), `base/eva
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from kit.evaluation.subjects import Subject, data_config
 from kit.files import only_one, write_atomically
 from kit.recipe import listed, read_settings
 from kit.runs import LOCK, RunFolder, writing
+from kit.threads import check_one_process
 
 if TYPE_CHECKING:  # torch, which compare() imports once nothing can be refused without it
     from kit.model.base import Base
@@ -49,8 +49,7 @@ def compare(
     `settings` are those of the evaluation, e.g. {"limit": 300}; `command` is recorded.
     Raises ConfigError for arms that differ in anything that was not declared.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("kit compare runs in one process; start it without a launcher")
+    check_one_process("kit compare")
     seeds = listed(seeds)
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ConfigError(f"seeds must be different numbers from 0 up, got {list(seeds)}")
@@ -156,10 +155,7 @@ class Study:
             for seed in self.seeds:
                 run = self.run(arm, seed)
                 if run.status == "finished":
-                    adapter, results = str(run.adapter), run.path / "eval"
-                    targets.append(
-                        Subject(run.label, first.model, adapter, prompt, results, str(run.path))
-                    )
+                    targets.append(Subject.of_run(run.label, run, first.model, prompt))
         return targets
 
     def read(self) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""How the threads of the arithmetic share the processor with what else runs there.
+"""How the threads of the arithmetic share the processor with what else runs there, and what must be
+one process.
 
 A step is thousands of short products, after each of which the threads wait for one another. OpenMP
 lets them wait awake, for milliseconds: beside another busy program each holds a core while the one
@@ -11,6 +12,8 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 from pathlib import Path
+
+from kit.errors import ConfigError
 
 SPINS = "1000"  # some ten microseconds; libgomp's own number for more threads than cores
 WAITING = {
@@ -31,6 +34,12 @@ def share_processor(environ: MutableMapping[str, str] = os.environ, quota: Path 
     cores = _allowed_cores(quota)
     if cores is not None and cores < (os.cpu_count() or 1):
         environ.setdefault("OMP_NUM_THREADS", str(cores))
+
+
+def check_one_process(command: str) -> None:
+    """ConfigError under a launcher of several processes, which would all do the same."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"{command} runs in one process; start it without a launcher")
 
 
 def _allowed_cores(quota: Path) -> int | None:

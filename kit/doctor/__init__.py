@@ -17,7 +17,7 @@ from kit import __version__
 from kit.config import Config
 from kit.doctor import decoding, gaps, kernels, machine, speeds, step, versions
 from kit.doctor.findings import Finding, judged, not_measured
-from kit.doctor.patient import Patient, check_launch
+from kit.doctor.patient import Patient
 from kit.doctor.private import without_private
 from kit.errors import first_line, is_out_of_memory
 from kit.files import write_atomically
@@ -25,6 +25,7 @@ from kit.model.hardware import empty_cache
 from kit.reports.document import Origin, Section, Table, Text
 from kit.reports.page import to_markdown
 from kit.runs import writing
+from kit.threads import check_one_process
 
 SCHEMA = 1  # of doctor.json
 Look = Callable[[Patient], Iterator[Finding]]
@@ -46,7 +47,7 @@ def doctor(recipe: Config | None, output: Path, *, quick: bool = False) -> dict[
     look, so that a crash leaves what was found before it. Raises ConfigError under a launcher,
     RunError where nothing can be written.
     """
-    check_launch()
+    check_one_process("kit doctor")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     patient = Patient(device, recipe, quick=quick)
     found: dict[str, list[Finding]] = {}

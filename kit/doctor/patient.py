@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from kit.config import DEMO_RECIPE, EMBEDDED, Config
 from kit.doctor.private import model_name
 from kit.doctor.stand_in import write_stand_in
-from kit.errors import ConfigError, ModelError
+from kit.errors import ModelError
 from kit.estimate.forecast import Forecast, estimate
 from kit.estimate.gpus import GPUS
 from kit.estimate.memory import GIB
@@ -125,9 +125,3 @@ def _small(recipe: Config) -> Config:
             "rollout": recipe.rollout.model_copy(update=rollout),
         }
     )
-
-
-def check_launch() -> None:
-    """ConfigError under a launcher: the figures of several processes say nothing of one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("kit doctor runs in one process; start it without a launcher")

@@ -31,6 +31,12 @@ class Subject:
     results: Path  # folder of its result files
     run: str | None = None  # the run folder the adapter is from
 
+    @classmethod
+    def of_run(cls, name: str, run: RunFolder, model: ModelConfig, system_prompt: str) -> Subject:
+        """The adapter that a run ended with, on this base."""
+        results = run.path / "eval"
+        return cls(name, model, str(run.adapter), system_prompt, results, str(run.path))
+
 
 def resolve_targets(
     names: Sequence[str], base_id: str | None = None, system_prompt: str | None = None
@@ -165,14 +171,8 @@ def _resolve(name: str, system_prompt: str | None) -> Subject:
         )
     # the base exactly as it was trained on, even where its default branch has moved on
     revision = config.model.revision or read_adapter_config(str(run.adapter)).get("revision")
-    return Subject(
-        name=run.path.resolve().name,
-        model=config.model.model_copy(update={"revision": revision}),
-        adapter=str(run.adapter),
-        system_prompt=config.data.system_prompt,
-        results=run.path / "eval",
-        run=str(run.path),
-    )
+    model = config.model.model_copy(update={"revision": revision})
+    return Subject.of_run(run.path.resolve().name, run, model, config.data.system_prompt)
 
 
 def results_folder(name: str) -> Path:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from kit.model.shape import rounded_up
+
 
 class StaticCache:
     """Room for every token from the beginning, at addresses that stay.
@@ -26,7 +28,7 @@ class StaticCache:
         """Copy what was `read` of the prompts, and empty it. `owner` (R,) has each row's prompt,
         `mask` (U, width) where the prompts are; `room` tokens can follow."""
         rows, self.filled = len(owner), mask.shape[1]
-        size, self.grain = _rounded(self.filled + room, grain), grain
+        size, self.grain = rounded_up(self.filled + room, grain), grain
         self.layers: list[tuple[Tensor, Tensor]] = []
         while read.layers:
             layer: Any = read.layers.pop(0)
@@ -43,7 +45,7 @@ class StaticCache:
     def extend(self, tokens: int) -> None:
         """So many tokens will be read next: let the model see that far."""
         self.filled += tokens
-        self.length = _rounded(self.filled, self.grain)
+        self.length = rounded_up(self.filled, self.grain)
         self.seen = [tuple(x[: self.rows, :, : self.length] for x in both) for both in self.layers]
         self.seen_mask = self.mask[: self.rows, ..., : self.length]
 
@@ -105,7 +107,3 @@ def _spread(prompts: Tensor, owner: Tensor, size: int) -> Tensor:
     stored = prompts.new_zeros(len(owner), prompts.shape[1], size, prompts.shape[3])
     stored[:, :, : prompts.shape[2]] = prompts[owner]
     return stored
-
-
-def _rounded(length: int, grain: int) -> int:
-    return -(-length // grain) * grain

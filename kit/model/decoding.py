@@ -23,7 +23,7 @@ from kit.model.graphs import Player
 from kit.model.policy import BASE, NextLogits, Policy
 from kit.model.prefill import Prompts, read_prompts
 from kit.model.requests import Request, Sampling
-from kit.model.shape import LENGTH_BUCKET
+from kit.model.shape import LENGTH_BUCKET, rounded_up
 
 COMPACT_SHARE = 8  # rows are removed once they are 1/8 of the batch: removing copies it
 
@@ -161,7 +161,7 @@ class Decoding:
 
     def _compact(self, alive: list[int]) -> None:
         rows = len(self.adapters)
-        wanted = min(rows, -(-len(alive) // self.pace.rows) * self.pace.rows)
+        wanted = min(rows, rounded_up(len(alive), self.pace.rows))
         if (rows - wanted) * COMPACT_SHARE < rows:
             return
         ended = sorted(set(range(rows)) - set(alive))

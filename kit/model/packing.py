@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from kit.model.batching import pad_right
+from kit.model.shape import rounded_up
 
 ALIGNED = 8  # numbers between the rows of a mask, or CUDA's kernels copy it at every use
 
@@ -183,7 +184,7 @@ def _causal(
 ) -> Tensor:
     """(queries * heads, keys): the last query sees all keys, the one before it one less, …"""
     hidden = torch.ones(queries, keys, dtype=torch.bool, device=device).triu(keys - queries + 1)
-    width = -(-keys // ALIGNED) * ALIGNED
+    width = rounded_up(keys, ALIGNED)
     mask = torch.zeros(queries, heads, width, dtype=dtype, device=device)[..., :keys]
     return mask.masked_fill_(hidden[:, None], -torch.inf).flatten(0, 1)
 

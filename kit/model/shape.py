@@ -125,9 +125,14 @@ class Shape:
         return self.layers * rank * sum(sizes)
 
 
+def rounded_up(number: int, grain: int) -> int:
+    """The next multiple of `grain`."""
+    return -(-number // grain) * grain
+
+
 def bucketed(tokens: int) -> int:
     """Tokens that the cache has room for, where it is to hold so many."""
-    return -(-tokens // LENGTH_BUCKET) * LENGTH_BUCKET
+    return rounded_up(tokens, LENGTH_BUCKET)
 
 
 def rows_that_fit(cache_per_token: int, vocab: int, longest: int, free: float) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kit.errors import ConfigError, RunError, TrainingError
+from kit.errors import RunError, TrainingError
 from kit.evaluation.results import Result
 from kit.evaluation.subjects import Subject
 from kit.files import only_one, remove
@@ -19,6 +18,7 @@ from kit.study.declared import Declaration, begin
 from kit.study.folder import Clock, StudyFolder
 from kit.study.plan import duration, plan
 from kit.study.records import measure
+from kit.threads import check_one_process
 
 if TYPE_CHECKING:  # torch, which run_study() imports once nothing can be refused without it
     from kit.model.base import Base
@@ -40,8 +40,7 @@ def run_study(
     `budget`: seconds after which no further runs are begun. What is finished is not done again.
     Raises ConfigError under a launcher, RunError where the folder holds another study.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("kit study runs in one process; start it without a launcher")
+    check_one_process("kit study")
     begin(output, declaration)
     folder = StudyFolder(output, declaration)
     print(plan(folder, budget), flush=True)
@@ -126,14 +125,10 @@ class Worker:
         fresh = [c for c in cells if c.is_fresh and self.folder.run(c).status == "finished"]
         if not fresh:
             return {}
-        prompt = self.shared.data.system_prompt
-        subjects = []
-        for cell in fresh:
-            run = self.folder.run(cell)
-            adapter, results = str(run.adapter), run.path / "eval"
-            subjects.append(
-                Subject(str(cell), self.shared.model, adapter, prompt, results, str(run.path))
-            )
+        model, prompt = self.shared.model, self.shared.data.system_prompt
+        subjects = [
+            Subject.of_run(str(cell), self.folder.run(cell), model, prompt) for cell in fresh
+        ]
         return dict(zip(fresh, self._evaluate(subjects), strict=True))
 
     def _evaluate(self, subjects: Sequence[Subject]) -> list[Result]:
