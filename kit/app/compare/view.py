@@ -227,13 +227,10 @@ class CompareView:
         if values[self.pair.blind]:
             reading = self._without_vote(reading, by)
         before, case = values[self.shown], reading.case
-        order = (LEFT, RIGHT)
-        if values[self.pair.blind] and random.random() < 0.5:
-            order = (RIGHT, LEFT)
         comparison = reading.comparison()
         shown = Shown(
             comparison,
-            order,
+            self._order(values),
             values[self.pair.blind],
             self.desk.vote_on(comparison) if values[self.pair.blind] else None,
             history=before.history if before else (),
@@ -322,10 +319,7 @@ class CompareView:
             self.reader.heads: WAITING.format("waiting for the model")
         }
         try:
-            setup = self._setup(values)
-            order = (LEFT, RIGHT)
-            if values[self.pair.blind] and random.random() < 0.5:
-                order = (RIGHT, LEFT)
+            setup, order = self._setup(values), self._order(values)
             for comparison in self.desk.run(setup, str(request.session_hash)):
                 shown = Shown(comparison, order, values[self.pair.blind], history=history)
                 yield {self.shown: shown} | self.reader.written(shown)
@@ -367,6 +361,11 @@ class CompareView:
                 yield self._read(reading, values)
         except KitError as error:
             yield {self.notice: _notice(error)}
+
+    def _order(self, values: Update) -> tuple[str, str]:
+        """Which side stands first: by chance where it must not be told."""
+        is_turned = values[self.pair.blind] and random.random() < 0.5
+        return (RIGHT, LEFT) if is_turned else (LEFT, RIGHT)
 
     def _setup(self, values: Update) -> Setup:
         sides = dict(zip((LEFT, RIGHT), (values[side] for side in self.pair.both), strict=True))
