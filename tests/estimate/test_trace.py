@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kit.config import memory_size
+from kit.config import Config, memory_size
 from kit.estimate.fit import fit
 from kit.estimate.memory import CONTEXT, FRAGMENTATION, GIB, Memory
-from kit.model.shape import find_shape
+from kit.model.shape import Shape, find_shape
 from kit.recipe import load_config
-from tests.estimate.tracing import trace
+from tests.estimate.tracing import trace, trace_all
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # 8 prompts x 8 completions, 512 + 512 tokens, of the shipped recipes and of models beyond them
@@ -24,16 +25,20 @@ TARGETS = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "model", "budget"), TARGETS)
-def test_every_phase_fits_and_is_estimated_within_a_tenth(recipe, model, budget):
+def fitted(recipe: str, model: str, budget: str) -> tuple[Shape, Config, int]:
     config = load_config(
         CONFIGS / f"{recipe}.yaml", [f"model.id={model}", f"memory_budget={budget}"]
     )
-    rollout = config.rollout
-    assert (rollout.prompts_per_step, rollout.group_size, rollout.max_new_tokens) == (8, 8, 512)
     shape, room = find_shape(model)[0], memory_size(budget)
-    settled = fit(shape, config, room)
+    return shape, fit(shape, config, room), room
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "model", "budget"), TARGETS)
+def test_every_phase_fits_and_is_estimated_within_a_tenth(recipe, model, budget):
+    shape, settled, room = fitted(recipe, model, budget)
+    rollout = settled.rollout
+    assert (rollout.prompts_per_step, rollout.group_size, rollout.max_new_tokens) == (8, 8, 512)
     assert settled.rollout.max_rows >= 64  # all of a step at once
     assert settled.model.gradient_checkpointing is (budget != "20GB")
     traced = trace(shape, settled)
@@ -45,3 +50,10 @@ def test_every_phase_fits_and_is_estimated_within_a_tenth(recipe, model, budget)
         print(f"{model} {budget} {phase.name}: {real / GIB:.2f} GiB, said {phase.total / GIB:.2f}")
         assert real <= room, f"{phase.name}: {real / 1e9:.2f} GB"
         assert 0.9 <= phase.total / real <= 1.1, f"{phase.name}: {phase.total / real:.3f}"
+
+
+@pytest.mark.slow
+def test_every_layer_takes_what_the_one_before_it_took():
+    shape, settled, _ = fitted(*TARGETS[0])
+    deeper = replace(shape, layers=8)
+    assert trace(deeper, settled) == trace_all(deeper, settled)
