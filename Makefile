@@ -58,8 +58,10 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 	  { echo "Python 3.10 or newer is needed, $(PYTHON) is older; try make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing the tested versions into $(VENV) first; this alone takes a few minutes."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 	  --constraint constraints.txt --requirement requirements-dev.txt --editable .
+	@# compiled on all cores instead of one; a file for a newer Python is no error
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 clean:
