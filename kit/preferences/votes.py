@@ -62,6 +62,15 @@ class VoteSettings:
     seed: NonNegativeInt
 
 
+@checked(frozen=True, slots=True, config=_CHECKED)
+class VotedProblem:
+    """Which problem of which data set was asked."""
+
+    data: str
+    split: str | None  # None: the data set has none, or it is not known
+    id: str
+
+
 @checked(frozen=True, slots=True, config=_CHECKED, kw_only=True)
 class Vote:
     """One vote: pydantic's ValidationError for a field of the wrong type or value."""
@@ -74,6 +83,10 @@ class Vote:
     settings: VoteSettings
     vote: Preference
     blind: bool  # the names were hidden until the vote
+    voter: str | None = None  # who voted, where names are given
+    base: str | None = None  # id of the model both sides stand on
+    problem: VotedProblem | None = None  # None: it was typed
+    repeat_of: str | None = None  # id of the vote whose answers came once more, sides swapped
     id: str = dataclasses.field(default_factory=lambda: uuid4().hex)
     time: AwareDatetime = dataclasses.field(default_factory=lambda: datetime.now(timezone.utc))
     schema: Literal[1] = SCHEMA
@@ -147,12 +160,12 @@ def tally(votes: Iterable[Vote], *, blind_only: bool = True) -> list[Tally]:
     """Count the votes of each pair of adapters.
 
     An adapter is its name and hash: a name that two adapters had is listed with the hashes. Votes
-    between an adapter and itself decide nothing and are left out.
+    between an adapter and itself decide nothing and are left out, as are those that repeat another.
     """
     results: dict[tuple[_Identity, _Identity], Counter[str]] = {}
     for vote in votes:
         left, right = _identity(vote.left), _identity(vote.right)
-        if left == right or (blind_only and not vote.blind):
+        if left == right or vote.repeat_of or (blind_only and not vote.blind):
             continue
         outcome: str = vote.vote
         if right < left:

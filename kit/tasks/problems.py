@@ -106,6 +106,11 @@ def check_gold(problem_set: ProblemSet) -> None:
         )
 
 
+def same_question(question: str) -> str:
+    """Equal for questions that differ in spacing or case only."""
+    return " ".join(question.split()).casefold()
+
+
 def split_validation(
     problem_set: ProblemSet, size: int, seed: int
 ) -> tuple[ProblemSet, ProblemSet]:
@@ -115,7 +120,7 @@ def split_validation(
     first can be held out, and none stays in training. Raises DataError when too few are left.
     """
     first: dict[str, int] = {}
-    keys = [" ".join(q.split()).casefold() for q in problem_set.problems["question"]]
+    keys = [same_question(question) for question in problem_set.problems["question"]]
     for index, key in enumerate(keys):
         first.setdefault(key, index)
     if size >= len(first):

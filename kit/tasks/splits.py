@@ -22,9 +22,17 @@ Role = Literal["train", "test"]
 
 
 def read_split(
-    name: str, hub_id: str, hub_config: str | None, config: DataConfig, split: Role | None
+    name: str,
+    hub_id: str,
+    hub_config: str | None,
+    config: DataConfig,
+    split: Role | None,
+    advice: str = "set data.split",
 ) -> tuple[datasets.Dataset, str]:
-    """One split of a data set, from `data_dir` or the hub, and the split's name."""
+    """One split of a data set, from `data_dir` or the hub, and the split's name.
+
+    `advice` is how another split is chosen.
+    """
     import datasets
 
     if config.data_dir is not None:
@@ -32,7 +40,7 @@ def read_split(
         files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
         if not files:
             raise DataError(f"{folder} holds no <split>.jsonl; correct data.data_dir")
-        chosen = _choose_split(name, list(files), config.split, split)
+        chosen = _choose_split(name, list(files), config.split, split, advice)
         return read_file(files[chosen]), chosen
     try:
         with _quiet():
@@ -43,11 +51,13 @@ def read_split(
             f"connection, put <split>.jsonl files into a folder {name} and set data.data_dir to "
             "the folder above it"
         ) from error
-    chosen = _choose_split(name, list(splits), config.split, split)
+    chosen = _choose_split(name, list(splits), config.split, split, advice)
     return splits[chosen], chosen
 
 
-def _choose_split(name: str, there: list[str], exact: str | None, role: Role | None) -> str:
+def _choose_split(
+    name: str, there: list[str], exact: str | None, role: Role | None, advice: str
+) -> str:
     wanted = role or exact or "train"
     if wanted in there:
         return wanted
@@ -55,7 +65,7 @@ def _choose_split(name: str, there: list[str], exact: str | None, role: Role | N
         if role == "train":
             logger.warning("%s has only the split %r: it is trained on", name, there[0])
         return there[0]
-    raise DataError(f"{name} has no split {wanted!r}; it has {', '.join(there)}: set data.split")
+    raise DataError(f"{name} has no split {wanted!r}; it has {', '.join(there)}: {advice}")
 
 
 def read_file(path: Path) -> datasets.Dataset:

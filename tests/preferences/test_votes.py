@@ -85,6 +85,10 @@ def test_one_line_is_what_the_documentation_says(tmp_path: Path) -> None:
         "settings": {"temperature": 0.8, "max_new_tokens": 512, "seed": 3},
         "vote": "left",
         "blind": True,
+        "voter": None,
+        "base": None,
+        "problem": None,
+        "repeat_of": None,
     }
 
 
@@ -157,6 +161,7 @@ def test_tally_does_not_depend_on_the_side() -> None:
         vote("right", blind=False),  # saw the names
         vote("left", left=PSPO, right=PSPO),  # nothing to compare
         vote("left", left=BASE),  # base against clip
+        vote("left", left=CLIP, right=PSPO, repeat_of="x"),  # counted before
     ]
     base, pair = tally(votes)
     assert base == Tally("base", "clip", 1, 0, 0, 0)

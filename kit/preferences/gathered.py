@@ -1,0 +1,123 @@
+"""Preferences of one source: the examples, what was left out and why, and what to know of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic
+
+from kit.preferences.records import Example, LabelledCompletion, PreferencePair, Provenance
+
+UNREADABLE = "unreadable lines"
+EQUAL_TEXTS = "pairs of equal texts"
+TEST_SPLIT = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceData(Generic[Example]):
+    """What can be learned from, in the order of the source."""
+
+    source: str
+    examples: tuple[Example, ...]
+    dropped: Counter[str] = field(default_factory=Counter)  # how many, by what they are
+    contradictory: int = 0  # pairs of texts preferred either way, or texts labelled either way
+
+    @property
+    def chosen_length(self) -> float:
+        """Mean length of what is chosen, or labelled true, in characters; nan without any."""
+        return _mean(len(text) for text, label in self._texts if label)
+
+    @property
+    def rejected_length(self) -> float:
+        """Mean length of what is rejected, or labelled false, in characters; nan without any."""
+        return _mean(len(text) for text, label in self._texts if not label)
+
+    @property
+    def words(self) -> list[str]:
+        """What to know before training on them: a sentence a line."""
+        lines = [f"{self.source}: {self._counted}{_origins(self.examples)}"]
+        if self.dropped:
+            listed = ", ".join(f"{count} {what}" for what, count in self.dropped.items())
+            lines.append(f"left out: {listed}")
+        if self.contradictory:
+            what = "pairs" if self._has_pairs else "texts"
+            lines.append(f"{self.contradictory} {what} are judged both ways")
+        if self.examples:
+            lines.append(self._length_words)
+        return lines
+
+    @property
+    def _has_pairs(self) -> bool:
+        return bool(self.examples) and isinstance(self.examples[0], PreferencePair)
+
+    @property
+    def _counted(self) -> str:
+        if not self.examples or self._has_pairs:
+            return f"{len(self.examples)} pairs"
+        good = sum(label for _, label in self._texts)
+        bad = len(self.examples) - good
+        return f"{len(self.examples)} completions, {good} labelled true and {bad} false"
+
+    @property
+    def _length_words(self) -> str:
+        good, bad = ("chosen", "rejected") if self._has_pairs else ("true", "false")
+        said = (
+            f"mean length: {good} {self.chosen_length:.0f} characters, "
+            f"{bad} {self.rejected_length:.0f}"
+        )
+        lengths = [(len(e.chosen), len(e.rejected)) for e in self._pairs]
+        longer, unequal = sum(a > b for a, b in lengths), sum(a != b for a, b in lengths)
+        if not unequal:
+            return said
+        from kit.evaluation.stats import Proportion  # which scipy and statsmodels come with
+
+        share = Proportion(longer, unequal)
+        return f"{said}; the longer one is chosen in {share} of {unequal} pairs (no bias: 50 %)"
+
+    @property
+    def _pairs(self) -> list[PreferencePair]:
+        examples: tuple[PreferencePair | LabelledCompletion, ...] = self.examples
+        return [example for example in examples if isinstance(example, PreferencePair)]
+
+    @property
+    def _texts(self) -> list[tuple[str, bool]]:
+        """Every completion, and whether it is the better one."""
+        found: list[tuple[str, bool]] = []
+        for example in self.examples:
+            if isinstance(example, PreferencePair):
+                found += [(example.chosen, True), (example.rejected, False)]
+            else:
+                found.append((example.completion, example.label))
+        return found
+
+
+def count_contradictions(examples: Sequence[PreferencePair | LabelledCompletion]) -> int:
+    """Pairs of texts that are preferred either way, or texts that are labelled either way."""
+    sides: dict[object, set[object]] = {}
+    for example in examples:
+        if isinstance(example, PreferencePair):
+            texts = frozenset((example.chosen, example.rejected))
+            sides.setdefault((example.prompt, texts), set()).add(example.chosen)
+        else:
+            sides.setdefault((example.prompt, example.completion), set()).add(example.label)
+    return sum(len(found) > 1 for found in sides.values())
+
+
+def _origins(examples: Sequence[PreferencePair | LabelledCompletion]) -> str:
+    """By whom or what, as far as that is known; how many votes saw the names."""
+    known = [example.provenance for example in examples if example.provenance]
+    counts = Counter(map(_origin, known))
+    listed = ", ".join(f"{count} by {who}" for who, count in counts.most_common())
+    seen = sum(origin.blind is False for origin in known)
+    names = f"; {seen} saw the names" if seen else ""
+    return f" ({listed}{names})" if listed else ""
+
+
+def _origin(origin: Provenance) -> str:
+    return f"{origin.kind} {origin.by}" if origin.by else origin.kind
+
+
+def _mean(lengths: Iterable[int]) -> float:
+    found = list(lengths)
+    return sum(found) / len(found) if found else float("nan")
