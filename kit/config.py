@@ -499,7 +499,7 @@ class TrainConfig(SettingsSection):
     """The loop."""
 
     steps: PositiveInt = 250
-    """Rollouts (grpo) or batches (sft) in the whole run."""
+    """Rollouts (grpo) or batches (the other methods) in the whole run."""
     updates_per_rollout: PositiveInt = 1
     """Optimizer steps on each rollout. With 1 and old_policy sampler, every ratio is 1 and no trust
     region acts."""
@@ -528,17 +528,53 @@ class TrainConfig(SettingsSection):
     """Accelerate's trackers: tensorboard, wandb, trackio, …"""
 
 
+class PreferencesConfig(SettingsSection):
+    """What dpo and kto learn from, and how; the other methods take none of it.
+
+    Names and defaults are TRL's (DPOConfig, KTOConfig) where it has them.
+    """
+
+    source: str | None = None
+    """votes.jsonl of the app, a .jsonl, .csv or .parquet file with TRL's columns (prompt, chosen,
+    rejected; or prompt, completion, label), or a hub id with them."""
+    beta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    """Reward of one nat that a completion became likelier than under the reference; a higher beta
+    keeps the policy nearer to it."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of preferences taken to be the wrong way round (dpo only)."""
+    desirable_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Weight of the completions labelled true (kto only)."""
+    undesirable_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Weight of the completions labelled false (kto only)."""
+    batch: PositiveInt = 16
+    """Pairs (dpo) or labelled completions (kto) per step, over all processes."""
+    test_problems: bool = False
+    """Whether preferences on test problems may be trained on; what is measured on those problems
+    afterwards says nothing about others."""
+    other_bases: bool = False
+    """Whether preferences between answers of another base model may be trained on."""
+
+
+# of PreferencesConfig, those that mean nothing to a method
+PREFERENCE_METHODS = {
+    "dpo": ("desirable_weight", "undesirable_weight"),
+    "kto": ("label_smoothing",),
+}
+
+
 class Config(SettingsSection):
     """Everything that decides a run."""
 
-    method: Literal["grpo", "sft"] = "grpo"
-    """grpo: reinforcement learning; sft: supervised on the worked solutions."""
+    method: Literal["grpo", "sft", "dpo", "kto"] = "grpo"
+    """grpo: reinforcement learning; sft: supervised on the worked solutions; dpo: on pairs of which
+    one completion is preferred; kto: on completions that are good or bad."""
     model: ModelConfig
     lora: LoraConfig = LoraConfig()
     data: DataConfig
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     reward: RewardConfig = RewardConfig()
+    preferences: PreferencesConfig = PreferencesConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     memory_budget: MemorySize | None = None
@@ -546,6 +582,47 @@ class Config(SettingsSection):
     micro-batch, dequantized copy and checkpointing are chosen to fit. None: all there is."""
     output: str | None = None
     """The run folder; None: runs/<name of the configuration file>."""
+
+    @property
+    def learns_from_preferences(self) -> bool:
+        return self.method in PREFERENCE_METHODS
+
+    @model_validator(mode="after")
+    def _of_its_method(self) -> Config:
+        if reason := _foreign(self):
+            raise PydanticCustomError("refused", "{reason}", {"reason": reason})
+        return self
+
+
+def _foreign(config: Config) -> str:
+    """Which preference setting does not go with the method, and what to do; "" where all do."""
+    method, given = config.method, config.preferences
+    unused = PREFERENCE_METHODS.get(method, tuple(PreferencesConfig.model_fields))
+    for name in unused:
+        if getattr(given, name) != PreferencesConfig.model_fields[name].default:
+            owners = [other for other, foreign in PREFERENCE_METHODS.items() if name not in foreign]
+            return (
+                f"preferences.{name} is for method={' or '.join(owners)}, and this is "
+                f"method={method}: leave it out, or change the method"
+            )
+    if not config.learns_from_preferences:
+        return ""
+    if given.source is None:
+        return (
+            f"method={method} needs preferences.source: votes.jsonl, a file or a hub id with "
+            "preferences; kit preferences makes such a file"
+        )
+    if method == "kto" and given.batch < 2:
+        return (
+            "preferences.batch must be at least 2 with method=kto: what the policy drifts by is "
+            "measured by giving every prompt of a step the completion of another"
+        )
+    if config.train.updates_per_rollout != 1:
+        return (
+            f"train.updates_per_rollout={config.train.updates_per_rollout} is for method=grpo: "
+            f"set it to 1 with method={method}, which samples nothing and updates once a step"
+        )
+    return ""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -38,6 +38,17 @@ CURVES = (
     Curve("policy/k3_to_base", "Drift from the base", "k3, nats per token"),
     Curve("update/grad_norm", "Gradient norm before clipping", "norm", is_log=True),
     Curve("sft/loss", "Supervised loss", "nats per solution token"),
+    Curve("dpo/loss", "DPO loss", "mean per pair"),
+    Curve("dpo/margin", "Reward margin, DPO", "mean per pair"),
+    Curve("dpo/accuracy", "Pairs told apart", "% of pairs", is_share=True),
+    Curve("dpo/chosen_change", "Chosen completions", "nats from the reference"),
+    Curve("dpo/rejected_change", "Rejected completions", "nats from the reference"),
+    Curve("kto/loss", "KTO loss", "mean per completion"),
+    Curve("kto/margin", "Reward margin, KTO", "difference of means"),
+    Curve("kto/accuracy", "Completions on their side", SHARE, is_share=True),
+    Curve("kto/kl", "Drift of mismatched completions", "nats from the reference"),
+    Curve("kto/desirable_change", "Desirable completions", "nats from the reference"),
+    Curve("kto/undesirable_change", "Undesirable completions", "nats from the reference"),
 )
 COSTS = (
     Curve("reward/zero_std_fraction", "Groups without a signal", "% of groups", is_share=True),
@@ -49,6 +60,7 @@ GROUPS = {  # of SHOWN, by the beginnings of their names
     "Right or wrong": ("reward/mean", "accuracy/", "validation/"),
     "What is written": ("completion/", "policy/entropy"),
     "How far the policy moves": ("ratio/", "policy/k3", "update/", "sft/"),
+    "Preferences": ("dpo/", "kto/"),
     "Signal and cost": ("reward/zero", "time/", "memory/"),
 }
 NOTES = {
@@ -77,6 +89,22 @@ NOTES = {
     "slowly.",
     "update/grad_norm": "Of one order of magnitude when all is well.",
     "sft/loss": "Negative log-likelihood of the worked solutions: falls.",
+    "dpo/loss": "Falls from 0.693, where the policy is its reference.",
+    "dpo/margin": "By how much the implicit reward of the chosen completion is above that of the "
+    "rejected one: rises to a few.",
+    "dpo/accuracy": "Pairs whose chosen completion has risen more than the rejected one; near "
+    "100 % at once where their form alone tells them apart.",
+    "dpo/chosen_change": "By how many nats chosen completions became likelier than under the "
+    "reference; a fall as far as that of the rejected is no good sign.",
+    "dpo/rejected_change": "The same of rejected completions: falls.",
+    "kto/loss": "Falls from half the mean weight, where the policy is its reference.",
+    "kto/margin": "Implicit reward of desirable completions above that of undesirable ones: rises.",
+    "kto/accuracy": "Desirable completions that rose beyond the drift, undesirable ones that did "
+    "not.",
+    "kto/kl": "How far completions have risen that do not belong to their prompts: rises slowly.",
+    "kto/desirable_change": "By how many nats desirable completions became likelier than under "
+    "the reference.",
+    "kto/undesirable_change": "The same of undesirable completions: stays below.",
     "reward/zero_std_fraction": "Groups whose rewards are all equal teach nothing: near 100 % the "
     "problems are too easy or too hard.",
     "time/step_seconds": "The whole step; of runs that train together, their own share of it.",

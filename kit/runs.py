@@ -50,6 +50,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.nonfinite = self.path / "nonfinite.jsonl"
+        self.preferences = self.path / "preferences.jsonl"
 
     @property
     def label(self) -> str:
@@ -198,13 +199,32 @@ class RunFolder:
         Raises RunError when the run was begun with others.
         """
         texts = [list(problems[column]) for column in ("question", "answer")]
-        found = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-        if self.has_results and self.read_description().get("problems", found) != found:
+        self._keep_to("problems", texts, "data.name and data.data_dir hold")
+
+    @property
+    def kept_preferences(self) -> Path | None:
+        """The copy of what is learned from, which training goes on with; None before it began."""
+        return self.preferences if self.has_results and self.preferences.is_file() else None
+
+    def keep_preferences(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Keep a copy of the preferences that are trained on: votes.jsonl grows.
+
+        Raises RunError when the run was begun with others.
+        """
+        self._keep_to("preferences", lines, f"{self.preferences.name} and preferences.source hold")
+        if self.kept_preferences is None:
+            with writing(self.preferences):
+                text = "".join(json.dumps(line) + "\n" for line in lines)
+                write_atomically(self.preferences, text)
+
+    def _keep_to(self, what: str, values: Any, where: str) -> None:
+        found = hashlib.sha256(json.dumps(values).encode()).hexdigest()
+        if self.has_results and self.read_description().get(what, found) != found:
             raise RunError(
-                f"{self.path} was begun with other problems than data.name and data.data_dir hold "
-                "now; put those back, or choose another output=…"
+                f"{self.path} was begun with other {what} than {where} now; put those back, or "
+                "choose another output=…"
             )
-        self.describe(problems=found)
+        self.describe(**{what: found})
 
     @property
     def records(self) -> tuple[Path, ...]:

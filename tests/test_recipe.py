@@ -196,6 +196,32 @@ def test_settings_of_another_region_are_refused(region, message):
     assert message in error_of(objective={"trust_region": region})
 
 
+@pytest.mark.parametrize(
+    ("method", "preferences", "message"),
+    [
+        ("grpo", {"source": "votes.jsonl"}, "preferences.source is for method=dpo or kto, and"),
+        ("sft", {"beta": 0.2}, "and this is method=sft: leave it out, or change the method"),
+        ("dpo", {"desirable_weight": 2}, "desirable_weight is for method=kto, and this is"),
+        ("kto", {"label_smoothing": 0.1}, "label_smoothing is for method=dpo, and this is"),
+        ("dpo", {"batch": 4}, "method=dpo needs preferences.source: votes.jsonl, a file or a"),
+        ("kto", {"source": "a.jsonl", "batch": 1}, "batch must be at least 2 with method=kto"),
+        ("dpo", {"source": "a.jsonl", "label_smoothing": 0.5}, "less than 0.5"),
+        ("kto", {"source": "a.jsonl", "undesirable_weight": 0}, "greater than 0"),
+        ("dpo", {"source": "a.jsonl", "beta": 0}, "greater than 0"),
+    ],
+)
+def test_preferences_go_with_their_method_or_are_refused_in_words(method, preferences, message):
+    assert message in error_of(method=method, preferences=preferences)
+
+
+def test_preferences_that_go_with_their_method():
+    for method in ("dpo", "kto"):
+        config = build(method=method, preferences={"source": "a.jsonl"})
+        assert config.preferences.beta == 0.1 and config.learns_from_preferences
+    text = error_of(method="dpo", preferences={"source": "a"}, train={"updates_per_rollout": 2})
+    assert text.startswith("train.updates_per_rollout=2 is for method=grpo: set it to 1")
+
+
 def test_config_error_is_a_kit_error_and_a_value_error():
     assert issubclass(ConfigError, KitError) and issubclass(ConfigError, ValueError)
 

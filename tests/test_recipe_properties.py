@@ -13,7 +13,19 @@ from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kit.config import CFPO, CISPO, DGPO, SAPO, Clip, Config, NoClip, SettingsSection
+from kit.config import (
+    CFPO,
+    CISPO,
+    DGPO,
+    PREFERENCE_METHODS,
+    SAPO,
+    Clip,
+    Config,
+    NoClip,
+    PreferencesConfig,
+    SettingsSection,
+    TrainConfig,
+)
 from kit.errors import ConfigError
 from kit.recipe import build_config, differences, flatten, load_config
 
@@ -82,7 +94,21 @@ def allowed(section: type[SettingsSection]) -> st.SearchStrategy[SettingsSection
         else:
             values = st.from_type(Annotated[(field.annotation, *known_bounds(field.metadata))])
         (required if field.is_required() else optional)[name] = values
-    return st.fixed_dictionaries(required, optional=optional).map(section.model_validate)
+    drawn = st.fixed_dictionaries(required, optional=optional)
+    if section is Config:
+        drawn = drawn.map(of_its_method)
+    return drawn.map(section.model_validate)
+
+
+def of_its_method(values: dict[str, Any]) -> dict[str, Any]:
+    """Sections of a configuration, with preferences that go with its method."""
+    unused = PREFERENCE_METHODS.get(values.get("method", "grpo"))
+    if unused is None:
+        return {name: value for name, value in values.items() if name != "preferences"}
+    given = values.get("preferences", PreferencesConfig()).model_dump(exclude=set(unused))
+    given |= {"source": given["source"] or "pairs.jsonl", "batch": given["batch"] + 1}
+    train = values.get("train", TrainConfig()).model_copy(update={"updates_per_rollout": 1})
+    return values | {"preferences": PreferencesConfig(**given), "train": train}
 
 
 REGIONS = (Clip, NoClip, SAPO, CISPO, CFPO, DGPO)

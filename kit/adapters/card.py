@@ -55,11 +55,13 @@ def run_card(run: RunFolder, repo: str | None = None) -> ModelCard:
     """The card of a run's adapter, at home or as hub repository `repo`."""
     config, base = run.load_config(), base_of(str(run.adapter))
     name, results = repo or run.path.resolve().name, _results(run)
-    hub_id, _ = _hub_data(config.data.name)
+    learned_from = config.preferences.source or config.data.name
+    hub_id, _ = _hub_data(learned_from)
+    is_grpo = config.method == "grpo"
     data = _metadata(
         base,
         name,
-        ["sft"] if config.method == "sft" else ["grpo", config.objective.trust_region.name],
+        [config.method, *([config.objective.trust_region.name] if is_grpo else [])],
         datasets=[hub_id] if hub_id else None,
         eval_results=[entry for result in results for entry in _index_entries(result)] or None,
     )
@@ -71,6 +73,7 @@ def run_card(run: RunFolder, repo: str | None = None) -> ModelCard:
         name=name,
         repo=repo,
         config=config,
+        learned_from=learned_from,
         settings=yaml.safe_dump(_public_settings(config), sort_keys=False),
         facts=run.read_description(),
         results=results,
@@ -120,7 +123,8 @@ def _bits(quantization: dict[str, Any]) -> str | None:
 def _public_settings(config: Config) -> dict[str, Any]:
     """A run's settings without the folders of somebody's disk."""
     settings = config.model_dump(mode="json", exclude={"output": True, "data": {"data_dir"}})
-    for section, key in (("model", "id"), ("model", "adapter"), ("data", "name")):
+    names = (("model", "id"), ("model", "adapter"), ("data", "name"), ("preferences", "source"))
+    for section, key in names:
         settings[section][key] = _public(settings[section][key] or "") or None
     for function in settings["reward"]["functions"]:
         function["path"] = _public(function["path"])

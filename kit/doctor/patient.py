@@ -117,11 +117,13 @@ def known_as(name: str, memory: float) -> str:
 
 def _small(recipe: Config) -> Config:
     # nothing is sampled with sft, whose solutions have to fit
-    rollout = SMALL if recipe.method == "grpo" else {}
+    rollout = {} if recipe.method == "sft" else SMALL
+    batch = min(recipe.preferences.batch, SMALL["group_size"])
     model = {"id": EMBEDDED, "path": None, "revision": None}
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update=model),
             "rollout": recipe.rollout.model_copy(update=rollout),
+            "preferences": recipe.preferences.model_copy(update={"batch": batch}),
         }
     )

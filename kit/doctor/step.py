@@ -6,6 +6,7 @@ the step is about the machine, not about what is learned.
 
 from __future__ import annotations
 
+import json
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,13 @@ from typing import Any
 
 import torch
 
-from kit.config import Config, DataConfig, RewardConfig, RewardFunction
+from kit.config import Config, DataConfig, PreferencesConfig, RewardConfig, RewardFunction
 from kit.doctor.findings import Finding, judged, measured, not_measured
 from kit.doctor.patient import Patient
 from kit.errors import OutOfMemoryError
 from kit.estimate.forecast import Forecast
 from kit.estimate.memory import FRAGMENTATION, GIB
+from kit.files import write_atomically
 from kit.reading import read_metrics
 from kit.training.engine_gap import TOLERATED, in_words
 from kit.training.trainer import train
@@ -72,10 +74,25 @@ def one_step(config: Config, folder: str) -> Config:
             "data": data,
             "model": config.model.model_copy(update={"adapter": None}),
             "reward": RewardConfig(functions=[RewardFunction(path=path)]),
+            "preferences": _preferences(config, folder),
             "train": config.train.model_copy(update=once),
             "output": str(Path(folder) / "run"),
         }
     )
+
+
+def _preferences(config: Config, folder: str) -> PreferencesConfig:
+    """Made here too, where the method learns from them: a short answer before the longest."""
+    if not config.learns_from_preferences:
+        return config.preferences
+    longest = "1 " * ((config.rollout.max_new_tokens - 1) // 2)  # a digit and a space: two tokens
+    rows = [
+        {"prompt": f"What is {i} + 1?", "chosen": f"#### {i + 1}", "rejected": longest}
+        for i in range(config.preferences.batch)
+    ]
+    source = Path(folder) / "preferences.jsonl"
+    write_atomically(source, "".join(json.dumps(row) + "\n" for row in rows))
+    return config.preferences.model_copy(update={"source": str(source), "test_problems": True})
 
 
 def _take(patient: Patient) -> dict[str, Any]:

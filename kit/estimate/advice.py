@@ -38,7 +38,7 @@ def _levers(memory: Memory) -> list[tuple[str, list[Any], str]]:
     """Settings, the values to try and what they cost; first those that leave the results alone."""
     config = memory.config
     rows = max((memory.rows(wave) for wave in memory.waves), default=1)
-    tokens = [*_halves(config.train.micro_batch_tokens, memory.row), memory.row]
+    tokens = [*_halves(config.train.micro_batch_tokens, memory.unit), memory.unit]
     prompts = _halves(config.data.max_prompt_tokens, 128)
     answers = _halves(config.rollout.max_new_tokens, 128)
     return [

@@ -73,7 +73,7 @@ def _update(shape: Shape, config: Config, room: int) -> Config:
     """Checkpointing and micro-batch; the leanest where nothing fits."""
     memory = Memory(shape, config, room)
     asked, most = config.model.gradient_checkpointing, memory.micro_batch
-    least = min(memory.row, most)
+    least = min(memory.unit, most)
     for checkpointed in (False, True) if asked == "auto" else (asked,):
         settled = with_value(config, "model.gradient_checkpointing", checkpointed)
 

@@ -96,7 +96,12 @@ def _lora_tensors(shape: Shape, config: Config) -> list[int]:
 
 def shares_prompts(config: Config) -> bool:
     """Whether the update computes a prompt once for its group: see kit.model.packing."""
-    return config.method == "grpo" and config.model.attention == "auto"
+    return config.method != "sft" and config.model.attention == "auto"
+
+
+def group_size(config: Config) -> int:
+    """Completions of an optimizer step that have the same prompt."""
+    return {"grpo": config.rollout.group_size, "dpo": 2}.get(config.method, 1)
 
 
 def kept_per_token(shape: Shape, config: Config, c: int, row: int, keys: float = 1.0) -> int:
@@ -187,12 +192,22 @@ class Memory:
         config = self.config
         if config.method == "sft":
             return config.train.sft_batch
+        if config.learns_from_preferences:
+            return config.preferences.batch * group_size(config)
         return config.rollout.prompts_per_step * config.rollout.group_size
 
     @property
+    def unit(self) -> int:
+        """Tokens of what a micro-batch cannot cut: a row, or a pair of them (dpo)."""
+        if self.config.method != "dpo":
+            return self.row
+        shared = self.config.data.max_prompt_tokens if shares_prompts(self.config) else 0
+        return 2 * self.row - shared
+
+    @property
     def micro_batch(self) -> int:
-        """Tokens of the largest micro-batch; a row that is longer than the budget goes alone."""
-        budget = max(self.config.train.micro_batch_tokens, self.row)
+        """Tokens of the largest micro-batch; a unit that is longer than the budget goes alone."""
+        budget = max(self.config.train.micro_batch_tokens, self.unit)
         return min(budget, self.update_tokens)
 
     @property
@@ -201,7 +216,7 @@ class Memory:
         rows, prompt = self.update_rows, self.config.data.max_prompt_tokens
         if not shares_prompts(self.config):
             return rows * self.row
-        prompts = self.config.rollout.prompts_per_step
+        prompts = rows // group_size(self.config)
         return prompts * prompt + rows * (self.row - prompt)
 
     def phases(self) -> list[Phase]:
@@ -284,7 +299,7 @@ class Memory:
         if not shares_prompts(self.config):
             return 1, self.micro_batch * new // self.row, 1.0
         group = max(1, (self.micro_batch - prompt) // new)
-        group = min(group, self.config.rollout.group_size)
+        group = min(group, group_size(self.config))
         tokens = prompt + group * new
         return group, self.micro_batch * group * new // tokens, 1 + group * prompt / tokens
 

@@ -30,6 +30,10 @@ SLOW = Pace(length=1.0, signal=1.0, bandwidth=0.4, flops=0.1, operation=25e-6)
 # operations launched per layer, counted: a forward of the base, LoRA on one linear layer, backward
 LAYER_OPERATIONS, LORA_OPERATIONS, BACKWARD_OPERATIONS = 50, 7, 139
 
+# forwards without gradient over the rows of a step: the reference of grpo and dpo; of kto also
+# mismatched completions, under the policy and under the reference
+FIXED_PASSES = {"grpo": 1, "sft": 0, "dpo": 1, "kto": 3}
+
 
 def step_seconds(memory: Memory, gpu: GPU) -> dict[str, tuple[float, float, float]]:
     """{what: (least, likely, most)}; empty where the speed of the GPU is not known."""
@@ -85,20 +89,19 @@ def _sampling(memory: Memory, wave: Wave, pace: Pace, bandwidth: float, flops: f
 
 
 def _update(memory: Memory, pace: Pace, flops: float) -> float:
-    """Forward (again with checkpointing) and backward to the inputs; the reference once."""
+    """Forward (again with checkpointing) and backward to the inputs; what is fixed, once."""
     shape, config = memory.shape, memory.config
-    updates, learns = config.train.updates_per_rollout, config.method == "grpo"
-    if not learns:
-        updates = 1
+    updates = config.train.updates_per_rollout if config.method == "grpo" else 1
+    fixed = FIXED_PASSES[config.method]
     again = memory.checkpointed
-    signal = pace.signal if learns else 1.0
+    signal = pace.signal if config.method == "grpo" else 1.0
     rows, row = memory.update_rows * signal, pace.length * memory.row
     tokens = memory.update_tokens * signal * pace.length
     forward = 2 * tokens * (shape.linear_size + shape.layers * shape.query * row)
     head = 2 * rows * pace.length * config.rollout.max_new_tokens * shape.vocab * shape.hidden
-    work = forward * (learns + updates * (2 + again)) + head * (learns + 3 * updates)
+    work = forward * (fixed + updates * (2 + again)) + head * (fixed + 3 * updates)
     with_lora = LAYER_OPERATIONS + LORA_OPERATIONS * len(shape.adapted(config.lora.targets))
-    launches = float(learns * LAYER_OPERATIONS)
+    launches = float(fixed * LAYER_OPERATIONS)
     launches += updates * (with_lora * (1 + again) + BACKWARD_OPERATIONS)
     launches *= math.ceil(tokens / memory.micro_batch) * shape.layers
     return max(work / (flops * pace.flops), launches * pace.operation)

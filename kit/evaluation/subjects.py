@@ -12,6 +12,7 @@ from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
 from kit.errors import ConfigError
 from kit.model.adapter_files import read_adapter_config, suggesting
 from kit.model.base_files import base_of
+from kit.reading import parse_json
 from kit.runs import RunFolder, check_has_adapter
 from kit.tasks.problems import ProblemSet, load_problems, split_validation
 from kit.tasks.sources import TASK_PREFIX
@@ -132,11 +133,17 @@ def seen_in_training(target: Subject, problem_set: ProblemSet) -> int | None:
     """How many of these problems the target's run was trained on; None where that is not known.
 
     Data sets with one split are trained on and tested on alike. A task makes its test problems
-    from another seed, and the bare base has learned from none.
+    from another seed, and the bare base has learned from none. Of preferences those problems count
+    whose answers were compared.
     """
     if target.run is None:
         return 0 if target.adapter is None else None
-    config = RunFolder(target.run).load_config()
+    run = RunFolder(target.run)
+    config = run.load_config()
+    if config.learns_from_preferences:
+        compared = _compared(run.preferences)
+        asked = set(problem_set.problems["question"])
+        return None if compared is None else len(compared & asked)
     is_task = config.data.name == "gsm_symbolic" or config.data.name.startswith(TASK_PREFIX)
     if config.data.name != problem_set.name or is_task:
         return 0
@@ -152,6 +159,15 @@ def _trained_on(data: str, seed: int) -> frozenset[str]:
     if config.validation_size:
         problem_set, _ = split_validation(problem_set, config.validation_size, seed)
     return frozenset(problem_set.problems["question"])
+
+
+def _compared(path: Path) -> frozenset[str] | None:
+    """The questions of a run's own preferences; None where they cannot be read."""
+    try:
+        lines = path.read_bytes().splitlines()
+        return frozenset(parse_json(line)["prompt"][-1]["content"] for line in lines)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _resolve(name: str, system_prompt: str | None) -> Subject:

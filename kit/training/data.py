@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from kit.config import Config
 from kit.errors import DataError
 from kit.model.tokenizer import prompt_ids, warn_of_forged
 from kit.tasks.problems import ProblemSet, load_problems, log, split_validation
+
+Example = TypeVar("Example")
 
 
 def drop_long_prompts(
@@ -59,3 +62,9 @@ def problem_index(position: int, count: int, seed: int) -> int:
     """Which of `count` problems is the `position`-th of a run: a new shuffle every epoch."""
     epoch, place = divmod(position, count)
     return int(np.random.default_rng((seed, epoch)).permutation(count)[place])
+
+
+def batch_of(step: int, size: int, examples: Sequence[Example], seed: int) -> list[Example]:
+    """The `size` examples of a step, of all processes together."""
+    positions = range(step * size, (step + 1) * size)
+    return [examples[problem_index(position, len(examples), seed)] for position in positions]

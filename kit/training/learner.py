@@ -31,7 +31,10 @@ from kit.tasks.problems import ProblemSet
 from kit.tasks.rewards import build_reward
 from kit.training.checkpoint import load_newest, remove_old, save_checkpoint
 from kit.training.data import TrainingData
+from kit.training.dpo import DPO
+from kit.training.examples import load_labelled, load_pairs
 from kit.training.grpo import GRPO
+from kit.training.kto import KTO
 from kit.training.optimizer import Optimizer
 from kit.training.preflight import TRUNCATED_WARNING, preflight
 from kit.training.remarks import warn_about
@@ -228,6 +231,8 @@ class Learner:
 
     def _method(self) -> Method:
         config, problems = self.config, self.data.train_set.problems
+        if config.learns_from_preferences:
+            return self._preference_method()
         if config.method == "sft":
             return SFT(
                 config.train,
@@ -248,6 +253,21 @@ class Learner:
             self.accelerator,
             self.run,
         )
+
+    def _preference_method(self) -> DPO | KTO:
+        config, source = self.config, self.run.kept_preferences
+        settings = (config.preferences, config.train, self.policy, self.optimizer)
+        if config.method == "dpo":
+            pairs = load_pairs(config, self.base, self.data.validation, source)
+            self._keep([pair.read.line() for pair in pairs])
+            return DPO(*settings, pairs, self.accelerator)
+        examples = load_labelled(config, self.base, self.data.validation, source)
+        self._keep([example.read.line() for example in examples])
+        return KTO(*settings, examples, self.accelerator)
+
+    def _keep(self, preferences: Sequence[dict[str, Any]]) -> None:
+        if self.accelerator.is_main_process:
+            self.run.keep_preferences(preferences)
 
     def _restore(self) -> int:
         """Load the newest checkpoint, if any; returns the step to go on with."""

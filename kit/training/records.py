@@ -1,4 +1,4 @@
-"""What a GRPO step writes down: metrics, samples, and rows that were not finite.
+"""What a step writes down: metrics, samples, and rows that were not finite.
 
 All are plain values, ready for JSON; docs/metrics.md explains the metrics.
 """
@@ -45,6 +45,16 @@ def update_metrics(results: Sequence[UpdateResult]) -> dict[str, float]:
         "update/grad_norm": float(np.mean([result.grad_norm for result in results])),
         "update/learning_rate": results[-1].learning_rate,
         "update/not_finite": float(sum(not result.applied for result in results)),
+    }
+
+
+def single_update_metrics(result: UpdateResult, tokens_per_second: float) -> dict[str, float]:
+    """Of a step of one update that nothing was sampled for."""
+    return {
+        "update/grad_norm": result.grad_norm,
+        "update/learning_rate": result.learning_rate,
+        "update/not_finite": float(not result.applied),
+        "time/update_tokens_per_second": tokens_per_second,
     }
 
 

@@ -20,8 +20,9 @@ from kit.model.batching import make_batch
 from kit.model.policy import Policy
 from kit.model.rollout import Request, Sampled
 from kit.model.tokenizer import text_ids
-from kit.training.data import problem_index
+from kit.training.data import batch_of
 from kit.training.optimizer import Optimizer
+from kit.training.records import single_update_metrics
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,10 +59,8 @@ class SFT:
     def learn(self, step: int, sampled: Sampled) -> dict[str, float]:
         """One optimizer step on `train.sft_batch` examples, shared over the processes."""
         started = time.perf_counter()
-        size = self.train_config.sft_batch
-        positions = [step * size + i for i in range(size)]
-        seed = self.train_config.seed
-        chosen = [self.examples[problem_index(p, len(self.examples), seed)] for p in positions]
+        size, seed = self.train_config.sft_batch, self.train_config.seed
+        chosen = batch_of(step, size, self.examples, seed)
         total = sum(len(solution) for _, solution in chosen)
         mine = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
 
@@ -80,10 +79,7 @@ class SFT:
         self.optimizer.check_progress(f"step {step + 1}")
         return {
             "sft/loss": sum(gather_object([result.loss])),
-            "update/grad_norm": result.grad_norm,
-            "update/learning_rate": result.learning_rate,
-            "update/not_finite": float(not result.applied),
-            "time/update_tokens_per_second": sum(lengths) / (time.perf_counter() - started),
+            **single_update_metrics(result, sum(lengths) / (time.perf_counter() - started)),
         }
 
     def _tokenize(self, problems: Dataset, max_tokens: int) -> list[tuple[list[int], list[int]]]:

@@ -34,6 +34,7 @@ from kit.errors import (
 from kit.model.base import Base, load_base
 from kit.model.hardware import empty_cache, peak_memory_mb, reset_peak_memory
 from kit.model.lora import TRAINED
+from kit.model.rollback import rolled_back
 from kit.model.rollout import Sampled, Sampling, count_tokens, sample
 from kit.runs import RunFolder
 from kit.stopping import HANGUP, on_signals
@@ -54,6 +55,8 @@ SHOWN = {
     "accuracy": "accuracy/strict",
     "tokens": "completion/mean_tokens",
     "loss": "sft/loss",
+    "dpo margin": "dpo/margin",
+    "kto margin": "kto/margin",
     "tok/s": "time/rollout_tokens_per_second",
 }
 LESS_MEMORY = (
@@ -164,9 +167,10 @@ class Trainer:
         """Put another learner's adapter on the base."""
         # PEFT takes no dots in names, which run folders may have
         name = f"arm{len(self.learners)}" if self.learners else TRAINED
-        learner = Learner(
-            config, run, accelerator, self.base, self.data, adapter_name=name, model=self.model
-        )
+        with rolled_back(self.model or self.base.model):
+            learner = Learner(
+                config, run, accelerator, self.base, self.data, adapter_name=name, model=self.model
+            )
         self.model = learner.policy.peft
         self.learners.append(learner)
 

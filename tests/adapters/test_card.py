@@ -130,6 +130,21 @@ def test_a_supervised_run_and_no_system_prompt(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("method", "source", "said", "datasets"),
+    [
+        ("dpo", "/home/me/votes.jsonl", "optimization (DPO) on votes.jsonl", None),
+        ("kto", "owner/feedback", "optimization (KTO) on owner/feedback", ["owner/feedback"]),
+    ],
+)
+def test_a_run_on_preferences(tmp_path, method, source, said, datasets):
+    preferences = {"source": source}
+    card = run_card(make_run(tmp_path / "run", method=method, preferences=preferences))
+    assert said in card.text and "trust region `" not in card.text
+    assert "/home/me" not in str(card)
+    assert method in card.data.tags and card.data.datasets == datasets
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"target": {"adapter_sha256": "0" * 64}}, "another state of the adapter"),

@@ -21,7 +21,7 @@ from kit.doctor import doctor, is_well, machine, private, summary
 from kit.doctor.findings import Finding, judged, measured, not_measured
 from kit.doctor.patient import Patient, known_as
 from kit.doctor.stand_in import write_stand_in
-from kit.doctor.step import one_step, tell_apart
+from kit.doctor.step import one_step, step, tell_apart
 from kit.doctor.versions import versions
 from kit.errors import ConfigError, ModelError
 from kit.model.base import load_base
@@ -265,7 +265,7 @@ def test_cards_are_known_by_what_their_driver_calls_them(name, memory, known):
     assert known_as(name, memory) == known
 
 
-@pytest.mark.parametrize(("name", "longest"), [("pspo", 48), ("sft", 512)])
+@pytest.mark.parametrize(("name", "longest"), [("pspo", 48), ("sft", 512), ("instruct-dpo", 48)])
 def test_the_small_form_samples_little_and_leaves_solutions_whole(name, longest):
     recipe = load_config(ROOT / "configs" / f"qwen2.5-0.5b-{name}.yaml")
     config = Patient(CPU, recipe, quick=True).config
@@ -283,6 +283,21 @@ def test_the_step_is_the_recipes_but_for_problems_and_reward():
     completions = [[{"content": text}] for text in ("a", "b", "a")]
     first, second, third = tell_apart([""] * 3, completions)
     assert first == third != second and 0 <= min(first, second) <= max(first, second) <= 1
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_step_on_preferences_needs_none_of_the_users(base, method):
+    overrides = [
+        f"method={method}",
+        "preferences.source=votes.jsonl",
+        "train.updates_per_rollout=1",
+    ]
+    recipe = load_config(ROOT / "configs" / "qwen2.5-0.5b-pspo.yaml", overrides)
+    patient = Patient(CPU, recipe, quick=True)
+    patient.base = base
+    (worked,) = step(patient)
+    assert worked.verdict == "as expected" and "gradient norm" in worked.found
 
 
 def test_a_finding_is_a_line():

@@ -290,6 +290,16 @@ def test_settings_that_change_what_is_sampled():
     supervised, found = phases("method=sft", *quiet)
     assert list(supervised) == ["update"] and found.micro_batch[0] == 8192
     assert phases("method=sft", "train.sft_batch=2", *quiet)[1].micro_batch[0] == 2048
+    source = ("preferences.source=pairs.jsonl", "train.updates_per_rollout=1", *quiet)
+    pairs, found = phases("method=dpo", "preferences.batch=2", *source)
+    assert list(pairs) == ["update"]
+    assert found.micro_batch[0] == 2 * (512 + 2 * 512)  # a pair reads its prompt once
+    apart = phases("method=dpo", "preferences.batch=2", "model.attention=sdpa", *source)[1]
+    assert apart.micro_batch[0] == 2 * 2 * 1024
+    labelled = phases("method=kto", "preferences.batch=3", *source)[1]
+    assert labelled.micro_batch[0] == 3 * 1024
+    # a pair is not cut, however little there is asked for
+    assert phases("method=dpo", "train.micro_batch_tokens=16", *source)[1].micro_batch[0] == 1536
     continued, _ = phases("model.adapter=somewhere")
     assert continued["update"]["LoRA weights"] == 2 * 4 * 17_596_416
 
@@ -509,6 +519,27 @@ def test_a_step_by_hand():
     assert seconds["one step"][0] == seconds["sampling"][0] + seconds["update"][0]
     assert seconds["whole run"][1] == pytest.approx(10 * seconds["one step"][1], rel=1e-12)
     assert "validation" not in seconds
+
+
+def test_a_step_on_preferences_by_hand():
+    overrides = ["lora.targets=[q_proj]", "train.updates_per_rollout=1", "model.attention=sdpa"]
+    overrides += ["model.gradient_checkpointing=true", "train.validate_every=0"]
+
+    def update(*method):
+        return estimate(load_config(RECIPE, [*overrides, *method]), "T4").seconds["update"][1]
+
+    # 64 rows of 1024 tokens, at 10 % of 65 Tflop/s
+    forward = 2 * 64 * 1024 * (357_826_560 + 24 * 896 * 1024)
+    head = 2 * 64 * 512 * 151_936 * 896
+    source = "preferences.source=pairs.jsonl"
+    # reference, forward, forward again, backward; the head 1 + 3 times
+    found = update("method=dpo", source, "preferences.batch=32")
+    assert found == pytest.approx((4 * forward + 4 * head) / 6.5e12, rel=1e-12)
+    # and mismatched completions under policy and reference
+    found = update("method=kto", source, "preferences.batch=64")
+    assert found == pytest.approx((6 * forward + 6 * head) / 6.5e12, rel=1e-12)
+    found = update("method=sft", "train.sft_batch=64")
+    assert found == pytest.approx((3 * forward + 3 * head) / 6.5e12, rel=1e-12)
 
 
 # --- the GPU, the answer -------------------------------------------------------------------------

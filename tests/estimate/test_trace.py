@@ -9,10 +9,10 @@ import pytest
 
 from kit.config import Config, memory_size
 from kit.estimate.fit import fit
-from kit.estimate.memory import CONTEXT, FRAGMENTATION, GIB, Memory
+from kit.estimate.memory import CONTEXT, FRAGMENTATION, GIB, Memory, with_value
 from kit.model.shape import Shape, find_shape
 from kit.recipe import load_config
-from tests.estimate.tracing import trace, trace_all
+from tests.estimate.tracing import trace, trace_all, trace_update
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # 8 prompts x 8 completions, 512 + 512 tokens, of the shipped recipes and of models beyond them
@@ -57,3 +57,25 @@ def test_every_layer_takes_what_the_one_before_it_took():
     shape, settled, _ = fitted(*TARGETS[0])
     deeper = replace(shape, layers=8)
     assert trace(deeper, settled) == trace_all(deeper, settled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "tokens"), [("dpo", 8192), ("dpo", 1024), ("kto", 4096)])
+def test_updates_on_preferences_are_estimated_within_a_tenth(method, tokens):
+    """With 1024 tokens a micro-batch is one pair, of 512 + 2 * 512: it is never parted."""
+    preferences = ["preferences.source=pairs.jsonl", "preferences.batch=16"]
+    config = load_config(
+        CONFIGS / "qwen2.5-0.5b-pspo.yaml",
+        [
+            *(f"method={method}", *preferences, "train.updates_per_rollout=1"),
+            *(f"train.micro_batch_tokens={tokens}", "model.gradient_checkpointing=true"),
+        ],
+    )
+    shape = find_shape(config.model.id)[0]
+    memory = Memory(shape, config, 16 * GIB)
+    largest = with_value(config, "train.micro_batch_tokens", memory.micro_batch)
+    peak, resident = trace_update(shape, largest)
+    said = memory.update()
+    real = CONTEXT + peak + FRAGMENTATION * (peak - resident)
+    assert memory.micro_batch == max(tokens, 1536 if method == "dpo" else 1024)
+    assert 0.9 <= said.total / real <= 1.1, f"{said.total / real:.3f}"

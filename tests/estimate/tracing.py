@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from kit.config import Config
+from kit.estimate.memory import group_size
 from kit.model.attention import use_grouped
 from kit.model.base import Base, dequantized
 from kit.model.caches import StaticCache
@@ -175,6 +176,17 @@ def trace_all(shape: Shape, config: Config) -> Peaks:
     return {phase: (peak, resident) for phase, peak in found.items()}
 
 
+def trace_update(shape: Shape, config: Config) -> tuple[int, int]:
+    """Of the update alone: bytes at its fullest moment, and of them those that stay."""
+    with fake_card() as alive:
+        policy = fake_policy(shape, config)
+        moments = [torch.zeros_like(p) for p in policy.trainable for _ in range(2)]
+        resident = alive.now
+        peak = update_peak(policy, config, alive)
+        del moments
+    return peak, resident
+
+
 def update_peak(policy: Policy, config: Config, alive: Alive) -> int:
     """Backward of a full micro-batch when the gradients of an earlier one are there."""
     batch = full_micro_batch(policy, config)
@@ -198,7 +210,7 @@ def update_peak(policy: Policy, config: Config, alive: Alive) -> int:
 def full_micro_batch(policy: Policy, config: Config) -> Packed:
     """Whole groups, as many as are nearest to full length and fill the micro-batch; else a part."""
     prompt, new = config.data.max_prompt_tokens, config.rollout.max_new_tokens
-    tokens, group = config.train.micro_batch_tokens, config.rollout.group_size
+    tokens, group = config.train.micro_batch_tokens, group_size(config)
     groups = max(1, -(-tokens // (prompt + group * new)))
     each = tokens // groups
     if groups == 1:

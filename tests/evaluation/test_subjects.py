@@ -255,3 +255,28 @@ def test_problems_a_run_was_trained_on_are_counted(tmp_path):
     assert seen_in_training(trained, other) == 0
     assert seen_in_training(Subject("b", config.model, None, "", results), whole) == 0
     assert seen_in_training(Subject("a", config.model, adapter, "", results), whole) is None
+
+
+def test_problems_whose_answers_were_compared_are_counted(tmp_path):
+    config = build_config(
+        {
+            "method": "dpo",
+            "model": {"id": "embedded"},
+            "data": {"name": "gsm8k"},
+            "preferences": {"source": "votes.jsonl"},
+        }
+    )
+    run = RunFolder(tmp_path / "run")
+    run.open(config, resume=False).release()
+    trained = Subject("run", config.model, str(run.adapter), "", tmp_path, str(run.path))
+    path = tmp_path / "sums.jsonl"
+    rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems = load_problems(DataConfig(name=str(path)), "test")
+    assert seen_in_training(trained, problems) is None  # its preferences are not there
+    asked = ["What is 3 + 1?", "What is 5 + 1?", "What is 5 + 1?", "What is 99 + 1?"]
+    prompts = [[{"role": "user", "content": question}] for question in asked]
+    run.keep_preferences([{"prompt": p, "chosen": "a", "rejected": "b"} for p in prompts])
+    assert seen_in_training(trained, problems) == 2
+    run.preferences.write_text('{"prompt": "What is 3 + 1?"}\n')
+    assert seen_in_training(trained, problems) is None

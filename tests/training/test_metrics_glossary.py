@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.smoke
 GLOSSARY = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
-def test_the_glossary_is_complete(base, make_config):
+def test_the_glossary_is_complete(base, make_config, tmp_path):
     grpo = train(make_config(), base=base)
     sft = train(
         make_config(
@@ -26,7 +27,18 @@ def test_the_glossary_is_complete(base, make_config):
         ),
         base=base,
     )
-    emitted = {key for run in (grpo, sft) for record in read_metrics(run.metrics) for key in record}
+    runs = [grpo, sft]
+    pairs = [{"prompt": f"{i} + 1?", "chosen": f"{i + 1}", "rejected": "No."} for i in range(4)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    for method in ("dpo", "kto"):
+        config = make_config(
+            method=method,
+            preferences={"source": str(tmp_path / "pairs.jsonl"), "batch": 4},
+            train={"steps": 1, "updates_per_rollout": 1, "validate_every": 0},
+            output=f"{make_config().output}-{method}",
+        )
+        runs.append(train(config, base=base))
+    emitted = {key for run in runs for record in read_metrics(run.metrics) for key in record}
     emitted -= {"step", "reward/share_of_vowels"}
     explained = set(re.findall(r"`(\w+/\w+)`", GLOSSARY.read_text(encoding="utf-8")))
     assert emitted == explained
