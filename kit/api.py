@@ -29,6 +29,7 @@ def evaluate(
     system_prompt: str | None = None,
     tag: str | None = None,
     overwrite: bool = False,
+    functions: bool = False,
     command: str | None = None,
     **settings: Any,
 ) -> list[Result]:
@@ -38,7 +39,8 @@ def evaluate(
     there is kept, and an interrupted evaluation goes on. `settings` are those of EvalSettings, e.g.
     limit=300, temperature=[0, 0.4], samples=16. `data_dir` has local copies of data sets;
     `system_prompt` is for adapters outside runs and the base; `tag` keeps these results beside
-    those of other settings, `overwrite` replaces them; `command` is recorded.
+    those of other settings, `overwrite` replaces them; `functions` runs those that guidelines of
+    the runs name, which are code of whoever made them; `command` is recorded.
 
     Returns results by data set, then target, the base first. Raises ConfigError for settings and
     for targets that do not go together, AdapterError, DataError, ModelError, and ResultsError where
@@ -51,7 +53,13 @@ def evaluate(
     sets = resolve_data(listed(data), subjects, str(data_dir) if data_dir else None)
     from kit.evaluation.benchmark import benchmark
 
-    return benchmark(subjects, sets, chosen, tag=tag, overwrite=overwrite, command=command)
+    return benchmark(
+        *(subjects, sets, chosen),
+        tag=tag,
+        overwrite=overwrite,
+        command=command,
+        functions=functions,
+    )
 
 
 def load_policy(base: str, adapter: str | Path | None = None, **model: Any) -> Policy:

@@ -13,7 +13,10 @@ from kit.recipe import flatten, load_config
 
 OWN = {"output", "train.seed"}  # every run has its own
 DECLARED = ("objective",)
-MAY_VARY = ("objective", "preferences", "optim", "lora", "reward", "train.updates_per_rollout")
+MAY_VARY = (
+    *("objective", "preferences", "optim", "lora", "reward", "guidelines"),
+    "train.updates_per_rollout",
+)
 
 
 def load_arms(recipes: Sequence[str | Path], overrides: Sequence[str]) -> dict[str, Config]:

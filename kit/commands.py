@@ -220,6 +220,9 @@ def evaluate(
     ] = None,
     tag: Annotated[str | None, Option(help="keep these beside results of other settings")] = None,
     overwrite: Annotated[bool, _Flag("--overwrite", help="replace results that are there")] = False,
+    functions: Annotated[
+        bool, _Flag("--functions", help="run those that the runs' guidelines name: their code")
+    ] = False,
     limit: Annotated[str | None, Option(help="only this many problems")] = None,
     temperature: Annotated[str | None, Option(help="one or several; 0 (default) is greedy")] = None,
     samples: Annotated[
@@ -250,6 +253,7 @@ def evaluate(
         system_prompt=system_prompt,
         tag=tag,
         overwrite=overwrite,
+        functions=functions,
         command=context.obj,
         **read_pairs(EvalSettings, pairs).model_dump(),
     )

@@ -138,7 +138,9 @@ class Study:
         from kit.evaluation.benchmark import benchmark
 
         try:
-            results = benchmark(self.targets(), data, settings, base=base, command=command)
+            results = benchmark(
+                self.targets(), data, settings, base=base, command=command, functions=True
+            )
         except KeyboardInterrupt:
             self.describe(status="interrupted")
             raise
@@ -155,7 +157,7 @@ class Study:
             for seed in self.seeds:
                 run = self.run(arm, seed)
                 if run.status == "finished":
-                    targets.append(Subject.of_run(run.label, run, first.model, prompt))
+                    targets.append(Subject.of_run(run.label, run, first.model, self.arms[arm]))
         return targets
 
     def read(self) -> dict[str, Any]:

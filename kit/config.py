@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from kit.errors import ConfigError
+from kit.guideline import Guideline, prompted
+from kit.section import SettingsSection
 
 SYSTEM_PROMPT = "Solve the problem step by step, then give the final answer as '#### <number>'."
 AnswerKind = Literal["number", "latex"]  # how an answer is compared with the gold one
@@ -24,6 +26,7 @@ AnswerKind = Literal["number", "latex"]  # how an answer is compared with the go
 EMBEDDED = "embedded"
 EMBEDDED_SUMS = "embedded-sums"
 _ASSETS = Path(__file__).parent / "assets"
+GUIDELINES = _ASSETS / "guidelines"  # those that ship, <name>.yaml
 EMBEDDED_PATH = _ASSETS / "tiny-qwen2.5"
 EMBEDDED_PATHS = {EMBEDDED: EMBEDDED_PATH, EMBEDDED_SUMS: _ASSETS / "sums-qwen2.5"}
 # of each embedded model, with the problems that it knows
@@ -63,12 +66,6 @@ def _check_size(text: str) -> str:
 
 
 MemorySize = Annotated[str, AfterValidator(_check_size)]
-
-
-class SettingsSection(BaseModel):
-    """A group of settings: unknown keys are refused, values are fixed once built."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class ModelConfig(SettingsSection):
@@ -575,6 +572,9 @@ class Config(SettingsSection):
     objective: ObjectiveConfig = ObjectiveConfig()
     reward: RewardConfig = RewardConfig()
     preferences: PreferencesConfig = PreferencesConfig()
+    guidelines: dict[str, Guideline] = Field(default_factory=dict)
+    """What solutions are asked and rewarded to be like, beside right: a list of names of those that
+    ship and paths of yours (docs/guidelines.md). A run records them whole, by name."""
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     memory_budget: MemorySize | None = None
@@ -582,6 +582,11 @@ class Config(SettingsSection):
     micro-batch, dequantized copy and checkpointing are chosen to fit. None: all there is."""
     output: str | None = None
     """The run folder; None: runs/<name of the configuration file>."""
+
+    @property
+    def system_prompt(self) -> str:
+        """Of every prompt: that of the data, and what the guidelines add."""
+        return prompted(self.data.system_prompt, self.guidelines)
 
     @property
     def learns_from_preferences(self) -> bool:
@@ -595,8 +600,13 @@ class Config(SettingsSection):
 
 
 def _foreign(config: Config) -> str:
-    """Which preference setting does not go with the method, and what to do; "" where all do."""
+    """Which setting does not go with the method, and what to do; "" where all do."""
     method, given = config.method, config.preferences
+    if config.guidelines and method != "grpo":
+        return (
+            f"guidelines reward what is sampled, which method: {method} does not do; take "
+            "method: grpo, or leave guidelines out"
+        )
     unused = PREFERENCE_METHODS.get(method, tuple(PreferencesConfig.model_fields))
     for name in unused:
         if getattr(given, name) != PreferencesConfig.model_fields[name].default:

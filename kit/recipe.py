@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from kit.config import (
+    GUIDELINES,
     TRUST_REGION_SETTINGS,
     YAML_ERRORS,
     Config,
@@ -21,8 +23,10 @@ from kit.config import (
     read_yaml,
 )
 from kit.errors import ConfigError
+from kit.guideline import CHECK_SETTINGS, MOST_GUIDELINES, Guideline
 
 LONGEST_SHOWN = 200  # characters of a value that was refused
+TAGGED: dict[str, type[SettingsSection]] = {**TRUST_REGION_SETTINGS, **CHECK_SETTINGS}  # by name
 
 S = TypeVar("S", bound=SettingsSection)
 
@@ -50,8 +54,77 @@ def read_layers(path: Path, layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def build_config(values: dict[str, Any]) -> Config:
-    """Validate plain nested values; all problems are reported at once, as a ConfigError."""
+    """Validate plain nested values; all problems are reported at once, as a ConfigError.
+
+    Guidelines that are named are read, so that the configuration holds them whole.
+    """
+    if "guidelines" in values:
+        values = values | {"guidelines": read_guidelines(values["guidelines"])}
     return read_settings(Config, values)
+
+
+def read_guidelines(given: Any) -> dict[str, Guideline]:
+    """Guidelines by name, from names of shipped ones and paths, or from mappings as runs have them.
+
+    Raises ConfigError for one that is unknown, cannot be read, or has the name of another.
+    """
+    if isinstance(given, Mapping):
+        named = [(str(name), values) for name, values in given.items()]
+    elif isinstance(given, str) or (
+        isinstance(given, list) and all(isinstance(one, str) for one in given)
+    ):
+        named = [(Path(one).stem, _guideline_file(one)) for one in listed(given)]
+    else:
+        raise ConfigError(
+            f"guidelines must be a list of names and paths, got {given!r:.{LONGEST_SHOWN}}"
+        )
+    if len(named) > MOST_GUIDELINES:
+        raise ConfigError(f"guidelines has {len(named)} of them, at most {MOST_GUIDELINES} work")
+    found: dict[str, Guideline] = {}
+    for name, source in named:
+        if name in found:
+            raise ConfigError(
+                f"two guidelines are called {name!r}: name each once, and a file of yours unlike "
+                "others"
+            )
+        found[name] = _guideline(name, source)
+    return found
+
+
+def _guideline(name: str, source: Path | Any) -> Guideline:
+    """One guideline, from its file or from its settings."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]{0,59}", name, re.ASCII):
+        raise ConfigError(
+            f"no guideline can be called {name!r:.80}: a name has letters, digits, _ and -, and at "
+            "most 60 of them"
+        )
+    values = read_yaml(source) if isinstance(source, Path) else source
+    where = f"{source}: " if isinstance(source, Path) else f"guidelines.{name}."
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"guidelines.{name} must hold prompt, checks and metric, got {values!r:.80}; to take "
+            "one by its name or path, make guidelines a list"
+        )
+    return read_settings(Guideline, values, where)
+
+
+def _guideline_file(name: str) -> Path:
+    """The file of a shipped guideline, or of the user's."""
+    if "/" in name or os.sep in name or name.endswith((".yaml", ".yml")):
+        if not os.path.lexists(name):
+            raise ConfigError(
+                f"cannot read the guideline {name}: No such file or directory"
+                f"{did_you_mean_path(name)}"
+            )
+        return Path(name)
+    shipped = {path.stem: path for path in sorted(GUIDELINES.glob("*.yaml"))}
+    if name not in shipped:
+        hint = did_you_mean(name, shipped)
+        raise ConfigError(
+            f"there is no guideline {name!r}{hint}{' There' if hint else '; there'} are "
+            f"{', '.join(shipped)}; one of yours is named by its file, such as mine.yaml"
+        )
+    return shipped[name]
 
 
 def read_pairs(section: type[S], pairs: Sequence[str], prefix: str = "") -> S:
@@ -170,7 +243,8 @@ def read_settings(section: type[S], values: Mapping[str, Any], prefix: str = "")
 def _explain(error: ErrorDetails, section: type[SettingsSection], prefix: str) -> str:
     """One pydantic error as a sentence: what came, what is allowed."""
     location = [str(part) for part in error["loc"]]
-    if location[:2] == ["objective", "trust_region"]:
+    is_check = location[:1] == ["checks"]
+    if is_check or location[:2] == ["objective", "trust_region"]:
         del location[2:3]  # a tagged union puts its tag here; it is not a key the user wrote
     name = prefix + ".".join(location)
     if error["type"] == "extra_forbidden":
@@ -178,14 +252,20 @@ def _explain(error: ErrorDetails, section: type[SettingsSection], prefix: str) -
         return _unknown(location[-1], parents, _known_keys(section, error["loc"][:-1]))
     if error["type"] == "missing":
         return f"{name} is required"
+    known = CHECK_SETTINGS if is_check else TRUST_REGION_SETTINGS
     if error["type"] == "union_tag_not_found":
-        *others, last = TRUST_REGION_SETTINGS
+        *others, last = known
         return f"{name}.name is required: {', '.join(others)} or {last}"
+    if error["type"] == "union_tag_invalid":
+        tag = str(error["ctx"]["tag"])[:LONGEST_SHOWN]
+        hint = did_you_mean(tag, known)
+        there = f"{' There' if hint else '; there'} are {', '.join(map(repr, known))}"
+        return f"{name}.name = {tag!r} is not known{hint}{there}"
     if error["type"] == "refused":
         return error["msg"]
     message = error["msg"].removeprefix("Value error, ")
     if not location:
-        return message
+        return f"{prefix.rstrip('.: ')}: {message}" if prefix else message
     given = repr(error["input"])
     if len(given) > LONGEST_SHOWN:
         given = f"{given[:LONGEST_SHOWN]}…"
@@ -201,8 +281,8 @@ def _unknown(key: str, parents: str, known: Sequence[str]) -> str:
 def _known_keys(section: Any, location: tuple[str | int, ...]) -> list[str]:
     """Field names of the part of a section that a pydantic error location points to."""
     for part in location:
-        if part in TRUST_REGION_SETTINGS:
-            section = TRUST_REGION_SETTINGS[str(part)]
+        if part in TAGGED:
+            section = TAGGED[str(part)]
         elif isinstance(part, str) and part in section.model_fields:
             annotation = section.model_fields[part].annotation
             # a list of sections is not one

@@ -37,7 +37,7 @@ EXPLAINED = Path(__file__).with_suffix(".yaml")
 ROOMS = {
     **dict.fromkeys(("objectives", "trust_regions"), "training"),
     **dict.fromkeys(("logprobs", "batching"), "model"),
-    **dict.fromkeys(("answers", "rewards"), "tasks"),
+    **dict.fromkeys(("answers", "rewards", "functions"), "tasks"),
     **dict.fromkeys(("stats",), "evaluation"),
 }
 TESTS = {  # what pytest is told, for each module
@@ -47,6 +47,7 @@ TESTS = {  # what pytest is told, for each module
     "logprobs": ["tests/model/test_logprobs.py", "-k", "not qwens_vocabulary"],
     "batching": ["tests/model/test_batching.py"],
     "rewards": ["tests/tasks/test_rewards.py"],
+    "functions": ["tests/tasks/test_rewards.py"],
     "answers": [
         *("tests/tasks/test_answers.py", "tests/tasks/test_answers_properties.py"),
         # processes of their own, which take seconds to start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,15 @@ from safetensors.torch import load_file
 
 from kit.cli import main
 from kit.comparison import Study, check_arms, compare, differing_fields, load_arms
+from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
 from kit.errors import ConfigError, ResultsError, RunError, TrainingError
+from kit.evaluation.benchmark import benchmark
 from kit.evaluation.results import read_result
 from kit.evaluation.settings import EvalSettings
+from kit.evaluation.subjects import Subject
 from kit.reading import read_metrics
+from kit.recipe import read_guidelines
+from kit.reports import report
 from kit.reports.collect import collect
 from kit.runs import RunFolder
 from kit.training.grpo import GRPO
@@ -284,6 +290,66 @@ def test_a_comparison_trains_evaluates_and_is_not_done_twice(recipes, tmp_path, 
     assert main(command) == 0
     assert "seed 0: finished already" in capsys.readouterr().out
     assert files == {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
+
+
+@pytest.mark.smoke
+def test_guidelines_are_arms(recipes, base, tmp_path, capsys):
+    guided = tmp_path / "guided.yaml"
+    guided.write_text("extends: clip.yaml\nguidelines: [one-equation-per-line]\n")
+    with pytest.raises(ConfigError, match=r"differ in more than objective: guidelines\.one-eq"):
+        check_arms(load_arms([recipes[0], guided], []))
+    settings = EvalSettings(limit=3, max_new_tokens=16)
+    out = compare(
+        [recipes[0], guided],
+        ["train.steps=1"],
+        vary="guidelines",
+        output=tmp_path / "out",
+        settings=settings,
+    )
+    results = {
+        arm: read_result(out / folder / "eval" / "gsm_symbolic.json")
+        for arm, folder in {
+            "base": "base",
+            "clip": "clip/seed-0",
+            "guided": "guided/seed-0",
+        }.items()
+    }
+    prompts = {arm: result.settings["system_prompt"] for arm, result in results.items()}
+    assert prompts["base"] == prompts["clip"] == SYSTEM_PROMPT
+    assert prompts["guided"] == f"{SYSTEM_PROMPT}\nWrite one equation per line."
+    assert {result.shared_prompt for result in results.values()} == {SYSTEM_PROMPT}
+    for result in results.values():  # every arm is looked at for the guidelines of all
+        assert result.record["guidelines"].keys() == {"one-equation-per-line"}
+        assert result.at(0.0)["adherence"]["one-equation-per-line"]["n"] == 3
+    asked = [json.loads(line) for line in (out / "guided/seed-0/samples.jsonl").open()]
+    assert all("one-equation-per-line.equations" in row["parts"] for row in asked)
+    report(out)
+    assert "Adherence to guidelines on gsm_symbolic, beside accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.smoke
+def test_guidelines_that_come_later_are_counted_on_the_rows_there(base, adapters, tmp_path):
+    model, data = ModelConfig(id="embedded"), DataConfig(name="gsm_symbolic", options={"size": 4})
+    plain = Subject("first", model, str(adapters / "first"), SYSTEM_PROMPT, tmp_path)
+    settings = EvalSettings(limit=2, max_new_tokens=8)
+    (before,) = benchmark([plain], [data], settings, base=base)
+    assert "adherence" not in before.at(0.0)
+    rows = before.path.with_suffix(".jsonl").read_bytes()
+    concise = replace(
+        plain,
+        name="second",
+        results=tmp_path / "second",
+        guidelines=read_guidelines("concise"),
+    )
+    after, other = benchmark([plain, concise], [data], settings, base=base)
+    assert after.path == before.path and after.path.with_suffix(".jsonl").read_bytes() == rows
+    assert after.at(0.0)["adherence"] == {"concise": {"value": None, "n": 0}}
+    assert other.record["target"]["guidelines"] == {"concise": "Be brief."}
+    different = {
+        "concise": read_guidelines("concise")["concise"].model_copy(update={"prompt": "!"})
+    }
+    with pytest.raises(ConfigError, match="different guidelines called 'concise'"):
+        benchmark([replace(concise, name="x", guidelines=different), concise], [data], settings)
 
 
 @pytest.mark.smoke

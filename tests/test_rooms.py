@@ -31,7 +31,8 @@ FLOORS = (
     (
         *("arms", "regions", "runs", "run_json", "run_settings", "manifest", "compare_json"),
         *("packages", "cards", "metrics"),
-        *("files", "reading", "recipe", "config", "stopping", "terminal", "errors", "threads"),
+        *("files", "reading", "recipe", "config", "guideline", "section"),
+        *("stopping", "terminal", "errors", "threads"),
     ),
     ("assets", "__init__"),
 )

@@ -121,7 +121,7 @@ def _check_ranks(folders: Sequence[Path], method: str) -> None:
 def _system_prompt(adapters: Sequence[str]) -> str:
     """That of the first run among them, or the kit's."""
     runs = [run for run in map(RunFolder, adapters) if run.exists]
-    prompts = [run.load_config().data.system_prompt for run in runs] or [SYSTEM_PROMPT]
+    prompts = [run.load_config().system_prompt for run in runs] or [SYSTEM_PROMPT]
     if len(set(prompts)) > 1:
         log.warning(
             "the runs have different system prompts; the card names that of %s", runs[0].path

@@ -69,7 +69,7 @@ def run_card(run: RunFolder, repo: str | None = None) -> ModelCard:
         data,
         run.adapter,
         base,
-        config.data.system_prompt,
+        config.system_prompt,
         name=name,
         repo=repo,
         config=config,

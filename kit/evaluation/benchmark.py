@@ -15,17 +15,25 @@ from typing import Any
 
 from kit.config import DataConfig
 from kit.errors import ConfigError, room_for
-from kit.evaluation.result_writer import open_writer
+from kit.evaluation.result_writer import ResultWriter, open_writer
 from kit.evaluation.results import Result, read_result, result_path
 from kit.evaluation.sampling import Group, finish, sample_missing
 from kit.evaluation.settings import EvalSettings
-from kit.evaluation.subjects import Subject, check_targets, seen_in_training, shared_model
+from kit.evaluation.subjects import (
+    Subject,
+    all_guidelines,
+    check_targets,
+    seen_in_training,
+    shared_model,
+)
+from kit.guideline import prompted, prompts_of
 from kit.model.adapter_files import adapter_sha256
 from kit.model.base import Base, load_base
 from kit.model.lora import load_adapters
 from kit.model.policy import BASE, Policy
 from kit.run_json import environment
-from kit.tasks.problems import ProblemSet, load_problems
+from kit.tasks.guidelines import Follower, follower_of
+from kit.tasks.problems import ProblemSet, guided, load_problems
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +47,12 @@ def benchmark(
     tag: str | None = None,
     overwrite: bool = False,
     command: str | None = None,
+    functions: bool = False,
 ) -> list[Result]:
     """Evaluate every target on every data set, as far as that is not done yet.
+
+    Each target's answers are looked at by the guidelines of all. `functions`: whether those may run
+    the functions that they name, which are code of whoever made the runs.
 
     `base` may be passed when it is loaded already; adapters are taken off it again at the end.
     `tag` keeps results of other settings beside those there; `command` is recorded.
@@ -50,7 +62,10 @@ def benchmark(
     """
     check_targets(targets)
     about = {target.name: _describe(target) for target in targets}
-    groups = [_open_group(config, targets, about, settings, tag, overwrite) for config in data]
+    followers = _followers(targets, functions)
+    groups = [
+        _open_group(config, targets, about, settings, tag, overwrite, followers) for config in data
+    ]
     writers = [writer for group in groups for writer in group.values()]
     shared = [
         path for path, count in Counter(writer.path for writer in writers).items() if count > 1
@@ -68,7 +83,8 @@ def benchmark(
             with _loaded(targets, base) as (policy, adapters):
                 sample_missing(groups, policy, adapters, environment() | {"command": command})
         for writer in writers:
-            if writer.record["status"] != "finished":  # stopped after the last row was written
+            # stopped after the last row was written, or asked for other guidelines
+            if writer.record["status"] != "finished":
                 finish(writer)
     return [read_result(writer.path) for writer in writers]
 
@@ -114,7 +130,24 @@ def _describe(target: Subject) -> dict[str, Any]:
         "base": target.model.id,
         "base_revision": target.model.revision,
         "quantization": target.model.quantization,
+        **({"guidelines": prompts_of(target.guidelines)} if target.guidelines else {}),
     }
+
+
+def _followers(targets: Sequence[Subject], functions: bool) -> list[Follower]:
+    """What looks at answers, for the guidelines of all targets."""
+    followers = [
+        follower_of(name, guideline, trusted=functions)
+        for name, guideline in all_guidelines(targets).items()
+    ]
+    for follower in followers:
+        if not follower.is_measurable:
+            log.warning(
+                "how far %s is followed is not measured, for a function of its own says it; add "
+                "--functions if you trust the runs' code",
+                follower.name,
+            )
+    return followers
 
 
 def _open_group(
@@ -124,24 +157,32 @@ def _open_group(
     settings: EvalSettings,
     tag: str | None,
     overwrite: bool,
+    followers: Sequence[Follower],
 ) -> Group:
     """The writers of all targets on one data set."""
-    config = config.model_copy(update={"system_prompt": targets[0].system_prompt})
+
+    plain = targets[0].system_prompt  # of all
+    config = config.model_copy(update={"system_prompt": plain})
 
     @cache
     def load(limit: int | None) -> ProblemSet:
         limited = config.model_copy(update={"limit": limit})
         return load_problems(limited, settings.split, seed=settings.seed)
 
-    group = {
-        target.name: open_writer(
+    def open_one(target: Subject) -> ResultWriter:
+        own = {"system_prompt": prompted(plain, target.guidelines)}
+        return open_writer(
             result_path(target.results, config.name, tag),
-            *(about[target.name], config, settings, load),
+            about[target.name],
+            config.model_copy(update=own),
+            settings,
+            lambda limit: guided(load(limit), plain, target.guidelines),
             tag=tag,
             overwrite=overwrite,
+            followers=followers,
         )
-        for target in targets
-    }
+
+    group = {target.name: open_one(target) for target in targets}
     for target in targets:
         writer = group[target.name]
         seen = seen_in_training(target, writer.problem_set)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _SHARES = ("strict", "lenient", "format", "truncated")
 _OF_PROBLEM = ("id", "question", "answer", "category", "difficulty")
-_OF_VERDICT = ("strict_answer", "lenient_answer", "strict", "lenient")
+OF_VERDICT = ("strict_answer", "lenient_answer", "strict", "lenient")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def judge(
             "completion": completion.text,
             "tokens": len(completion.tokens),
             "truncated": completion.truncated,
-            **{field: getattr(verdict, field) for field in _OF_VERDICT},
+            **{field: getattr(verdict, field) for field in OF_VERDICT},
         }
         for problem, completion, verdict in zip(problems, completions, verdicts, strict=True)
     ]

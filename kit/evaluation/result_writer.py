@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import PROBLEM_FIELDS
 from kit.files import append_json, sync_folder, write_atomically
 from kit.recipe import flatten
+from kit.tasks.guidelines import Follower
 from kit.tasks.problems import ProblemSet
 
 _GOES_ON = "; once that is mended, the same command goes on from the last row written"
@@ -52,6 +53,7 @@ class ResultWriter:
     rows: dict[Key, Row]
     missing: set[Key]
     seen: tuple[Mark, Mark]  # both files when they were read
+    followers: Sequence[Follower] = ()  # of the guidelines that answers are looked at by
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -131,10 +133,12 @@ def open_writer(
     *,
     tag: str | None = None,
     overwrite: bool = False,
+    followers: Sequence[Follower] = (),
 ) -> ResultWriter:
     """Compare what is asked for with what is there; nothing is written yet.
 
-    `target` is that field of the result file, `load` gives the problems within a limit. Raises
+    `target` is that field of the result file, `load` gives the problems within a limit; answers
+    are looked at by `followers`, and counted again where that was not done before. Raises
     ResultsError where rows of other settings are there, or rows would be needed that were not
     asked for; DataError where problems cannot be told apart.
     """
@@ -155,9 +159,14 @@ def open_writer(
         if not grid - rows.keys() <= _grid(asked, load(asked.limit).problems["id"]):
             raise _may_only_grow(path, before["settings"], record["settings"])
     missing = grid - rows.keys()
-    if missing:
+    guidelines = {each.name: each.guideline.model_dump(mode="json") for each in followers}
+    counted = record.get("guidelines", {})
+    if missing or any(counted.get(name) != values for name, values in guidelines.items()):
         record |= {"status": "running", "n": len(problems), "results": [], "digests": None}
-    return ResultWriter(path, record, settings, problem_set, problems, rows, missing, seen)
+        record["guidelines"] = guidelines
+    return ResultWriter(
+        *(path, record, settings, problem_set, problems, rows, missing, seen), followers
+    )
 
 
 def _continued(path: Path, before: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 from kit.config import READERS
 from kit.errors import ConfigError, ResultsError
 from kit.files import lock_of, only_one
+from kit.guideline import without_parts
 from kit.reading import digest, parse_json
 
 SCHEMA = 2  # raised when a field changes its meaning
@@ -76,6 +77,14 @@ class Result:
     @property
     def settings(self) -> dict[str, Any]:
         return self.record["settings"]
+
+    @property
+    def shared_prompt(self) -> str | None:
+        """The system prompt without what the target's own guidelines add to it."""
+        prompt, added = self.settings.get("system_prompt"), self.record["target"].get("guidelines")
+        if not isinstance(prompt, str) or not isinstance(added, dict):
+            return prompt
+        return without_parts(prompt, map(str, added.values()))
 
     @property
     def temperatures(self) -> list[float]:

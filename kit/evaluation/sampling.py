@@ -16,7 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from kit.errors import NotFiniteError, OutOfMemoryError, room_for
-from kit.evaluation.figures import judge, summarize
+from kit.evaluation.figures import OF_VERDICT, judge, summarize
 from kit.evaluation.result_writer import ResultWriter
 from kit.evaluation.results import Key, Row, fields_of
 from kit.model.batching import micro_batches
@@ -24,7 +24,8 @@ from kit.model.policy import Policy
 from kit.model.rollout import Completion, Request, Sampling, count_tokens, sample
 from kit.model.tokenizer import warn_of_forged
 from kit.stopping import stop_as_ctrl_c
-from kit.tasks.verifiers import NumberVerifier
+from kit.tasks.guidelines import Attempt, mean_adherence
+from kit.tasks.verifiers import NumberVerifier, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def finish(writer: ResultWriter) -> None:
     rows: dict[float, list[Row]] = {t: [] for t in writer.settings.temperature}
     for row in writer.rows.values():
         rows[row["temperature"]].append(row)
-    writer.finish([summarize(rows[t], numbers=numbers) for t in rows])
+    writer.finish([summarize(rows[t], numbers=numbers) | _adherence(writer, rows[t]) for t in rows])
     for entry in writer.record["results"]:
         cut_off = entry["truncated"]["value"]
         if cut_off > TRUNCATED_WARNING:
@@ -70,6 +71,26 @@ def finish(writer: ResultWriter) -> None:
                 *(writer.record["target"]["name"], writer.record["data"], entry["temperature"]),
                 *(100 * cut_off, writer.settings.max_new_tokens),
             )
+
+
+def _adherence(writer: ResultWriter, rows: Sequence[Row]) -> dict[str, Any]:
+    """How far the answers at one temperature follow the guidelines, where there are any."""
+    if not writer.followers:
+        return {}
+    attempts = [
+        Attempt(
+            row["completion"],
+            problem := writer.problems[row["id"]],
+            problem["prompt"],
+            Verdict(**{field: row[field] for field in OF_VERDICT}),
+        )
+        for row in rows
+    ]
+    return {
+        "adherence": {
+            each.name: mean_adherence(each(attempts).adherence) for each in writer.followers
+        }
+    }
 
 
 def row_seed(seed: int, problem: str, number: int) -> tuple[int, int, int]:
@@ -108,7 +129,7 @@ def _sample_group(
     for writer in group.values():
         writer.start(base.revision, base.hardware.reason, facts)
     first = next(iter(group.values()))  # all have the same problems
-    chats = (row["prompt"] for row in first.problems.values())
+    chats = (row["prompt"] for writer in group.values() for row in writer.problems.values())
     warn_of_forged(base.tokenizer, chats, first.record["data"])
     for temperature in sorted({t for writer in group.values() for _, t, _ in writer.missing}):
         _sample_at(temperature, group, policy, adapters, bar)
@@ -127,16 +148,20 @@ def _sample_at(
     wanted = [
         (name, key) for name, led in group.items() for key in led.missing if key[1] == temperature
     ]
-    problems = {id_: group[name].problems[id_] for name, (id_, _, _) in wanted}
-    prompts = {id_: tuple(policy.base.prompt_ids(row["prompt"])) for id_, row in problems.items()}
+    # targets with other guidelines are asked otherwise
+    asked = {(name, id_) for name, (id_, _, _) in wanted}
+    prompts = {
+        (name, id_): tuple(policy.base.prompt_ids(group[name].problems[id_]["prompt"]))
+        for name, id_ in asked
+    }
     wanted.sort(key=lambda pair: (pair[1], pair[0]))
-    lengths = [len(prompts[id_]) + settings.max_new_tokens for _, (id_, _, _) in wanted]
+    lengths = [len(prompts[name, id_]) + settings.max_new_tokens for name, (id_, _, _) in wanted]
     # the longest first: what does not fit into memory is found out at once
     for rows in micro_batches(lengths, CHUNK_TOKENS[policy.base.hardware.device.type]):
         chunk = [wanted[i] for i in rows]
         began = time.perf_counter()
         requests = [
-            Request(prompts[id_], row_seed(settings.seed, id_, number), adapters[name])
+            Request(prompts[name, id_], row_seed(settings.seed, id_, number), adapters[name])
             for name, (id_, _, number) in chunk
         ]
         try:

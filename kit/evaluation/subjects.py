@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import field as field_of
 from functools import cache
 from pathlib import Path
 
-from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
+from kit.config import SYSTEM_PROMPT, Config, DataConfig, ModelConfig
 from kit.errors import ConfigError
+from kit.guideline import Guideline
 from kit.model.adapter_files import read_adapter_config, suggesting
 from kit.model.base_files import base_of
 from kit.reading import parse_json
@@ -23,7 +25,10 @@ PROBLEM_FIELDS = {"categories", "options", "question_column", "answer_column", "
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Something to evaluate: an adapter or, with none, the bare base."""
+    """Something to evaluate: an adapter or, with none, the bare base.
+
+    It is asked with its system prompt and what its guidelines add.
+    """
 
     name: str
     model: ModelConfig
@@ -31,12 +36,13 @@ class Subject:
     system_prompt: str
     results: Path  # folder of its result files
     run: str | None = None  # the run folder the adapter is from
+    guidelines: Mapping[str, Guideline] = field_of(default_factory=dict)  # it was trained with
 
     @classmethod
-    def of_run(cls, name: str, run: RunFolder, model: ModelConfig, system_prompt: str) -> Subject:
-        """The adapter that a run ended with, on this base."""
-        results = run.path / "eval"
-        return cls(name, model, str(run.adapter), system_prompt, results, str(run.path))
+    def of_run(cls, name: str, run: RunFolder, model: ModelConfig, config: Config) -> Subject:
+        """The adapter that a run of this configuration ended with, on this base."""
+        results, prompt = run.path / "eval", config.data.system_prompt
+        return cls(name, model, str(run.adapter), prompt, results, str(run.path), config.guidelines)
 
 
 def resolve_targets(
@@ -83,6 +89,19 @@ def check_targets(targets: Sequence[Subject]) -> None:
             f"the targets have different system prompts ({prompts}); evaluate them separately, or "
             "choose that of adapters outside runs with --system-prompt"
         )
+
+
+def all_guidelines(targets: Sequence[Subject]) -> dict[str, Guideline]:
+    """Those of all targets, by name; ConfigError where two of one name differ."""
+    found: dict[str, Guideline] = {}
+    for target in targets:
+        for name, guideline in target.guidelines.items():
+            if found.setdefault(name, guideline) != guideline:
+                raise ConfigError(
+                    f"the targets have different guidelines called {name!r}; evaluate them "
+                    "separately"
+                )
+    return found
 
 
 def shared_model(targets: Sequence[Subject]) -> ModelConfig:
@@ -188,7 +207,7 @@ def _resolve(name: str, system_prompt: str | None) -> Subject:
     # the base exactly as it was trained on, even where its default branch has moved on
     revision = config.model.revision or read_adapter_config(str(run.adapter)).get("revision")
     model = config.model.model_copy(update={"revision": revision})
-    return Subject.of_run(run.path.resolve().name, run, model, config.data.system_prompt)
+    return Subject.of_run(run.path.resolve().name, run, model, config)
 
 
 def results_folder(name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from kit.reports.adherence import adherence_table
 from kit.reports.document import (
     NONE,
     Block,
@@ -41,6 +42,8 @@ def describe_accuracy(
         here = [score for score in scores if score.data == data]
         if here:
             section.blocks.append(_table(data, here))
+            if adherence := adherence_table(data, here):
+                section.blocks.append(adherence)
             section.blocks.append(_figure(data, here, looks))
             section.blocks.extend(_over_samples(data, [s for s in here if _has_samples(s)], looks))
     return section

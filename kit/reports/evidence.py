@@ -154,12 +154,17 @@ def _check_settings(data: str, results: list[Measured]) -> None:
     for measured in results:
         result = measured.result
         for setting in SETTINGS:
-            expected, got = first.settings.get(setting), result.settings.get(setting)
+            expected, got = _shared(first, setting), _shared(result, setting)
             if expected != got:
                 raise ResultsError(
                     f"{data} was evaluated with {setting} {expected!r} in {first.path} but {got!r} "
                     f"in {result.path}; evaluate all arms with the same settings"
                 )
+
+
+def _shared(result: Result, setting: str) -> Any:
+    """A setting of an evaluation; of the system prompt what is not the arm's own guidelines'."""
+    return result.shared_prompt if setting == "system_prompt" else result.settings.get(setting)
 
 
 def _check_problems(results: list[Measured]) -> None:

@@ -92,6 +92,7 @@ def _score(data: str, temperature: float, arm: str, measured: dict[int | None, M
         figures[kind] = {measure: _over_k(entries, kind, measure) for measure in MEASURES}
     figures["slices"] = _slices(entries)
     figures["reasoning"] = _reasoning(entries)
+    figures["adherence"] = _adherence(entries)
     return Score(
         data,
         temperature,
@@ -159,6 +160,19 @@ def _reasoning(entries: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     return {
         key: mean(value(e["reasoning"][key]) for e in entries) for key in entries[0]["reasoning"]
     }
+
+
+def _adherence(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By guideline that all seeds were looked at for: mean, spread and each seed's value."""
+    tables = [entry.get("adherence", {}) for entry in entries]
+    found = {}
+    for name in tables[0]:
+        if all(name in table for table in tables):
+            values = [table[name]["value"] for table in tables]
+            known = [value for value in values if value is not None]
+            sd = statistics.stdev(known) if len(known) > 1 else None
+            found[name] = {"value": mean(values), "sd": sd, "per_seed": values}
+    return found
 
 
 def origin(scores: Iterable[Score]) -> Origin:

@@ -83,7 +83,8 @@ class StudySettings(SettingsSection):
     """A layer over the recipe, as `extends` merges; it holds for all arms."""
     arms: Annotated[dict[str, str | dict[str, Any] | None], Field(min_length=2)]
     """By name: settings of `objective`, the name of a trust region, or a recipe whose objective is
-    taken; nothing, where the arm is called like its region."""
+    taken; nothing, where the arm is called like its region. `guidelines` beside the settings of
+    `objective` are the arm's own."""
     staleness: Annotated[list[PositiveInt], Field(min_length=1)]
     """Updates per rollout, in the order in which they are done."""
     learning_rates: Rates | dict[PositiveInt, Rates]
@@ -200,7 +201,7 @@ class Declaration:
                 question["name"]: {**question, "pairs": _joined(question["pairs"])}
                 for question in settings["questions"]
             },
-            "arms": {arm: config.objective.model_dump() for arm, config in self.configs.items()},
+            "arms": {arm: _own(config) for arm, config in self.configs.items()},
             "recipe": _shared(self.base),
         }
 
@@ -209,9 +210,15 @@ def _joined(pairs: list[list[str]]) -> str:
     return ", ".join(f"{left} - {right}" for left, right in pairs)
 
 
+def _own(config: Config) -> dict[str, Any]:
+    """What an arm has for itself."""
+    guidelines = config.model_dump(mode="json")["guidelines"]
+    return config.objective.model_dump() | ({"guidelines": guidelines} if guidelines else {})
+
+
 def _shared(config: Config) -> dict[str, Any]:
     """What all arms share and the study does not decide itself."""
-    values = config.model_dump(mode="json", exclude={"objective", "output"})
+    values = config.model_dump(mode="json", exclude={"objective", "guidelines", "output"})
     for section, keys in DECIDED.items():
         values[section] = {k: v for k, v in values[section].items() if k not in keys}
     return values
@@ -240,12 +247,14 @@ def load_study(path: str | Path) -> Declaration:
 
 
 def _arm(path: Path, recipe: Path, settings: StudySettings, arm: str) -> Config:
-    objective = _objective(path, arm, settings.arms[arm])
-    rest = {"output": None}
+    given = settings.arms[arm]
+    own: dict[str, Any] = {"output": None}
+    if isinstance(given, dict) and "guidelines" in given:
+        own["guidelines"] = given["guidelines"]
+        given = {key: value for key, value in given.items() if key != "guidelines"}
+    own["objective"] = _objective(path, arm, given)
     try:
-        return build_config(
-            read_layers(recipe, [settings.overrides, {"objective": objective}, rest])
-        )
+        return build_config(read_layers(recipe, [settings.overrides, own]))
     except ConfigError as error:
         raise ConfigError(f"{path}, arm {arm!r}: {error}") from None
 

@@ -125,9 +125,10 @@ class Worker:
         fresh = [c for c in cells if c.is_fresh and self.folder.run(c).status == "finished"]
         if not fresh:
             return {}
-        model, prompt = self.shared.model, self.shared.data.system_prompt
+        model, arms = self.shared.model, self.folder.declaration.configs
         subjects = [
-            Subject.of_run(str(cell), self.folder.run(cell), model, prompt) for cell in fresh
+            Subject.of_run(str(cell), self.folder.run(cell), model, arms[cell.arm])
+            for cell in fresh
         ]
         return dict(zip(fresh, self._evaluate(subjects), strict=True))
 
@@ -136,7 +137,10 @@ class Worker:
 
         evaluation = self.settings.evaluation
         return benchmark(
-            subjects, [self.shared.data], evaluation, base=self.base, command=self.command
+            *(subjects, [self.shared.data], evaluation),
+            base=self.base,
+            command=self.command,
+            functions=True,
         )
 
     def _keep(self, cell: Cell, result: Result | None, seconds: float) -> None:

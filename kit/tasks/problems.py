@@ -19,12 +19,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kit.config import DataConfig
 from kit.errors import DataError
+from kit.guideline import Guideline, prompted
 from kit.tasks.sources import KNOWN, TASK_PREFIX, known_rows, own_rows, task_rows
 from kit.tasks.splits import Role
 from kit.tasks.verifiers import LatexVerifier, NumberVerifier, TaskVerifier, Verifier
@@ -75,13 +76,36 @@ def load_problems(config: DataConfig, split: Role | None = None, *, seed: int = 
         rows, verifier = own_rows(name, config, split), VERIFIERS[config.verifier]()
     rows = _select(rows, config, seed)
     for row in rows:
-        system = [{"role": "system", "content": config.system_prompt}]
-        user = {"role": "user", "content": row["question"]}
-        row.setdefault("prompt", [*(system if config.system_prompt else []), user])
+        row.setdefault("prompt", _chat(config.system_prompt, row["question"]))
     problem_set = ProblemSet(config.name, datasets.Dataset.from_list(rows), verifier)
     if own or isinstance(verifier, NumberVerifier):  # the others take minutes; tests check them
         check_gold(problem_set)
     return problem_set
+
+
+def guided(
+    problem_set: ProblemSet, system_prompt: str, guidelines: Mapping[str, Guideline]
+) -> ProblemSet:
+    """The problems, loaded with this system prompt, as they are asked with guidelines.
+
+    Raises DataError where they have prompts of their own, to which nothing can be added.
+    """
+    if not guidelines:
+        return problem_set
+    problems, prompt = problem_set.problems, prompted(system_prompt, guidelines)
+    if problems[0]["prompt"] != _chat(system_prompt, problems[0]["question"]):
+        raise DataError(
+            f"{problem_set.name} has prompts of its own, to which guidelines add nothing; leave "
+            f"out {', '.join(guidelines)}, or the column 'prompt'"
+        )
+    chats = [_chat(prompt, question) for question in problems["question"]]
+    asked = problems.remove_columns("prompt").add_column("prompt", chats)
+    return dataclasses.replace(problem_set, problems=asked)
+
+
+def _chat(system_prompt: str, question: str) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return [*system, {"role": "user", "content": question}]
 
 
 def check_gold(problem_set: ProblemSet) -> None:

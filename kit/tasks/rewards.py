@@ -1,38 +1,25 @@
 """The reward of a completion: a sum of named parts.
 
-Three parts come from the verdict on the answer (`correct`, `format`, `no_answer`), further ones
-from functions of the user's with TRL's signature,
-
-    f(prompts, completions, **columns) -> list[float | None]
-
-where `completions` holds one `[{"role": "assistant", "content": text}]` per completion and each
-column of the data set is a list as long. None means "does not apply" and adds 0. Whatever such a
-function raises is a RewardError, sys.exit() included; Ctrl-C alone stays what it is.
+Three come from the verdict on the answer (`correct`, `format`, `no_answer`), one from each check of
+each guideline (`<guideline>.<check>`), further ones from functions of the user's
+(`kit.tasks.functions`), of which None adds 0.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import importlib
-import importlib.util
-import itertools
-import math
-import numbers
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from kit.config import RewardConfig
 from kit.errors import RewardError
+from kit.guideline import Guideline
+from kit.tasks.functions import Messages, UserPart, call, import_function
+from kit.tasks.guidelines import Attempt, Follower, follower_of
 from kit.tasks.verifiers import Verdict, Verifier
 
 _BUILT_IN = ("correct", "format", "no_answer")
 LARGEST = 1e30  # advantages are float32, and a ratio of up to e^20 multiplies them
-
-Messages = Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +29,29 @@ class Scores:
     total: list[float]
     parts: dict[str, list[float]]
     verdicts: list[Verdict]
-
-
-@dataclass(frozen=True, slots=True)
-class UserPart:
-    """A function of the user's, its weight and the name of its part."""
-
-    name: str
-    weight: float
-    function: Callable[..., Any]
+    adherence: dict[str, list[float | None]] = field(default_factory=dict)  # by guideline
 
 
 class Reward:
     """Scores completions; build it with `build_reward`."""
 
-    def __init__(self, config: RewardConfig, verifier: Verifier, parts: Sequence[UserPart]) -> None:
+    def __init__(
+        self,
+        config: RewardConfig,
+        verifier: Verifier,
+        parts: Sequence[UserPart],
+        followers: Sequence[Follower] = (),
+    ) -> None:
         self.config = config
         self.verifier = verifier
         self.user_parts = tuple(parts)
+        self.followers = tuple(followers)
 
     @property
     def names(self) -> list[str]:
         """The parts, in the order in which they are added."""
-        return [*_BUILT_IN, *(part.name for part in self.user_parts)]
+        guided = (part for follower in self.followers for part in follower.parts)
+        return [*_BUILT_IN, *guided, *(part.name for part in self.user_parts)]
 
     def __call__(
         self,
@@ -83,10 +70,19 @@ class Reward:
             )
         verdicts = self.verifier.verify_many(completions, rows)
         parts = self._verdict_parts(verdicts)
+        attempts = [
+            Attempt(text, row, prompt, verdict)
+            for text, row, prompt, verdict in zip(completions, rows, prompts, verdicts, strict=True)
+        ]
+        adherence: dict[str, list[float | None]] = {}
+        for follower in self.followers:
+            following = follower(attempts)
+            parts |= following.rewards
+            adherence[follower.name] = following.adherence
         for part in self.user_parts:
-            parts[part.name] = _call(part, prompts, completions, rows)
+            parts[part.name] = [value or 0.0 for value in call(part, prompts, completions, rows)]
         totals = [self._total(parts, index) for index in range(len(completions))]
-        return Scores(totals, parts, verdicts)
+        return Scores(totals, parts, verdicts, adherence)
 
     def _verdict_parts(self, verdicts: Sequence[Verdict]) -> dict[str, list[float]]:
         config = self.config
@@ -116,16 +112,19 @@ class Reward:
         return min(max(value, low), high)
 
 
-def build_reward(config: RewardConfig, verifier: Verifier) -> Reward:
+def build_reward(
+    config: RewardConfig, verifier: Verifier, guidelines: Mapping[str, Guideline] | None = None
+) -> Reward:
     """The configured reward. Raises RewardError for a function that cannot be imported."""
     taken = set(_BUILT_IN)
     parts = []
     for wanted in config.functions:
-        function = _import(wanted.path)
+        function = import_function(wanted.path)
         name = _unused(getattr(function, "__name__", type(function).__name__), taken)
         taken.add(name)
         parts.append(UserPart(name, wanted.weight, function))
-    return Reward(config, verifier, parts)
+    followers = [follower_of(name, each) for name, each in (guidelines or {}).items()]
+    return Reward(config, verifier, parts, followers)
 
 
 def _unused(name: str, taken: set[str]) -> str:
@@ -135,106 +134,3 @@ def _unused(name: str, taken: set[str]) -> str:
         number += 1
         unique = f"{name}_{number}"
     return unique
-
-
-def _import(path: str) -> Callable[..., Any]:
-    """The function behind `package.module:function` or `file.py:function`."""
-    where, colon, name = path.rpartition(":")
-    if not (where and colon and name.isidentifier()):
-        raise RewardError(
-            f"reward function {path!r} must be 'package.module:function' or 'file.py:function'"
-        )
-    with _users_code(f"reward function {path!r}: cannot import {where!r}: "):
-        module = _load_file(where) if where.endswith(".py") else importlib.import_module(where)
-    function = getattr(module, name, None)
-    if not callable(function):
-        functions = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
-        raise RewardError(
-            f"reward function {path!r}: {where!r} has no function {name!r}; "
-            f"it has {', '.join(functions) or 'none'}"
-        )
-    return function
-
-
-def _load_file(file: str) -> Any:
-    path = Path(file).expanduser().resolve()
-    spec = importlib.util.spec_from_file_location(str(path), path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses in the file look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def _call(
-    part: UserPart,
-    prompts: Sequence[Messages],
-    completions: Sequence[str],
-    rows: Sequence[Mapping[str, Any]],
-) -> list[float]:
-    """One user part, weighted. It gets copies: it cannot change what is ours."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [row.get(name) for row in rows] for name in names if name != "prompt"}
-    messages = [[{"role": "assistant", "content": text}] for text in completions]
-    given = copy.deepcopy({"prompts": list(prompts), **columns})
-    with _users_code(f"reward function {part.name!r} raised "):
-        returned = part.function(completions=messages, **given)
-    listed = hasattr(returned, "__iter__") or hasattr(returned, "__getitem__")
-    if not listed or isinstance(returned, (bytes, Mapping, Set)):
-        raise RewardError(
-            f"reward function {part.name!r} must return a list of numbers, "
-            f"got {type(returned).__name__}"
-        )
-    count = len(completions)
-    with _users_code(f"reward function {part.name!r} raised "):  # it may be a generator
-        values = list(itertools.islice(returned, count + 1))
-    if len(values) != count:
-        raise RewardError(
-            f"reward function {part.name!r} must return one number for each of the "
-            f"{count} completions, got {len(values) if len(values) < count else 'more'}"
-        )
-    return [_number(part, index, value) for index, value in enumerate(values)]
-
-
-def _number(part: UserPart, index: int, value: Any) -> float:
-    """A returned value times the weight; None is 0."""
-    if value is None:
-        return 0.0
-    number = math.nan
-    is_complex = isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)
-    if hasattr(value, "__float__") and not is_complex:  # also scalars of numpy and torch; no text
-        # an array of several numbers has no value, nor has an integer beyond the largest float;
-        # a class of the user's may raise anything
-        with contextlib.suppress(Exception):
-            number = part.weight * float(value)
-    if not math.isfinite(number):
-        raise RewardError(
-            f"reward function {part.name!r} must return finite numbers or None, "
-            f"got {_shown(value)} for completion {index}"
-        )
-    return number
-
-
-def _shown(value: Any) -> str:
-    """The beginning of how a value is written; its type where that cannot be written."""
-    try:
-        return f"{value!r:.100}"
-    except Exception:  # integers of thousands of digits, and classes of the user's
-        kind = type(value).__name__
-        return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
-
-
-@contextlib.contextmanager
-def _users_code(what: str) -> Iterator[None]:
-    """RewardError for whatever is raised inside but Ctrl-C; sys.exit() is no end of ours."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        raise RewardError(what + _brief(error)) from error
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from kit.config import Config
-from kit.errors import DataError
+from kit.errors import ConfigError, DataError
 from kit.model.tokenizer import prompt_ids, warn_of_forged
-from kit.tasks.problems import ProblemSet, load_problems, log, split_validation
+from kit.tasks.problems import ProblemSet, guided, load_problems, log, split_validation
 
 Example = TypeVar("Example")
 
@@ -41,10 +41,30 @@ class TrainingData:
     validation: ProblemSet | None
 
 
-def load_training_data(config: Config, tokenizer: Any) -> TrainingData:
-    """Load the problems, leave out those with long prompts, hold out the validation problems."""
+def load_training_data(configs: Sequence[Config], tokenizer: Any) -> list[TrainingData]:
+    """What each of several arms learns from: the same problems, asked as its guidelines say.
+
+    Raises ConfigError where the prompts of some arms alone are too long for some problems.
+    """
+    loaded = load_problems(configs[0].data, seed=configs[0].train.seed)
+    by_prompt: dict[str, TrainingData] = {}
+    for config in configs:
+        if config.system_prompt not in by_prompt:
+            by_prompt[config.system_prompt] = _prepare(config, loaded, tokenizer)
+    kept = [data.train_set.problems["id"] for data in by_prompt.values()]
+    if any(list(ids) != list(kept[0]) for ids in kept):
+        raise ConfigError(
+            "the guidelines make the arms' prompts of different lengths, and some are over "
+            f"data.max_prompt_tokens={configs[0].data.max_prompt_tokens}, so that the arms would "
+            "learn from different problems; raise it"
+        )
+    return [by_prompt[config.system_prompt] for config in configs]
+
+
+def _prepare(config: Config, loaded: ProblemSet, tokenizer: Any) -> TrainingData:
+    """Leave out the problems with long prompts, hold out the validation problems."""
     data = config.data
-    loaded = load_problems(data, seed=config.train.seed)
+    loaded = guided(loaded, data.system_prompt, config.guidelines)
     solved = config.method == "sft"
     chats = ([*p["prompt"], {"content": p["solution"] if solved else ""}] for p in loaded.problems)
     warn_of_forged(tokenizer, chats, data.name)

@@ -83,7 +83,7 @@ class Learner:
         self.warned: set[str] = set()
         self.seen_to_learn = False
         warn_about(config)
-        self.reward = build_reward(config.reward, data.train_set.verifier)
+        self.reward = build_reward(config.reward, data.train_set.verifier, config.guidelines)
         seed = config.train.seed
         model = add_lora(
             base, config.lora, seed, config.model.adapter, name=adapter_name, model=model

@@ -28,14 +28,27 @@ def completion_metrics(rollout: Rollout, scores: Scores) -> list[dict[str, float
             "completion/mean_tokens": float(len(completion.tokens)),
             "completion/truncated_share": float(completion.truncated),
             **{f"reward/{name}": values[i] for name, values in scores.parts.items()},
+            **_adherence(scores, i),
         }
         for i, (verdict, completion) in enumerate(rows)
     ]
 
 
+def _adherence(scores: Scores, index: int) -> dict[str, float]:
+    """Of the guidelines that apply to one completion."""
+    return {
+        f"adherence/{name}": value
+        for name, values in scores.adherence.items()
+        if (value := values[index]) is not None
+    }
+
+
 def means(records: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each key over records that have the same keys."""
-    return {key: float(np.mean([record[key] for record in records])) for key in records[0]}
+    """The mean of each key over the records that have it."""
+    keys = dict.fromkeys(key for record in records for key in record)
+    return {
+        key: float(np.mean([record[key] for record in records if key in record])) for key in keys
+    }
 
 
 def update_metrics(results: Sequence[UpdateResult]) -> dict[str, float]:

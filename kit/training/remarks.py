@@ -21,6 +21,16 @@ def warn_about(config: Config) -> None:
         )
     if config.method != "grpo":
         return
+    guided = sum(
+        max(0.0, check.weight) for each in config.guidelines.values() for check in each.checks
+    )
+    if guided > config.reward.correct:
+        log.warning(
+            "the guidelines' weights add up to %g, a right answer gives %g: a wrong answer that "
+            "follows them is worth more than a right one that does not; lower the weights",
+            guided,
+            config.reward.correct,
+        )
     if config.train.updates_per_rollout == 1 and config.objective.resolved_old_policy == "sampler":
         log.info(
             "One update per rollout: every ratio is 1, so no trust region acts and clip, noclip "

@@ -127,15 +127,15 @@ def _train_together(
     """The run folders are this process's own by now."""
     device = accelerators[0].device
     base = base or load_base(configs[0].model, device if device.type == "cuda" else None)
-    data = load_training_data(configs[0], base.tokenizer)
+    data = load_training_data(configs, base.tokenizer)
     if accelerators[0].is_main_process:
         for run in runs:
-            run.keep_to(data.train_set.problems)
-    trainer = Trainer(base, data)
+            run.keep_to(data[0].train_set.problems)
+    trainer = Trainer(base)
     try:
         with room_for("putting the adapter on the base", LESS_MEMORY):
-            for config, run, accelerator in zip(configs, runs, accelerators, strict=True):
-                trainer.add(config, run, accelerator)
+            for arm in zip(configs, runs, accelerators, data, strict=True):
+                trainer.add(*arm)
         trainer.run_to_end()
     finally:
         trainer.close()
@@ -155,21 +155,22 @@ def _ends_noted(runs: Sequence[RunFolder]) -> Iterator[None]:
 class Trainer:
     """The loop around the steps of one learner or several."""
 
-    def __init__(self, base: Base, data: TrainingData) -> None:
+    def __init__(self, base: Base) -> None:
         self.base = base
-        self.data = data
         self.model: PeftModel | None = None
         self.learners: list[Learner] = []  # those that still train
         self.stopping = False
         self.said_cut_off = False
 
-    def add(self, config: Config, run: RunFolder, accelerator: Accelerator) -> None:
+    def add(
+        self, config: Config, run: RunFolder, accelerator: Accelerator, data: TrainingData
+    ) -> None:
         """Put another learner's adapter on the base."""
         # PEFT takes no dots in names, which run folders may have
         name = f"arm{len(self.learners)}" if self.learners else TRAINED
         with rolled_back(self.model or self.base.model):
             learner = Learner(
-                config, run, accelerator, self.base, self.data, adapter_name=name, model=self.model
+                config, run, accelerator, self.base, data, adapter_name=name, model=self.model
             )
         self.model = learner.policy.peft
         self.learners.append(learner)

@@ -24,7 +24,7 @@ from kit.app.compare.comparison import (
 )
 from kit.app.compare.problem_view import ProblemView
 from kit.app.compare.problems import Problems
-from kit.app.compare.reader import heads_html
+from kit.app.compare.reader import heads_html, text_markdown
 from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT, Setup
 from kit.app.exports import ComparedPair
 from kit.app.library.adapters import Catalogue, Choice, find
@@ -36,6 +36,7 @@ from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
 from kit.errors import AdapterError, ConfigError, DataError
 from kit.model.rollout import Completion
 from kit.preferences.votes import read_votes
+from kit.recipe import read_guidelines
 from kit.tasks.problems import load_problems
 from kit.tasks.verifiers import TaskVerifier, Verdict
 
@@ -269,6 +270,21 @@ def test_blind_columns_hide_names_until_the_vote():
     assert Shown(done).preferred("left") == "left"
     revealed = Shown(done, (RIGHT, LEFT), is_blind=True, vote="left")
     assert revealed.names == {RIGHT: "pspo", LEFT: "clip"} and not revealed.hides_names
+
+
+def test_lines_that_fulfil_a_guideline_are_marked_once_names_are_told():
+    guided = replace(choice("pspo"), guidelines=read_guidelines("one-equation-per-line"))
+    said = "So\u2028that is:\n3 + 4 = 7\n#### 7", "3 + 4 = 8\n#### 8"
+    asked = {"sides": {LEFT: choice("clip"), RIGHT: guided}}
+    done = finish(comparison(said[0], right=said[1:], **asked), Judge())
+    first, second = columns(Shown(done))
+    assert first.marks == {2: "one-equation-per-line"} and second.marks == {}
+    html = text_markdown([first, second])
+    assert "3 + 4 = 7" in html and html.count("✓ one-equation-per-line") == 1
+    blind = columns(Shown(done, is_blind=True))  # the mark would say whose the guideline is
+    assert [column.marks for column in blind] == [{}, {}]
+    running = comparison(said[0], right=said[1:], **asked)
+    assert columns(Shown(running))[0].marks == {}
 
 
 def test_the_bases_own_column_waits_for_the_vote():

@@ -9,7 +9,7 @@ from fractions import Fraction
 import pytest
 
 from kit.evaluation.reasoning.measures import ReasoningMeasures, measure, summarize
-from kit.evaluation.reasoning.steps import find_steps
+from kit.tasks.steps import find_steps
 
 QUESTION = "How many apples does Ann have?"
 

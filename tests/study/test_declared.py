@@ -63,6 +63,19 @@ def test_arms_are_regions_settings_and_recipes(write_study, tmp_path):
     assert found["tight"].trust_region.epsilon_low == 0.1
 
 
+def test_arms_may_have_guidelines_of_their_own(write_study):
+    arms = {"clip": None, "brief": {"trust_region": {"name": "clip"}, "guidelines": ["concise"]}}
+    declaration = load_study(write_study(arms=arms))
+    plain, brief = declaration.configs.values()
+    assert plain.objective == brief.objective
+    assert (list(plain.guidelines), list(brief.guidelines)) == ([], ["concise"])
+    record = declaration.record()
+    assert "guidelines" not in record["arms"]["clip"] and "guidelines" not in record["recipe"]
+    assert record["arms"]["brief"]["guidelines"]["concise"]["prompt"] == "Be brief."
+    with pytest.raises(ConfigError, match=r"arm 'brief': there is no guideline 'brevity'"):
+        load_study(write_study(arms={**arms, "brief": {"guidelines": ["brevity"]}}))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

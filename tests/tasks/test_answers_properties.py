@@ -10,9 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kit.evaluation.reasoning.arithmetic import beginning, ending, tokenize
 from kit.evaluation.reasoning.measures import measure
-from kit.evaluation.reasoning.steps import MAX_STARTS, find_steps
 from kit.tasks.answers import (
     MAX_ANSWER_CHARS,
     extract_lenient,
@@ -21,9 +19,11 @@ from kit.tasks.answers import (
     extract_strict_text,
     parse_number,
 )
+from kit.tasks.arithmetic import beginning, ending, tokenize
 from kit.tasks.latex_forms import read
 from kit.tasks.latex_formula import Unreadable, formula
 from kit.tasks.latex_text import plain, words
+from kit.tasks.steps import MAX_STARTS, find_steps
 from kit.tasks.units import is_unit
 from kit.tasks.units import measure as measure_of
 from kit.tasks.verifiers import NumberVerifier, task_answers

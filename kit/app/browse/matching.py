@@ -10,8 +10,8 @@ from kit.app.library.results import Settings, Stored
 
 NAMED = 3  # results that cannot be compared and are named; the others are counted
 
-# what may differ without the problems or their sampling being others
-_MAY_DIFFER = {"temperatures"}
+# what may differ without the problems or their sampling being others; of prompts the guidelines
+_MAY_DIFFER = {"temperatures", "system_prompt"}
 
 
 def differences(left: Stored, right: Stored) -> list[str]:
@@ -19,6 +19,7 @@ def differences(left: Stored, right: Stored) -> list[str]:
     pairs = {
         "data": (left.about.data, right.about.data),
         "temperature": (left.temperature, right.temperature),
+        "system_prompt": (left.about.shared_prompt, right.about.shared_prompt),
     }
     for field in fields(Settings):
         if field.name not in _MAY_DIFFER:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from kit.app.compare.comparison import Answer, Shown
+from kit.app.compare.marks import marks
 from kit.app.compare.reader import Column, nats
 from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT
 from kit.app.library.folders import display_names
@@ -36,6 +37,7 @@ def columns(shown: Shown, silenced: Mapping[str, Collection[int]] | None = None)
                 silenced=(silenced or {}).get(side, ()),
                 samples=[each.badge if is_told else None for each in samples],
                 sample=shown.sample,
+                marks=marks(answer, shown.comparison.setup) if is_told else {},
             )
         )
     return found

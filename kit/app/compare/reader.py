@@ -53,6 +53,7 @@ class Column:
     silenced: Collection[int] = ()  # of `scored`: clip leaves them no gradient
     samples: Sequence[Badge | None] = ()  # of all samples, where there are several
     sample: int = 0  # the shown one
+    marks: Mapping[int, str] = field(default_factory=dict)  # guidelines, by line of the text
 
     @cached_property
     def _characters(self) -> list[str]:
@@ -92,6 +93,10 @@ class Column:
     def line(self, index: int) -> str:
         start, end = self.lines[index]
         return self.shown[start:end].strip("\n")
+
+    def mark(self, index: int) -> str:
+        """The guidelines that a line fulfils; a formula of several lines is where it begins."""
+        return self.marks.get(self.shown.count("\n", 0, self.lines[index][0]), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +295,11 @@ class _Writer:
         self.fork: _Fork | None = None
 
     def lines(self, indices: Sequence[int]) -> str:
-        return "<br>".join(self._line(*self.column.lines[i]) for i in indices)
+        return "<br>".join(self._line(*self.column.lines[i]) + self._mark(i) for i in indices)
+
+    def _mark(self, index: int) -> str:
+        names = escaped(self.column.mark(index))
+        return f'<small class="kit-follows">✓ {names}</small>' * bool(names)
 
     def _line(self, start: int, end: int) -> str:
         """Formula by formula, and token by token between them and in what they are made from."""

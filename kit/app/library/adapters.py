@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from kit.app.library.roots import (
 from kit.app.options import AppOptions
 from kit.config import EMBEDDED, SYSTEM_PROMPT, ModelConfig
 from kit.errors import AdapterError, ConfigError, KitError, RunError
+from kit.guideline import Guideline
 from kit.model.adapter_files import CONFIG, WEIGHTS
 from kit.runs import RunFolder
 
@@ -40,11 +41,12 @@ class Choice:
     label: str  # unique in its catalogue: the path below the folder searched, or the name given
     adapter: str | None  # folder or hub id; None: the bare base
     base: str
-    system_prompt: str
+    system_prompt: str  # with what its guidelines add
     data: str | None  # the data set it was trained on, where a run says so
     run: str | None  # its run folder
     region: str | None  # clip, pspo, … of the run's objective; None: not trained by policy gradient
     is_named: bool = False  # the user asked for it with --adapters
+    guidelines: Mapping[str, Guideline] = field(default_factory=dict, compare=False)  # of its run
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,20 +230,22 @@ def _describe(label: str, source: str, run: RunFolder | None) -> _Found:
     settings = read_settings(source)
     base_id, revision = settings["base_model_name_or_path"], settings.get("revision")
     model, prompt, data, region, where = ModelConfig(id=base_id), SYSTEM_PROMPT, None, None, None
+    guidelines: Mapping[str, Guideline] = {}
     if run is not None:
         path = run.path / "config.yaml"
         try:
             config = read_run_config(path)
         except ConfigError as error:
             raise ConfigError(f"cannot use {path}: {error}") from None
-        model, prompt, data = config.model, config.data.system_prompt, config.data.name
+        model, prompt, data = config.model, config.system_prompt, config.data.name
+        guidelines = config.guidelines
         region = config.objective.trust_region.name if config.method == "grpo" else None
         where = str(run.path)
     # the adapter's own word on its base is what it is checked against when it is loaded
     own = {"id": base_id, "revision": revision or model.revision, "adapter": None}
     weights = Path(source) / WEIGHTS
     changed = os.path.getmtime(weights) if os.path.isfile(weights) else 0.0  # a hub id has none
-    choice = Choice(label, source, base_id, prompt, data, where, region)
+    choice = Choice(label, source, base_id, prompt, data, where, region, guidelines=guidelines)
     return _Found(choice, model.model_copy(update=own), changed)
 
 

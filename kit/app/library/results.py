@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass as checked
 from kit.app.library.folders import walk
 from kit.errors import ResultsError
 from kit.evaluation.results import find_result, read_rows
+from kit.guideline import without_parts
 
 MAX_DEPTH = 8  # folders below a root that are searched
 SKIPPED = {"adapter", "checkpoints"}  # folders that hold no results, but many files
@@ -30,6 +31,7 @@ class Target:
     adapter: StrictStr | None  # folder or hub id; None: the bare base
     adapter_sha256: StrictStr | None
     base: StrictStr
+    guidelines: dict[StrictStr, StrictStr] = field(default_factory=dict)  # what each adds, by name
 
 
 @checked(frozen=True, slots=True)
@@ -57,6 +59,11 @@ class About:
     seen_in_training: StrictInt | None  # how many of them; None: not known
     target: Target
     settings: Settings
+
+    @property
+    def shared_prompt(self) -> str:
+        """The system prompt without what the target's own guidelines add to it."""
+        return without_parts(self.settings.system_prompt, self.target.guidelines.values())
 
 
 @checked(frozen=True, slots=True)

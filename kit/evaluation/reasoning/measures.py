@@ -17,8 +17,8 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from kit.evaluation.reasoning.steps import MAX_CHARS, Step, find_steps
 from kit.tasks.answers import parse_number
+from kit.tasks.steps import MAX_CHARS, Step, find_steps
 
 NGRAM = 4  # words
 MAX_ANSWERS = 32  # read of each way to state one

@@ -1,6 +1,6 @@
 """Read the arithmetic expression that words and numbers begin or end with, in exact fractions.
 
-The tokens are those of a line of text that `kit.evaluation.reasoning.steps` has made plain. Reading
+The tokens are those of a line of text that `kit.tasks.steps` has made plain. Reading
 takes bounded time and space, whatever they are.
 """
 

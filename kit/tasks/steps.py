@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from kit.evaluation.reasoning.arithmetic import (
+from kit.tasks.arithmetic import (
     UNREADABLE,
     Expression,
     beginning,

@@ -1,0 +1,32 @@
+"""Which lines of an answer fulfil a guideline that one of the adapters was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from kit.app.compare.comparison import Answer
+from kit.app.compare.setup import Setup
+from kit.app.inert import printable
+from kit.guideline import Guideline
+from kit.tasks.guidelines import Attempt, follower_of
+
+
+def marks(answer: Answer, setup: Setup) -> dict[int, str]:
+    """Names of guidelines by number of line. No function is run that a guideline names."""
+    guidelines = _all(choice.guidelines for choice in setup.sides.values())
+    if answer.verdict is None or not guidelines:
+        return {}
+    problem = {"id": "", "question": setup.question, "answer": setup.gold}
+    text = printable(answer.completion.text)  # whose lines are those that are shown
+    attempt = Attempt(text, problem, setup.messages, answer.verdict)
+    found: dict[int, list[str]] = {}
+    for name, guideline in guidelines.items():
+        findings = follower_of(name, guideline, trusted=False)([attempt]).findings.values()
+        for line in sorted({line for (finding,) in findings for line in finding.lines}):
+            found.setdefault(line, []).append(name)
+    return {line: ", ".join(names) for line, names in found.items()}
+
+
+def _all(each: Iterable[Mapping[str, Guideline]]) -> dict[str, Guideline]:
+    """Those of all sides; of one name the last."""
+    return {name: guideline for own in each for name, guideline in own.items()}

@@ -1,0 +1,120 @@
+"""A completion as checks see it: its own lines, its equations, and the answer it states."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+from kit.tasks.answers import extract_lenient_text, parse_number
+from kit.tasks.functions import Messages
+from kit.tasks.steps import MAX_CHARS, Step, find_steps
+from kit.tasks.verifiers import Verdict
+
+MAX_LINES = 200  # of a text, that are read
+LONG_LINE = 16  # characters from which on a line that is part of the prompt is copied from it
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+")
+_MARK = re.compile(r"\W{0,8}####")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a model wrote, beside what it was asked and what its answer is worth.
+
+    The text is hostile: what stands beyond the first MAX_CHARS characters and MAX_LINES lines is
+    not looked at.
+    """
+
+    text: str
+    problem: Mapping[str, Any]
+    prompt: Messages
+    verdict: Verdict
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """Each line; empty where it only says again what the prompt says."""
+        lines = self.text[:MAX_CHARS].split("\n")[:MAX_LINES]
+        return ["" if self.is_echo(line) else line for line in lines]
+
+    @cached_property
+    def steps(self) -> list[list[Step]]:
+        """The equations of each line."""
+        return [find_steps(line) for line in self.lines]
+
+    @cached_property
+    def states_an_answer(self) -> bool:
+        """Whether it says which is its answer, right or wrong: a number in prose is none."""
+        if self.verdict.strict_answer is not None:
+            return True
+        own = "\n".join(self.lines)
+        return self.verdict.lenient_answer is not None and extract_lenient_text(own) is not None
+
+    @cached_property
+    def answer(self) -> Fraction | None:
+        """The answer it states; None where that is no number."""
+        found = self.verdict.strict_answer or self.verdict.lenient_answer
+        return None if found is None else parse_number(found)
+
+    @cached_property
+    def question(self) -> str:
+        return str(self.problem["question"])[:MAX_CHARS]
+
+    @cached_property
+    def given(self) -> set[Fraction]:
+        """The numbers in the question, without their signs."""
+        return numbers_in(self.question)
+
+    def answers_in(self, line: int) -> bool:
+        """Whether a line is where the answer is marked by `####`."""
+        return _MARK.match(self.lines[line]) is not None
+
+    def is_echo(self, line: str) -> bool:
+        """Whether a line is one of the prompt's, or a long part of it."""
+        plain = _plain(line)
+        return plain in self._asked or (len(plain) >= LONG_LINE and plain in self._all_asked)
+
+    @cached_property
+    def _asked(self) -> frozenset[str]:
+        texts = (str(message.get("content", "")) for message in self.prompt)
+        return frozenset(_plain(line) for text in texts for line in text.split("\n"))
+
+    @cached_property
+    def _all_asked(self) -> str:
+        return _plain("\n".join(str(message.get("content", "")) for message in self.prompt))
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check says of a completion: from 0 to 1, and by which of its lines."""
+
+    value: float | None  # None: it does not apply
+    lines: Sequence[int] = ()
+
+
+NOTHING = Finding(0.0)
+DOES_NOT_APPLY = Finding(None)
+
+
+def numbers_in(text: str) -> set[Fraction]:
+    """The numbers of a short text, without their signs; those of too many digits are left out."""
+    read = (parse_number(number) for number in _NUMBER.findall(text.replace(",", "")))
+    return {abs(number) for number in read if number is not None}
+
+
+def numbers_of(step: Step) -> set[Fraction]:
+    """Those on both sides of an equation, without their signs."""
+    return numbers_in(step.expression) | {abs(step.result)}
+
+
+def changes_nothing(step: Step) -> bool:
+    """Whether an equation has its result among its own numbers, and 0 or 1 beside it."""
+    result = abs(step.result)
+    numbers = numbers_in(step.expression)
+    return result in numbers and numbers <= {result, Fraction(0), Fraction(1)}
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
