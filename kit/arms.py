@@ -39,6 +39,8 @@ def differing_fields(arms: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
     """{arm: {dotted field: value}} of the fields that are not the same in all arms."""
     flat = {arm: flatten(config.model_dump(mode="json")) for arm, config in arms.items()}
     keys = {key for values in flat.values() for key in values} - OWN
+    # a mapping that is empty in one arm differs by what the others have in it
+    keys -= {key for key in keys if any(other.startswith(f"{key}.") for other in keys)}
     differing = [
         key
         for key in sorted(keys)
