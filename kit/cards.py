@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
+CONTEXT = 0.6 * 2**30  # bytes of the CUDA context, kernels and cuBLAS workspaces: an allowance
 FIELDS = ("name", "memory.total", "driver_version", "compute_cap")
 
 

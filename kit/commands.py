@@ -235,7 +235,7 @@ def evaluate(
     too. All adapters and the base are sampled together. Results go to <run>/eval/, or to runs/eval/
     outside a run; what is there already is kept, so that an interrupted evaluation goes on.
     Settings may be given as key=value: temperature=0,0.2,0.4 samples=16 max_new_tokens=512 seed=0
-    limit=300 top_p=1 split=test.
+    limit=300 top_p=1 split=test memory_budget=6GB.
     """
     names, pairs = _split(targets or [])
     for key in ("limit", "temperature", "samples", "max_new_tokens", "seed"):
@@ -255,7 +255,7 @@ def evaluate(
         overwrite=overwrite,
         functions=functions,
         command=context.obj,
-        **read_pairs(EvalSettings, pairs).model_dump(),
+        **dict(read_pairs(EvalSettings, pairs)),
     )
     from kit.evaluation.benchmark import table
 

@@ -16,6 +16,7 @@ from kit.arms import check_arms, differing_fields, load_arms
 from kit.compare_json import COMPARE_SCHEMA, read_comparison
 from kit.config import Config, DataConfig
 from kit.errors import ConfigError, RunError
+from kit.estimate.fit import check_budget
 from kit.evaluation.results import Result
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject, data_config
@@ -55,7 +56,8 @@ def compare(
         raise ConfigError(f"seeds must be different numbers from 0 up, got {list(seeds)}")
     arms = load_arms(recipes, listed(overrides))
     check_arms(arms, listed(vary))
-    first = next(iter(arms.values()))
+    first, *others = arms.values()
+    check_budget(first, others)
     names = listed(data) or [first.data.name]
     if not settings:
         settings = EvalSettings(max_new_tokens=first.rollout.max_new_tokens)
@@ -137,9 +139,15 @@ class Study:
         """The base and all finished adapters on the same problems; the comparison is done then."""
         from kit.evaluation.benchmark import benchmark
 
+        first = next(iter(self.arms.values()))
         try:
             results = benchmark(
-                self.targets(), data, settings, base=base, command=command, functions=True
+                self.targets(),
+                data,
+                settings.within(first.memory_budget),
+                base=base,
+                command=command,
+                functions=True,
             )
         except KeyboardInterrupt:
             self.describe(status="interrupted")

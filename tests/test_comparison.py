@@ -253,6 +253,28 @@ def test_bad_arguments(recipes, tmp_path, capsys, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_budget_that_is_too_small_for_all_arms_is_refused_at_once(recipes, tmp_path, capsys):
+    command = ["compare", *map(str, recipes), "--output", str(tmp_path / "out")]
+    assert main([*command, "memory_budget=650MB", "model.id=Qwen/Qwen2.5-0.5B"]) == 1
+    assert "not enough for 3 arms that train together" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "budget"), [(EvalSettings(), "6GB"), (EvalSettings(memory_budget="2GB"), "2GB")]
+)
+def test_the_evaluation_keeps_to_the_budget_too(
+    recipes, base, tmp_path, monkeypatch, settings, budget
+):
+    given = []
+    monkeypatch.setattr(
+        "kit.evaluation.benchmark.benchmark", lambda *_, **__: given.append(_[2]) or []
+    )
+    study = Study(tmp_path, load_arms(recipes, ["memory_budget=6GB"]), [0])
+    study.evaluate(base, [], settings)
+    assert [settings.memory_budget for settings in given] == [budget]
+
+
 def test_several_processes_are_refused(recipes, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="runs in one process"):

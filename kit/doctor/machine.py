@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import torch
 
-from kit.cards import Card, read_cards
+from kit.cards import CONTEXT, Card, read_cards
 from kit.config import ModelConfig
 from kit.doctor.findings import Finding, judged, measured, not_measured
 from kit.doctor.patient import Patient
-from kit.estimate.memory import CONTEXT, GIB
+from kit.estimate.memory import GIB
 from kit.model.hardware import choose_hardware
 
 LEAST_FREE = 0.9  # share of the memory, where nothing else runs

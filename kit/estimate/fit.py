@@ -2,12 +2,13 @@
 
 Sampling and the update follow each other, so each gets the whole budget. What the configuration
 settles stays as it is; rollout.max_rows and train.micro_batch_tokens are the most there may be.
+`others` are arms that train together with the configuration, on the same base.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kit.config import Config, memory_size
@@ -28,26 +29,31 @@ CHOSEN = (
 )
 
 
-def fit(shape: Shape, config: Config, room: int) -> Config:
+def fit(shape: Shape, config: Config, room: int, others: Sequence[Config] = ()) -> Config:
     """The configuration with all that CHOSEN names settled so that it runs in `room` bytes.
 
     Raises ConfigError where nothing does, with the smallest budget that would.
     """
-    settled = _sampling(shape, _update(shape, config, room), room)
-    memory = Memory(shape, settled, room)
+
+    def measured(config: Config) -> Memory:
+        return Memory(shape, config, room, others)
+
+    settled = _sampling(measured, _update(measured, config))
+    memory = measured(settled)
     if memory.peak > room:
+        what = f"{len(memory.arms)} arms that train together" if others else "this configuration"
         raise ConfigError(
-            f"memory_budget={config.memory_budget}: {room / 1e9:.2f}GB are not enough for this "
-            f"configuration however it is cut up; the smallest that is: "
+            f"memory_budget={config.memory_budget}: {room / 1e9:.2f}GB are not enough for {what}, "
+            "however the work is cut up; the smallest that is: "
             f"memory_budget={math.ceil(memory.peak / 1e7) / 100:.2f}GB"
         )
     return settled
 
 
-def check_budget(config: Config) -> None:
+def check_budget(config: Config, others: Sequence[Config] = ()) -> None:
     """Raise ConfigError, without torch, for a budget that is too small even in 16 bits."""
     if config.memory_budget is not None:
-        fit(shape_for_budget(config), config, memory_size(config.memory_budget))
+        fit(shape_for_budget(config), config, memory_size(config.memory_budget), others)
 
 
 def shape_for_budget(config: Config) -> Shape:
@@ -69,9 +75,9 @@ def chosen(config: Config) -> dict[str, Any]:
     return {key: getattr(getattr(config, key.split(".")[0]), key.split(".")[1]) for key in CHOSEN}
 
 
-def _update(shape: Shape, config: Config, room: int) -> Config:
+def _update(measured: Callable[[Config], Memory], config: Config) -> Config:
     """Checkpointing and micro-batch; the leanest where nothing fits."""
-    memory = Memory(shape, config, room)
+    memory = measured(config)
     asked, most = config.model.gradient_checkpointing, memory.micro_batch
     least = min(memory.unit, most)
     for checkpointed in (False, True) if asked == "auto" else (asked,):
@@ -79,7 +85,7 @@ def _update(shape: Shape, config: Config, room: int) -> Config:
 
         def fits(tokens: int, settled: Config = settled) -> bool:
             changed = with_value(settled, "train.micro_batch_tokens", tokens)
-            return Memory(shape, changed, room).update().total <= room
+            return measured(changed).update().total <= memory.gpu
 
         enough = least if checkpointed or asked is False else int(LEAST_SHARE * most)
         if fits(max(least, enough)):
@@ -87,27 +93,28 @@ def _update(shape: Shape, config: Config, room: int) -> Config:
     return with_value(settled, "train.micro_batch_tokens", _largest(least, most, fits))
 
 
-def _sampling(shape: Shape, config: Config, room: int) -> Config:
+def _sampling(measured: Callable[[Config], Memory], config: Config) -> Config:
     """The copy and the rows decoded at once; the leanest where nothing fits."""
     asked = config.rollout.dequantize
     found = {}
     for mode in ("always", "never") if asked == "auto" else (asked,):
         changed = with_value(config, "rollout.dequantize", mode)
-        found[mode] = with_value(changed, "rollout.max_rows", _rows(shape, changed, room))
+        found[mode] = with_value(changed, "rollout.max_rows", _rows(measured, changed))
     fast, lean = next(iter(found.values())), found[mode]
-    fits = Memory(shape, fast, room).sampling_peak <= room
+    memory = measured(fast)
+    fits = memory.sampling_peak <= memory.gpu
     enough = fast.rollout.max_rows >= LEAST_ROWS * lean.rollout.max_rows
     return fast if fits and enough else lean
 
 
-def _rows(shape: Shape, config: Config, room: int) -> int:
+def _rows(measured: Callable[[Config], Memory], config: Config) -> int:
     """The most rows at once that fit, at least one."""
-    rows = max((wave.rows for wave in Memory(shape, config, room).waves), default=1)
+    memory = measured(config)
+    rows = max((wave.rows for wave in memory.waves), default=1)
     most = min(rows, config.rollout.max_rows or rows)
 
     def fits(rows: int) -> bool:
-        changed = with_value(config, "rollout.max_rows", rows)
-        return Memory(shape, changed, room).sampling_peak <= room
+        return measured(with_value(config, "rollout.max_rows", rows)).sampling_peak <= memory.gpu
 
     return _largest(1, most, fits)
 

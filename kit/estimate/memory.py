@@ -7,14 +7,15 @@ transformers, PEFT and bitsandbytes allocate; docs/estimate.md compares them wit
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kit.cards import CONTEXT
 from kit.config import PREFLIGHT_SAMPLES, Config
 from kit.model.shape import PREFILL_TOKENS, Shape, bucketed, rows_that_fit
 
 GIB = 2**30
-CONTEXT = 0.6 * GIB  # CUDA context, kernels and cuBLAS workspaces: an allowance
 FRAGMENTATION = 0.1  # of everything that comes and goes: an allowance
 
 NF4_BLOCK = 64  # weights that share a scale
@@ -42,6 +43,7 @@ class Wave:
     name: str
     rows: int
     samples: int  # of each prompt
+    arms: int = 1  # whose rows are among them
 
 
 def weight_bytes(shape: Shape, quantization: str, c: int) -> dict[str, int]:
@@ -136,22 +138,29 @@ def kept_per_token(shape: Shape, config: Config, c: int, row: int, keys: float =
 class Memory:
     """Bytes in use in the phases of training, at their fullest moment."""
 
-    def __init__(self, shape: Shape, config: Config, gpu: int) -> None:
-        """`gpu`: bytes the GPU has."""
+    def __init__(
+        self, shape: Shape, config: Config, gpu: int, others: Sequence[Config] = ()
+    ) -> None:
+        """`gpu`: bytes the GPU has. `others`: arms that train together with this one, of which only
+        LoRA and optimizer count; the rest holds for all.
+
+        Each arm has weights, optimizer state and rows of its own, but updates one after the other.
+        """
         self.shape, self.config, self.gpu = shape, config, gpu
+        self.arms = (config, *others)
         self.c = 4 if config.model.dtype == "float32" else 2
         prompt, new = config.data.max_prompt_tokens, config.rollout.max_new_tokens
         self.row = prompt + new  # the longest there can be
-        lora = 4 * lora_size(shape, config)
+        lora = [4 * lora_size(shape, arm) for arm in self.arms]
+        self.gradients = max(lora)
         self.resident = {
             **weight_bytes(shape, config.model.quantization, self.c),
-            "LoRA weights": lora * (2 if config.model.adapter else 1),  # with its snapshot
-            "optimizer state": optimizer_bytes(shape, config),
+            # all arms share one snapshot of what they continue
+            "LoRA weights": sum(lora) + (lora[0] if config.model.adapter else 0),
+            "optimizer state": sum(optimizer_bytes(shape, arm) for arm in self.arms),
             "CUDA context": int(CONTEXT),
         }
         self.copy = self._dequantized_copy()
-        lora_copy = shape.lora_side_by_side(config.lora.targets, config.lora.rank)
-        self.side_by_side = 4 * lora_copy
 
     @property
     def checkpointed(self) -> bool:
@@ -174,7 +183,9 @@ class Memory:
         waves = []
         if config.method == "grpo":
             group, problems = config.rollout.group_size, config.train.preflight_problems
-            waves.append(Wave("steps", config.rollout.prompts_per_step * group, group))
+            arms = len(self.arms)
+            rows = arms * config.rollout.prompts_per_step * group
+            waves.append(Wave("steps", rows, group, arms))
             waves.append(Wave("pre-flight", problems * PREFLIGHT_SAMPLES, PREFLIGHT_SAMPLES))
         if config.train.validate_every:
             waves.append(Wave("validation", config.data.validation_size, 1))
@@ -239,7 +250,7 @@ class Memory:
             f"prompts ({wave.name})",
             {
                 "dequantized copy": self.copy,
-                "LoRA, side by side": self.side_by_side,
+                "LoRA, side by side": self._side_by_side(wave),
                 "key-value cache": tokens * self.shape.cache_per_token(self.c),
                 "activations": at_once * self._forward_per_token(prompt) + self._unpacked(),
             },
@@ -259,7 +270,7 @@ class Memory:
             f"decoding ({wave.name})",
             {
                 "dequantized copy": self.copy,
-                "LoRA, side by side": self.side_by_side,
+                "LoRA, side by side": self._side_by_side(wave),
                 "key-value cache": int(rows * bucketed(self.row) * (cache + growing + repeated)),
                 "logits": rows * per_logit * shape.vocab,
                 "activations": rows * self._forward_per_token(self.row) + self._unpacked(),
@@ -273,7 +284,8 @@ class Memory:
         """Backward of the largest micro-batch, when gradients are there from an earlier one."""
         shape, c, tokens = self.shape, self.c, self.micro_batch
         group, positions, keys = self._shares()
-        kept = kept_per_token(shape, self.config, c, self.row, keys) * tokens
+        each = (kept_per_token(shape, arm, c, self.row, keys) for arm in self.arms)
+        kept = max(each) * tokens
         # the final norm's input in float32, the states that predict completions, cosine and sine
         ends = (4 * shape.hidden + 2 * c * shape.head_dim) * tokens
         ends += c * positions * shape.hidden
@@ -286,11 +298,18 @@ class Memory:
         return self._phase(
             "update",
             {
-                "gradients": 4 * lora_size(shape, self.config),
+                "gradients": self.gradients,
                 "activations": stored + ends + self._masks(group),
                 "log-probs or backward": working,
             },
         )
+
+    def _side_by_side(self, wave: Wave) -> int:
+        """The sampler's copy of the adapters that are in a wave; of one, the largest."""
+        sizes = (
+            4 * self.shape.lora_side_by_side(arm.lora.targets, arm.lora.rank) for arm in self.arms
+        )
+        return sum(sorted(sizes)[-wave.arms :])
 
     def _shares(self) -> tuple[int, int, float]:
         """Of the largest micro-batch: completions that share a prompt, the positions that predict

@@ -29,6 +29,7 @@ from kit.evaluation.subjects import (
 from kit.guideline import prompted, prompts_of
 from kit.model.adapter_files import adapter_sha256
 from kit.model.base import Base, load_base
+from kit.model.hardware import limited
 from kit.model.lora import load_adapters
 from kit.model.policy import BASE, Policy
 from kit.run_json import environment
@@ -80,7 +81,11 @@ def benchmark(
             if writer.record["status"] != "finished":
                 held.enter_context(writer.claimed())
         if any(writer.missing for writer in writers):
-            with _loaded(targets, base) as (policy, adapters):
+            device = base.hardware.device if base else None
+            with (
+                limited(settings.memory_budget, device),
+                _loaded(targets, base) as (policy, adapters),
+            ):
                 sample_missing(groups, policy, adapters, environment() | {"command": command})
         for writer in writers:
             # stopped after the last row was written, or asked for other guidelines

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from kit.config import NonNegativeInt, PositiveInt, SettingsSection
+from kit.config import MemorySize, NonNegativeInt, PositiveInt, SettingsSection
 
 Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 
@@ -28,6 +28,9 @@ class EvalSettings(SettingsSection):
     """Nucleus truncation."""
     split: Literal["test", "train"] = "test"
     """Which split, where there are several."""
+    memory_budget: MemorySize | None = Field(default=None, exclude=True)
+    """Memory of a GPU that sampling may take, e.g. 6GB; None: all there is. Changes no result, so
+    results do not record it."""
 
     @field_validator("temperature", mode="before")
     @classmethod
@@ -51,6 +54,10 @@ class EvalSettings(SettingsSection):
 
     def samples_at(self, temperature: float) -> int:
         return self.samples if temperature > 0 else 1
+
+    def within(self, budget: str | None) -> EvalSettings:
+        """These settings, with this budget where they name none."""
+        return self.model_copy(update={"memory_budget": self.memory_budget or budget})
 
     def joined(self, before: dict[str, Any]) -> EvalSettings:
         """These settings grown to cover those of a result file."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +16,8 @@ from typing import Literal
 import psutil
 import torch
 
-from kit.config import ModelConfig
+from kit.cards import CONTEXT
+from kit.config import ModelConfig, memory_size
 from kit.errors import ModelError
 from kit.model.attention import GROUPED
 
@@ -129,12 +133,38 @@ def no_room(name: str, error: Exception) -> ModelError:
     return ModelError(f"not enough {where} memory to load {name!r}; {MAKE_ROOM}")
 
 
+class _Limit:
+    """What `limited` leaves to PyTorch: of the process, as PyTorch's own limit is."""
+
+    size: float = math.inf  # bytes
+
+
+@contextmanager
+def limited(budget: str | None, device: torch.device | None = None) -> Iterator[None]:
+    """Inside, PyTorch takes no more than this of a GPU; what runs out then is cut up as ever.
+
+    `device` None: the GPU where there is one. On the CPU nothing is held to a budget.
+    """
+    if budget is None or (device.type != "cuda" if device else not torch.cuda.is_available()):
+        yield
+        return
+    _, total = torch.cuda.mem_get_info(device)
+    _Limit.size = min(total, memory_size(budget) - CONTEXT)
+    torch.cuda.set_per_process_memory_fraction(_Limit.size / total, device)
+    try:
+        yield
+    finally:
+        _Limit.size = math.inf
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes a new tensor on this device may take."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + cached
+        reserved = torch.cuda.memory_reserved(device)
+        cached = reserved - torch.cuda.memory_allocated(device)
+        return int(max(0, min(free, _Limit.size - reserved)) + cached)
     return psutil.virtual_memory().available
 
 

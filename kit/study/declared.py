@@ -280,12 +280,14 @@ def _objective(path: Path, arm: str, given: str | dict[str, Any] | None) -> dict
 
 
 def check_budgets(declaration: Declaration) -> None:
-    """Raise ConfigError, without torch, for an arm whose memory_budget is too small."""
-    for arm, config in declaration.configs.items():
-        try:
-            check_budget(config)
-        except ConfigError as error:
-            raise ConfigError(f"{declaration.path}, arm {arm!r}: {error}") from None
+    """Raise ConfigError, without torch, for a memory_budget that is too small for the arms that
+    train together; all are of one size."""
+    together = list(declaration.configs.values())[: declaration.settings.together]
+    try:
+        check_budget(together[0], together[1:])
+    except ConfigError as error:
+        advice = "; a smaller `together` needs less" if len(together) > 1 else ""
+        raise ConfigError(f"{declaration.path}: {error}{advice}") from None
 
 
 def begin(folder: Path, declaration: Declaration) -> None:

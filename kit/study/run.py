@@ -135,7 +135,7 @@ class Worker:
     def _evaluate(self, subjects: Sequence[Subject]) -> list[Result]:
         from kit.evaluation.benchmark import benchmark
 
-        evaluation = self.settings.evaluation
+        evaluation = self.settings.evaluation.within(self.shared.memory_budget)
         return benchmark(
             *(subjects, [self.shared.data], evaluation),
             base=self.base,

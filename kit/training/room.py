@@ -3,63 +3,64 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kit.cards import CONTEXT
 from kit.config import Config, memory_size
 from kit.errors import ModelError
 from kit.estimate.fit import chosen, fit, shape_for_budget, shape_of
-from kit.estimate.memory import CONTEXT, Memory, with_value
+from kit.estimate.memory import Memory, with_value
 from kit.model.hardware import free_memory
+
+if TYPE_CHECKING:
+    from kit.model.base import Base
 
 log = logging.getLogger(__name__)
 
+CHECKPOINTING, MICRO_BATCH = "model.gradient_checkpointing", "train.micro_batch_tokens"
 
-def settle(configs: Sequence[Config], device: torch.device) -> list[Config]:
-    """The configurations, all of one base, with what is left to the memory settled alike for all.
 
-    Raises ConfigError where `memory_budget` is too small for anything, or cannot be obeyed.
+def settle(
+    configs: Sequence[Config], device: torch.device, base: Base | None = None
+) -> list[Config]:
+    """The configurations, which train together, with what is left to the memory settled for all.
+
+    `base` where it is loaded already. Raises ConfigError where `memory_budget` is too small for
+    anything, or cannot be obeyed.
     """
-    first = configs[0]
-    settled = _fitted(first, device) if first.memory_budget else _checkpointed(first, device)
-    values = chosen(settled).items()
-    found = []
-    for config in configs:
-        for key, value in values:
-            config = with_value(config, key, value)
-        found.append(config)
-    return found
+    most = max(config.train.micro_batch_tokens for config in configs)
+    first, others = with_value(configs[0], MICRO_BATCH, most), configs[1:]
+    if first.memory_budget:
+        values = chosen(_fitted(first, others, device, base))
+    else:
+        values = {CHECKPOINTING: _checkpointed(first, others, device, base)}
+    return [_with_all(config, values) for config in configs]
 
 
-@contextmanager
-def limited(budget: str | None, device: torch.device) -> Iterator[None]:
-    """Inside, PyTorch takes no more than this of a GPU; what runs out then is cut up as ever."""
-    if budget is None or device.type != "cuda":
-        yield
-        return
-    _, total = torch.cuda.mem_get_info(device)
-    share = min(1.0, (memory_size(budget) - CONTEXT) / total)
-    torch.cuda.set_per_process_memory_fraction(share, device)
-    try:
-        yield
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+def _with_all(config: Config, values: dict[str, Any]) -> Config:
+    for key, value in values.items():
+        own = config.train.micro_batch_tokens
+        config = with_value(config, key, min(own, value) if key == MICRO_BATCH else value)
+    return config
 
 
-def _fitted(config: Config, device: torch.device) -> Config:
+def _fitted(
+    config: Config, others: Sequence[Config], device: torch.device, base: Base | None
+) -> Config:
     """As kit.estimate.fit has it, on the CPU by the arithmetic of float32."""
     assert config.memory_budget is not None
     shape = shape_for_budget(config)
     room = memory_size(config.memory_budget)
     dtype = config.model.dtype
     if device.type == "cuda":
-        room = min(room, free_memory(device))
+        room = min(room, _there(device, base))
     elif dtype == "auto":
         dtype = "float32"
-    settled = fit(shape, with_value(config, "model.dtype", dtype), room)
-    peak = Memory(shape, settled, room).peak
+    settled = fit(shape, with_value(config, "model.dtype", dtype), room, others)
+    peak = Memory(shape, settled, room, others).peak
     log.info(
         "memory_budget=%s: %s; %.1fGB at the fullest moment, by the estimate",
         config.memory_budget,
@@ -69,14 +70,25 @@ def _fitted(config: Config, device: torch.device) -> Config:
     return settled
 
 
-def _checkpointed(config: Config, device: torch.device) -> Config:
-    """With gradient checkpointing on a GPU, unless the update is known to fit without."""
-    if config.model.gradient_checkpointing != "auto":
-        return config
-    on = device.type == "cuda"
-    if on:
-        try:
-            on = Memory(shape_of(config), config, free_memory(device)).checkpointed
-        except ModelError as error:
-            log.info("gradient checkpointing is on: %s", error)
-    return with_value(config, "model.gradient_checkpointing", on)
+def _checkpointed(
+    config: Config, others: Sequence[Config], device: torch.device, base: Base | None
+) -> bool:
+    """On a GPU, unless the update is known to fit without."""
+    asked = config.model.gradient_checkpointing
+    if asked != "auto":
+        return asked
+    if device.type != "cuda":
+        return False
+    try:
+        return Memory(shape_of(config), config, _there(device, base), others).checkpointed
+    except ModelError as error:
+        log.info("gradient checkpointing is on: %s", error)
+        return True
+
+
+def _there(device: torch.device, base: Base | None) -> int:
+    """Bytes of a GPU that training may take, those included that a loaded base has taken."""
+    free = free_memory(device)
+    if base is None:
+        return free
+    return free + base.model.get_memory_footprint() + int(CONTEXT)

@@ -32,7 +32,7 @@ from kit.errors import (
     room_for,
 )
 from kit.model.base import Base, load_base
-from kit.model.hardware import empty_cache, peak_memory_mb, reset_peak_memory
+from kit.model.hardware import empty_cache, limited, peak_memory_mb, reset_peak_memory
 from kit.model.lora import TRAINED
 from kit.model.rollback import rolled_back
 from kit.model.rollout import Sampled, Sampling, count_tokens, sample
@@ -41,7 +41,7 @@ from kit.stopping import HANGUP, on_signals
 from kit.training.data import TrainingData, load_training_data
 from kit.training.learner import Learner
 from kit.training.remarks import say_cut_off
-from kit.training.room import limited, settle
+from kit.training.room import settle
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -105,7 +105,7 @@ def train_together(
         for config in configs
     ]
     device = accelerators[0].device
-    asked, configs = configs, settle(configs, device)
+    asked, configs = configs, settle(configs, device, base)
     runs = [RunFolder(config.output or "runs/unnamed") for config in configs]
     with ExitStack() as locks:
         if accelerators[0].is_main_process:

@@ -12,9 +12,9 @@ import pytest
 
 from kit.config import memory_size
 from kit.errors import ConfigError
-from kit.estimate.fit import chosen, fit
+from kit.estimate.fit import check_budget, chosen, fit
 from kit.estimate.forecast import estimate
-from kit.estimate.memory import Memory
+from kit.estimate.memory import Memory, lora_size
 from kit.model.shape import find_shape
 from kit.recipe import build_config, load_config
 
@@ -63,6 +63,47 @@ def test_one_row_more_would_not_fit():
     more = memory.config.rollout.model_copy(update={"max_rows": values["rollout.max_rows"] + 1})
     changed = memory.config.model_copy(update={"rollout": more})
     assert Memory(memory.shape, changed, memory.gpu).peak > memory.gpu
+
+
+def test_arms_that_train_together_all_count():
+    """Weights and moments of each; one arm's gradients, for they learn in turn."""
+    one = load_config(RECIPE)
+    small = load_config(RECIPE, ["lora.rank=8", "optim.name=adamw"])
+    shape = find_shape(one.model.id)[0]
+    alone, three = Memory(shape, one, 10**11), Memory(shape, one, 10**11, [one, small])
+    each, less = lora_size(shape, one), lora_size(shape, small)
+    assert three.resident["LoRA weights"] == 4 * (2 * each + less)
+    moments = three.resident["optimizer state"] - 2 * alone.resident["optimizer state"]
+    assert moments == 8 * less
+    assert three.update().parts["gradients"] == 4 * each
+    assert [wave.rows for wave in three.waves] == [3 * 64, *(w.rows for w in alone.waves[1:])]
+    reading, decoding = three.sampling()
+    assert (reading.name, decoding.name) == ("prompts (validation)", "decoding (steps)")
+    copy = alone.sampling()[0].parts["LoRA, side by side"]
+    assert reading.parts["LoRA, side by side"] == copy  # each arm is validated by itself
+    assert decoding.parts["LoRA, side by side"] == 2 * copy + copy // 4  # rank 8 of 32
+
+
+def test_a_snapshot_is_shared_by_all_arms():
+    config = load_config(RECIPE, ["model.adapter=somewhere"])
+    shape = find_shape(config.model.id)[0]
+    resident = Memory(shape, config, 10**11, [config]).resident
+    assert resident["LoRA weights"] == 3 * 4 * lora_size(shape, config)
+
+
+def test_a_budget_is_for_all_arms_together():
+    config = load_config(RECIPE, ["memory_budget=3GB"])
+    shape = find_shape(config.model.id)[0]
+    alone, three = (fit(shape, config, 3 * 10**9, [config] * more) for more in (0, 2))
+    assert three.rollout.max_rows < alone.rollout.max_rows
+    assert (
+        Memory(shape, three, 0, [three, three]).peak
+        <= 3e9
+        < Memory(shape, alone, 0, [alone] * 2).peak
+    )
+    with pytest.raises(ConfigError, match=r"not enough for 9 arms that train together, .*smallest"):
+        check_budget(config, [config] * 8)
+    check_budget(config, [config] * 2)
 
 
 def test_what_the_configuration_settles_stays():

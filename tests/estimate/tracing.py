@@ -87,8 +87,9 @@ def fake_card() -> Iterator[Alive]:
         yield alive
 
 
-def fake_policy(shape: Shape, config: Config) -> Policy:
-    """A model of this shape with fresh LoRA, 4-bit where the configuration says so, in float16."""
+def fake_policy(shape: Shape, config: Config, arms: int) -> Policy:
+    """A model of this shape with fresh LoRA for each arm, 4-bit where the configuration says so, in
+    float16; the last arm is the one that learns."""
     settings = Qwen2Config(
         **shape.settings,
         dtype=torch.float16,
@@ -114,7 +115,10 @@ def fake_policy(shape: Shape, config: Config) -> Policy:
         ),
         patch.object(torch.nn.Module, "to", lambda module, *_, **__: module),
     ):
-        return Policy(base, add_lora(base, config.lora, seed=0))
+        peft = None
+        for arm in range(arms):
+            peft = add_lora(base, config.lora, seed=0, name=f"arm{arm}", model=peft)
+        return Policy(base, peft, f"arm{arms - 1}")
 
 
 def packed_linear(linear: torch.nn.Linear) -> bnb.nn.Linear4bit:
@@ -146,9 +150,9 @@ Peaks = dict[str, tuple[int, int]]
 FEW, MORE = 2, 4  # layers
 
 
-def trace(shape: Shape, config: Config) -> Peaks:
+def trace(shape: Shape, config: Config, arms: int = 1) -> Peaks:
     """`trace_all` from two models of few layers: every layer adds what the one before it added."""
-    few, more = (trace_all(replace(shape, layers=layers), config) for layers in (FEW, MORE))
+    few, more = (trace_all(replace(shape, layers=layers), config, arms) for layers in (FEW, MORE))
     times = (shape.layers - FEW) / (MORE - FEW)
 
     def at_full_depth(phase: str, part: int) -> int:
@@ -157,15 +161,15 @@ def trace(shape: Shape, config: Config) -> Peaks:
     return {phase: (at_full_depth(phase, 0), at_full_depth(phase, 1)) for phase in few}
 
 
-def trace_all(shape: Shape, config: Config) -> Peaks:
+def trace_all(shape: Shape, config: Config, arms: int = 1) -> Peaks:
     """{phase: (bytes at its fullest moment, of which stay from phase to phase)}.
 
-    What a micro-batch, a batch of prompts and a batch of rows hold is the most that the
-    configuration allows.
+    All arms have the same LoRA. What a micro-batch, a batch of prompts and a batch of rows hold is
+    the most that the configuration allows.
     """
     with fake_card() as alive:
-        policy = fake_policy(shape, config)
-        moments = [torch.zeros_like(p) for p in policy.trainable for _ in range(2)]
+        policy = fake_policy(shape, config, arms)
+        moments = [torch.zeros_like(p) for p in policy.trainable for _ in range(2 * arms)]
         resident = alive.now
         found = {
             "prompts": prompts_peak(policy, config, alive),
@@ -221,9 +225,10 @@ def full_micro_batch(policy: Policy, config: Config) -> Packed:
 
 
 def prompts_peak(policy: Policy, config: Config, alive: Alive) -> int:
-    """Distinct prompts of the most rows at once, of the wave that has most of them."""
-    asked = _requests(policy, config)
-    with _decoding(policy, config, alive) as (next_logits, peak):
+    """Distinct prompts of the most rows at once, of the wave that has most of them: a validation,
+    which is of one arm."""
+    asked = _requests(config, [policy.trained])
+    with _decoding(policy, config, alive, [policy.trained]) as (next_logits, peak):
         read_prompts(next_logits, asked, 0, torch.device("cpu"))
     return peak[0]
 
@@ -231,11 +236,12 @@ def prompts_peak(policy: Policy, config: Config, alive: Alive) -> int:
 def decoding_peak(policy: Policy, config: Config, alive: Alive) -> int:
     """A token of the most rows at once, each of whose prompts has been read."""
     settings, sampling = policy.causal.config, Sampling.from_config(config.rollout)
-    asked = _requests(policy, config)
+    arms = policy.adapters[1:]
+    asked = _requests(config, arms)
     prompt, groups = config.data.max_prompt_tokens, -(-len(asked) // config.rollout.group_size)
     shape = (groups, settings.num_key_value_heads, prompt)
     width = settings.hidden_size // settings.num_attention_heads
-    with _decoding(policy, config, alive) as (next_logits, peak):
+    with _decoding(policy, config, alive, arms) as (next_logits, peak):
         read = DynamicCache()
         for layer in range(settings.num_hidden_layers):
             held = (torch.zeros(*shape, width, dtype=torch.float16) for _ in range(2))
@@ -256,23 +262,24 @@ def decoding_peak(policy: Policy, config: Config, alive: Alive) -> int:
     return peak[0]
 
 
-def _requests(policy: Policy, config: Config) -> list[Request]:
-    """As many rows as are decoded at once, with prompts as long as they may be, all distinct."""
+def _requests(config: Config, arms: list[str]) -> list[Request]:
+    """As many rows as are decoded at once, with prompts as long as they may be, all distinct; they
+    are the arms' in turn."""
     prompt = config.data.max_prompt_tokens
     return [
-        Request((5,) * (prompt - 1) + (10 + number,), (0, number), policy.trained)
+        Request((5,) * (prompt - 1) + (10 + number,), (0, number), arms[number % len(arms)])
         for number in range(config.rollout.max_rows)
     ]
 
 
 @contextmanager
-def _decoding(policy: Policy, config: Config, alive: Alive) -> Iterator[Any]:
+def _decoding(policy: Policy, config: Config, alive: Alive, arms: list[str]) -> Iterator[Any]:
     """The sampler's surroundings, with or without unpacked weights."""
     hardware = policy.base.hardware
     with (
         policy.sampling(),
         alive.peak_of() as peak,
         dequantized(policy.causal, config.rollout.dequantize, hardware),
-        policy.decoder([policy.trained]) as next_logits,
+        policy.decoder(arms) as next_logits,
     ):
         yield next_logits, peak

@@ -212,11 +212,12 @@ def test_a_launcher_is_refused(write_study, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_memory_budget_is_checked_for_every_arm(write_study, tmp_path, capsys):
+def test_a_memory_budget_is_checked_for_the_arms_that_train_together(write_study, tmp_path, capsys):
     path = write_study(overrides={"memory_budget": "0.001GB"})
     assert main(["study", str(path), "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
-    assert "arm 'clip'" in said and "the smallest that is: memory_budget=" in said
+    assert "arms that train together" in said and "a smaller `together` needs less" in said
+    assert "the smallest that is: memory_budget=" in said
     assert not (tmp_path / "out").exists()
 
 

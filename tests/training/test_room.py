@@ -9,9 +9,10 @@ import torch
 
 from kit.errors import ConfigError
 from kit.estimate.fit import chosen
+from kit.model.hardware import free_memory, limited
 from kit.recipe import build_config
 from kit.training import room
-from kit.training.room import limited, settle
+from kit.training.room import settle
 from kit.training.trainer import train
 
 GIB = 2**30
@@ -88,6 +89,50 @@ def test_arms_of_one_base_get_the_same(card):
         config(memory_budget="4GB"), config(optim={"learning_rate": 1e-3}), device=CARD
     )
     assert first == second
+
+
+def test_each_arm_keeps_its_own_micro_batch():
+    small = config(train={"micro_batch_tokens": 2048})
+    assert [c["train.micro_batch_tokens"] for c in settled(config(), small)] == [8192, 2048]
+    both = settled(config(memory_budget="9GB"), small.model_copy(update={"memory_budget": "9GB"}))
+    assert [c["train.micro_batch_tokens"] for c in both] == [
+        settled(config(memory_budget="9GB"))[0]["train.micro_batch_tokens"],
+        2048,
+    ]
+
+
+def test_a_budget_is_for_all_arms(card):
+    card(12)
+    alone, together = (
+        settled(*[config(memory_budget="3GB")] * arms, device=CARD) for arms in (1, 3)
+    )
+    assert together[0] == together[2]
+    assert [found["rollout.dequantize"] for found in (*alone, *together[:1])] == ["always", "never"]
+
+
+@pytest.mark.parametrize("budget", ["3GiB", None])
+def test_a_base_that_is_there_already_is_counted_once(card, base, monkeypatch, budget):
+    """Free memory is less by what the base and the context take, which the estimate counts too."""
+    taken = base.model.get_memory_footprint()
+    monkeypatch.setattr(base.model, "get_memory_footprint", lambda: taken)
+    asked = [config(memory_budget=budget)] if budget else [config()]
+    at = 2.9 if budget else 18.5  # GiB; without a budget the update needs 18 of them
+    card(at)
+    fresh = settle(asked, CARD)
+    card(at - 0.6 - taken / GIB)
+    assert settle(asked, CARD, base) == fresh
+    assert settle(asked, CARD) != fresh
+
+
+def test_free_memory_is_what_a_budget_leaves(monkeypatch):
+    memory = {"mem_get_info": (9 * GIB, 10 * GIB), "memory_reserved": GIB, "memory_allocated": 0}
+    for name, value in memory.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: None)
+    assert free_memory(CARD) == 10 * GIB  # 9 and the cached one
+    with limited("4.6GiB", CARD):
+        assert free_memory(CARD) == pytest.approx(4 * GIB, abs=2)  # besides the context of 0.6
+    assert free_memory(CARD) == 10 * GIB
 
 
 def test_pytorch_is_held_to_the_budget(monkeypatch):

@@ -10,9 +10,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from kit.config import LoraConfig, ModelConfig, OptimConfig, TrainConfig
+from kit.cards import CONTEXT
+from kit.config import DataConfig, LoraConfig, ModelConfig, OptimConfig, TrainConfig
 from kit.errors import ModelError, OutOfMemoryError
-from kit.estimate.memory import CONTEXT
+from kit.evaluation.benchmark import benchmark
+from kit.evaluation.settings import EvalSettings
+from kit.evaluation.subjects import Subject
 from kit.model import base as base_module
 from kit.model.base import dequantized, load_base
 from kit.model.batching import make_batch
@@ -22,7 +25,7 @@ from kit.model.policy import Policy
 from kit.model.rollout import Request, Sampling, sample
 from kit.reading import read_metrics
 from kit.training.optimizer import Optimizer
-from kit.training.trainer import train
+from kit.training.trainer import train, train_together
 
 QUESTIONS = ("Ann has 3 apples and buys 4 more. How many?", "Ann has 3 apples. How many?")
 
@@ -136,6 +139,40 @@ def test_training_keeps_to_its_budget(gpu, make_config):
     assert gpu.memory == total
     steps = [metrics for metrics in read_metrics(run.metrics) if "memory/peak_mb" in metrics]
     assert steps and all(m["memory/peak_mb"] * 2**20 - before < 700e6 - CONTEXT for m in steps)
+
+
+def test_arms_that_train_together_keep_to_their_budget(gpu, make_config, tmp_path):
+    """As many adapters as the base weighs; what an arm has for itself, all have."""
+    asked = {"memory_budget": "720MB", "lora": {"rank": 64, "alpha": 64}}
+    configs = [
+        make_config(output=str(tmp_path / name), **asked) for name in ("one", "two", "three")
+    ]
+    gc.collect()
+    before = gpu.allocated
+    runs = train_together(configs)
+    for run in runs:
+        steps = [metrics for metrics in read_metrics(run.metrics) if "memory/peak_mb" in metrics]
+        assert steps
+        assert all(m["memory/peak_mb"] * 2**20 - before < 720e6 - CONTEXT for m in steps)
+
+
+def test_an_evaluation_keeps_to_its_budget(gpu, policy, tmp_path):
+    """More rows than fit at once, which the sampler knows before it runs out of memory."""
+    base, total = policy.base, gpu.memory
+    policy.peft.unload()
+    gc.collect()
+    before = gpu.allocated
+    size = before + 30_000_000  # less than all rows take
+    settings = EvalSettings(
+        limit=60, max_new_tokens=300, memory_budget=f"{(CONTEXT + size) / 1e6:.0f}MB"
+    )
+    data = DataConfig(name="gsm_symbolic", options={"size": 60})
+    model = ModelConfig(id="embedded")
+    subject = Subject("base", model, None, data.system_prompt, tmp_path)
+    gpu.reset_peak()
+    benchmark([subject], [data], settings, base=base)
+    assert before < gpu.peak < size
+    assert gpu.memory == total
 
 
 def test_prompts_are_shared_in_float16(policy):
