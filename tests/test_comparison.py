@@ -370,8 +370,9 @@ def test_guidelines_that_come_later_are_counted_on_the_rows_there(base, adapters
     different = {
         "concise": read_guidelines("concise")["concise"].model_copy(update={"prompt": "!"})
     }
+    other = replace(concise, name="x", guidelines=different, results=tmp_path / "third")
     with pytest.raises(ConfigError, match="different guidelines called 'concise'"):
-        benchmark([replace(concise, name="x", guidelines=different), concise], [data], settings)
+        benchmark([other, concise], [data], settings)
 
 
 @pytest.mark.smoke

@@ -183,7 +183,7 @@ def trace_all(shape: Shape, config: Config, arms: int = 1) -> Peaks:
 def trace_update(shape: Shape, config: Config) -> tuple[int, int]:
     """Of the update alone: bytes at its fullest moment, and of them those that stay."""
     with fake_card() as alive:
-        policy = fake_policy(shape, config)
+        policy = fake_policy(shape, config, arms=1)
         moments = [torch.zeros_like(p) for p in policy.trainable for _ in range(2)]
         resident = alive.now
         peak = update_peak(policy, config, alive)
