@@ -319,15 +319,17 @@ def votes(
     path: Annotated[Path, Argument(metavar="VOTES.jsonl")],
     export: Annotated[Path | None, _File(help="of prompts, chosen and rejected")] = None,
 ) -> None:
-    """count blind votes, or export them as a preference data set"""
-    from kit.preferences.votes import export_preferences, read_votes, tally
+    """count blind votes and how far voters agree, or export them as a preference data set"""
+    from kit.preferences.tallies import tally
+    from kit.preferences.votes import export_preferences, read_votes
 
     if export:
         pairs, corrupt = export_preferences(path, export)
         print(f"{pairs} preferences -> {export}")
     else:
         counted, corrupt = read_votes(path)
-        print("\n".join(map(str, tally(counted))) or "no blind votes between different adapters")
+        found = [f"{pair}\n  agreement: {pair.agreement}" for pair in tally(counted)]
+        print("\n".join(found) or "no blind votes between different adapters")
     if corrupt:
         print(f"{corrupt} lines of {path} could not be read and are left out")
 

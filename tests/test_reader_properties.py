@@ -28,7 +28,8 @@ from kit.evaluation.results import (
 from kit.evaluation.results import read_rows as read_completions
 from kit.preferences.judge_models import Reply
 from kit.preferences.judgements import Question, collect
-from kit.preferences.votes import Message, Side, Vote, VoteSettings, append_vote, read_votes, tally
+from kit.preferences.tallies import tally
+from kit.preferences.votes import Message, Side, Vote, VoteSettings, append_vote, read_votes
 from kit.preferences.votes import to_preferences as preferences_of
 from kit.reading import read_metrics
 from kit.recipe import build_config

@@ -12,7 +12,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from kit.app import inert, pair_view, parts
 from kit.app.api import Api
 from kit.app.browse import view as browse_view
-from kit.app.compare import analysis_view, problem_view, ratios, reader, vote_view
+from kit.app.compare import analysis_view, problem_view, ratios, reader, result_view, vote_view
 from kit.app.compare.view import MODEL, CompareView
 from kit.app.doors import PER_ADDRESS, WINDOW, Doors
 from kit.app.library.adapters import find
@@ -115,6 +115,7 @@ def settings(options: AppOptions) -> dict[str, Any]:
             analysis_view.STYLE,
             ratios.STYLE,
             vote_view.STYLE,
+            result_view.STYLE,
         ),
         *(training_view.CSS, report_view.CSS),
     )

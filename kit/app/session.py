@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.app.compare.background import Background
-from kit.app.compare.comparison import Comparison, finish, pair_id, to_vote
+from kit.app.compare.comparison import Comparison, finish, to_vote
 from kit.app.compare.problems import Problems
-from kit.app.compare.setup import LEFT, RIGHT, Setup
-from kit.app.library.adapters import Catalogue, Choice, read_choice
+from kit.app.compare.setup import Setup
+from kit.app.library.adapters import Catalogue, Choice, find, read_choice
+from kit.app.library.results import Version
 from kit.app.options import AppOptions
 from kit.app.verdicts import Judge
-from kit.errors import ConfigError, ResultsError
+from kit.errors import ConfigError
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject
-from kit.preferences.votes import Preference, Tally, Vote, append_vote, read_votes, tally
+from kit.preferences.queue import Ballot, Standing, of_voter, pair_of, standing
+from kit.preferences.tallies import Tally, tally
+from kit.preferences.votes import Preference, Vote, append_vote, read_votes
 
 if TYPE_CHECKING:
     from kit.app.compare.engine import Engine
@@ -34,23 +38,11 @@ def queue_tag(settings: EvalSettings, prompt: str) -> str:
     return f"app-{asked}-{sha256(prompt.encode()).hexdigest()[:8]}".replace(".", "_")
 
 
-def _both_ways(vote: Vote) -> dict[str, Preference]:
-    """The vote by the ids of the two answers, whichever side each is on."""
-    left, right = ((side.adapter_sha256, side.completion) for side in (vote.left, vote.right))
-    asked = vote.question, vote.settings.temperature
-    turned: dict[Preference, Preference] = {"left": "right", "right": "left"}
-    return {
-        pair_id(*asked, right, left): turned.get(vote.vote, vote.vote),
-        pair_id(*asked, left, right): vote.vote,
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class BlindScore:
-    """The blind votes between two adapters so far."""
-
-    tally: Tally | None  # None: not one yet
-    unreadable: int  # lines of the file
+@lru_cache(maxsize=1)
+def _votes_of(file: Version) -> tuple[tuple[Vote, ...], int]:
+    """Read once until it changes."""
+    votes, unreadable = read_votes(file.path)
+    return tuple(votes), unreadable
 
 
 class Session:
@@ -64,7 +56,6 @@ class Session:
         self._running: dict[str, Background[Any]] = {}
         self._stopped: set[str] = set()  # sessions that were stopped before their turn came
         self._lock = threading.Lock()
-        self._votes: dict[str, Preference] | None = None  # by comparison
         self._voting = threading.Lock()
         self._engine: Future[Engine] | None = None
 
@@ -105,6 +96,12 @@ class Session:
         with self._lock:
             self._choices[label] = read
         return read
+
+    def look_again(self) -> None:
+        """Offer the adapters that have come since; raises what `find` raises."""
+        found = find(replace(self.options, base=self.catalogue.model.id))
+        with self._lock:
+            self._choices |= {one.label: one for one in found.choices}
 
     def run(self, setup: Setup, session: str) -> Iterator[Comparison]:
         """Answers as they are written; the last item is over, also when `stop` ended it early.
@@ -194,51 +191,63 @@ class Session:
         return replace(comparison, scores=comparison.scores | {sample: scores})
 
     def vote(
-        self, comparison: Comparison, sample: int, vote: Preference, *, blind: bool
-    ) -> Preference:
-        """Write a vote unless the comparison has one; the one that counts, which is the first.
+        self,
+        comparison: Comparison,
+        sample: int,
+        vote: Preference,
+        *,
+        voter: str = "",
+        is_repeat: bool = False,
+    ) -> Vote:
+        """Write a blind vote unless the voter has cast it; the one that counts, the first.
 
-        Raises ConfigError for answers that are not complete, ResultsError when the file cannot be
-        written.
+        `is_repeat`: the voter has voted on this pair, and it came again. Raises ConfigError for
+        answers that are not complete, ResultsError when the file cannot be read or written.
         """
         if not comparison.is_finished:
             raise ConfigError(
                 "only complete answers are voted on: wait for both, or run again what was stopped"
             )
         with self._voting:
-            votes = self._voted()
-            if comparison.id not in votes:
-                written = to_vote(comparison, sample, vote, blind=blind)
-                append_vote(self.options.votes, written)
-                votes |= _both_ways(written) | {comparison.id: vote}
-            return votes[comparison.id]
+            first, again = self._cast(comparison, voter)
+            before = again if is_repeat else first
+            if before is not None:
+                return before
+            written = to_vote(comparison, sample, vote, self.catalogue.model.id, voter)
+            if is_repeat and first is not None:
+                written = replace(written, repeat_of=first.id)
+            append_vote(self.options.votes, written)
+            return written
 
-    def vote_on(self, comparison: Comparison) -> Preference | None:
-        """The vote a comparison has; on stored answers also one from before the app was started."""
-        with self._voting:
-            return self._voted().get(comparison.id)
+    def _cast(self, comparison: Comparison, voter: str) -> tuple[Vote | None, Vote | None]:
+        """A voter's vote on a comparison, and the one on its coming again."""
+        mine = of_voter(self.votes()[0], voter)
+        votes = [v for v in mine if comparison.id in (v.id, pair_of(v))]
+        return (
+            next((v for v in votes if v.repeat_of is None), None),
+            next((v for v in votes if v.repeat_of is not None), None),
+        )
 
-    def _voted(self) -> dict[str, Preference]:
-        """By comparison; what the file of votes holds is read once."""
-        if self._votes is None:
-            try:
-                kept, _ = read_votes(self.options.votes)
-            except ResultsError:  # there is none yet, or `score` will say what is wrong with it
-                kept = []
-            self._votes = {}
-            for vote in kept:
-                self._votes |= _both_ways(vote)
-        return self._votes
+    def standing(self, ballots: Sequence[Ballot], voter: str) -> Standing:
+        """How far a voter is in a session; ResultsError when the votes cannot be read."""
+        return standing(ballots, self.votes()[0], voter)
 
-    def score(self, comparison: Comparison) -> BlindScore:
-        """The blind votes between these two adapters, whichever side they were on."""
-        if not self.options.votes.is_file():
-            return BlindScore(None, 0)
-        votes, unreadable = read_votes(self.options.votes)
-        pair = {comparison.hashes[side] for side in (LEFT, RIGHT)}
-        mine = [v for v in votes if {v.left.adapter_sha256, v.right.adapter_sha256} == pair]
-        tallies = tally(mine)
-        return BlindScore(tallies[0] if tallies else None, unreadable)
+    def tallies(self, hashes: Collection[str | None], voter: str | None = None) -> list[Tally]:
+        """What the blind votes between two adapters come to, told by their hashes; of one voter or
+        of all."""
+        votes, _ = self.votes()
+        between = [v for v in votes if {v.left.adapter_sha256, v.right.adapter_sha256} == {*hashes}]
+        return tally(between if voter is None else of_voter(between, voter))
+
+    def votes(self) -> tuple[Sequence[Vote], int]:
+        """The file's votes, and how many of its lines are none; none where there is no file yet.
+
+        Raises ResultsError where there is one that cannot be read.
+        """
+        try:
+            return _votes_of(Version.of(self.options.votes))
+        except OSError:
+            return (), 0
 
     def _load(self) -> Engine:
         # these import torch, transformers and PEFT, which takes longer than the rest of the page

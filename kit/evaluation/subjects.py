@@ -160,7 +160,7 @@ def seen_in_training(target: Subject, problem_set: ProblemSet) -> int | None:
     run = RunFolder(target.run)
     config = run.load_config()
     if config.learns_from_preferences:
-        compared = _compared(run.preferences)
+        compared = compared_questions(run)
         asked = set(problem_set.problems["question"])
         return None if compared is None else len(compared & asked)
     is_task = config.data.name == "gsm_symbolic" or config.data.name.startswith(TASK_PREFIX)
@@ -180,10 +180,10 @@ def _trained_on(data: str, seed: int) -> frozenset[str]:
     return frozenset(problem_set.problems["question"])
 
 
-def _compared(path: Path) -> frozenset[str] | None:
+def compared_questions(run: RunFolder) -> frozenset[str] | None:
     """The questions of a run's own preferences; None where they cannot be read."""
     try:
-        lines = path.read_bytes().splitlines()
+        lines = run.preferences.read_bytes().splitlines()
         return frozenset(parse_json(line)["prompt"][-1]["content"] for line in lines)
     except (OSError, ValueError, LookupError, TypeError):
         return None

@@ -1,4 +1,4 @@
-"""Blind votes on pairs of answers, one line of votes.jsonl each; tallies and preference data.
+"""Blind votes on pairs of answers, one line of votes.jsonl each, and preference data from them.
 
 The app writes them; `kit votes` counts and exports them.
 """
@@ -9,11 +9,10 @@ import dataclasses
 import errno
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from pydantic import AwareDatetime, ConfigDict, TypeAdapter, ValidationError
@@ -23,9 +22,6 @@ from kit.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from kit.errors import ResultsError
 from kit.evaluation.results import writing
 from kit.files import append_line, write_atomically
-
-if TYPE_CHECKING:
-    from kit.evaluation.stats import Proportion
 
 SCHEMA: Literal[1] = 1  # raised when a field changes its meaning
 
@@ -93,43 +89,6 @@ class Vote:
 
 
 _VOTE = TypeAdapter(Vote)
-_Identity = tuple[str, str]  # name and hash of an adapter
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tally:
-    """The votes between two adapters, whichever side each was shown on."""
-
-    first: str
-    second: str
-    first_wins: int
-    second_wins: int
-    ties: int
-    both_bad: int
-
-    @property
-    def win_share(self) -> Proportion:
-        """How often the first won, of the votes that preferred one."""
-        from kit.evaluation.stats import Proportion  # which scipy and statsmodels come with
-
-        return Proportion(self.first_wins, self.first_wins + self.second_wins)
-
-    @property
-    def p(self) -> float:
-        from kit.evaluation.stats import sign_test
-
-        return sign_test(self.first_wins, self.second_wins)
-
-    def record(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self) | {"win_share": self.win_share.record(), "p": self.p}
-
-    def __str__(self) -> str:
-        share = f"{self.win_share}, p = {self.p:.3g}" if self.win_share.n else "none preferred"
-        return (
-            f"{self.first} {self.first_wins} : {self.second_wins} {self.second} ({share}), "
-            f"{self.ties} tie{'s' * (self.ties != 1)}, {self.both_bad} both bad"
-        )
 
 
 def append_vote(path: Path, vote: Vote) -> None:
@@ -154,41 +113,6 @@ def read_votes(path: Path) -> tuple[list[Vote], int]:
         except ValidationError:
             corrupt += 1
     return votes, corrupt
-
-
-def tally(votes: Iterable[Vote], *, blind_only: bool = True) -> list[Tally]:
-    """Count the votes of each pair of adapters.
-
-    An adapter is its name and hash: a name that two adapters had is listed with the hashes. Votes
-    between an adapter and itself decide nothing and are left out, as are those that repeat another.
-    """
-    results: dict[tuple[_Identity, _Identity], Counter[str]] = {}
-    for vote in votes:
-        left, right = _identity(vote.left), _identity(vote.right)
-        if left == right or vote.repeat_of or (blind_only and not vote.blind):
-            continue
-        outcome: str = vote.vote
-        if right < left:
-            left, right = right, left
-            outcome = {"left": "right", "right": "left"}.get(outcome, outcome)
-        results.setdefault((left, right), Counter())[outcome] += 1
-    names = Counter(name for name, _ in {identity for pair in results for identity in pair})
-
-    def label(identity: _Identity) -> str:
-        name, sha256 = identity
-        return name if names[name] == 1 else f"{name} ({sha256[:8]})"
-
-    return [
-        Tally(
-            first=label(first),
-            second=label(second),
-            first_wins=counts["left"],
-            second_wins=counts["right"],
-            ties=counts["tie"],
-            both_bad=counts["both_bad"],
-        )
-        for (first, second), counts in sorted(results.items())
-    ]
 
 
 def to_preferences(votes: Iterable[Vote]) -> list[dict[str, Any]]:
@@ -220,7 +144,3 @@ def export_preferences(votes_path: Path, out_path: Path) -> tuple[int, int]:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         write_atomically(out_path, "".join(lines))
     return len(preferences), corrupt
-
-
-def _identity(side: Side) -> _Identity:
-    return side.name, side.adapter_sha256 or ""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import ResultsError
-from kit.preferences.votes import read_votes, tally
+from kit.preferences.tallies import tally
+from kit.preferences.votes import read_votes
 from kit.reports.document import NONE, Origin, Section, Table, interval, number, percent
 
 JUDGE_SCHEMA = 1
@@ -63,20 +64,34 @@ def _votes_table(record: dict[str, Any]) -> Table:
     return Table(
         name=f"votes {record['file']}",
         title="People's votes",
-        header=("pair", "first better", "second", "tie", "both bad", "first better, %", "p"),
+        header=(
+            *("pair", "first better", "second", "tie", "both bad", "first better, %", "p"),
+            *("same again", "α"),
+        ),
         rows=[
             (
                 f"{t['first']} and {t['second']}",
                 *(str(t[key]) for key in ("first_wins", "second_wins", "ties", "both_bad")),
                 _share(t["win_share"]),
                 _p(t["p"]),
+                *_agreement(t["agreement"]),
             )
             for t in record["tallies"]
         ],
         origin=Origin.of([Path(record["file"])]),
         note=f"{record['votes']} votes; {record['not_blind']} that were not blind and "
         f"{record['unreadable']} unreadable lines are left out. The share is of votes that prefer "
-        "a side, with Wilson's interval; p: exact sign test.",
+        "a side, with Wilson's interval; p: exact sign test over problems. Same again: on how many "
+        "of the pairs that came to a voter twice the vote was the same; α: Krippendorff's, of the "
+        "pairs that several voted on.",
+    )
+
+
+def _agreement(agreement: dict[str, Any]) -> tuple[str, str]:
+    same, alpha = agreement["with_oneself"], agreement["alpha"]
+    return (
+        f"{same['count']} of {same['n']}" if same["n"] else NONE,
+        NONE if alpha is None else number(alpha, 2),
     )
 
 

@@ -19,7 +19,6 @@ from kit.app.browse.pairs import Case, Filter, Pairing, compared, pair_up, selec
 from kit.app.compare.comparison import Shown
 from kit.app.compare.export_view import ExportView
 from kit.app.compare.stored import open_reading, stored_pairs
-from kit.app.compare.view import CompareView
 from kit.app.exports import (
     ComparedPair,
     ComparedSide,
@@ -37,7 +36,6 @@ from kit.app.verdicts import badge_of
 from kit.errors import ResultsError
 from kit.evaluation.results import FIELDS, read_rows
 from kit.notebook.show import _side_head
-from kit.preferences.votes import read_votes
 
 HOSTILE = "<img src=x onerror=alert(1)>\n```\n# [a](http://x.example) `````\n${1+1} {{2}} | @b"
 ROW: dict[str, Any] = {
@@ -715,42 +713,3 @@ def test_all_pairs_that_are_read_are_exported(tmp_path: Path) -> None:
     examples = json.loads(Path(written[export.comparator]["value"]).read_text())["examples"]
     assert [one["custom_fields"]["id"] for one in examples] == ["gsm8k/1", "gsm8k/2"]
     assert json.loads(Path(written[export.json]["value"]).read_text())["id"] == "gsm8k/2"
-
-
-def test_a_stored_pair_is_voted_on_once(tmp_path: Path) -> None:
-    rows = [row(n, question=f"Problem {n}?") for n in (1, 2)]
-    others = [one | {"completion": f"{n}\n#### 4"} for n, one in enumerate(rows)]
-    write(tmp_path / "one", rows)
-    write(tmp_path / "two", others)
-    one, two = (
-        Choice(name, str(tmp_path / name / "adapter"), "Qwen", "", None, str(tmp_path / name), None)
-        for name in ("one", "two")
-    )
-
-    def opened() -> CompareView:
-        options = AppOptions(runs=tmp_path)
-        with gr.Blocks():
-            desk = Session(options, find(options))
-            return CompareView(desk, PairView(desk))
-
-    def shown_by(view: CompareView, sides: tuple[Choice, Choice]) -> Any:
-        reading = open_reading([tmp_path], *sides)
-        assert reading is not None
-        values = {part: part.value for part in view.looks} | {view.pair.blind: True}
-        return values, view._read(reading, values)
-
-    view = opened()
-    values, page = shown_by(view, (one, two))
-    first = page[view.shown].comparison
-    voted = view.vote._cast(page[view.shown], "left")
-    page = view._voted(values | {view.reading: page[view.reading]}, voted)
-    assert page[view.shown].comparison.setup.question != first.setup.question
-    assert "The last pair: A was" in page[view.vote.result]
-    again = opened()  # another start of the app, and the arms exchanged
-    _, page = shown_by(again, (two, one))
-    assert page[again.shown].hides_names
-    assert page[again.shown].comparison.setup.question != first.setup.question
-    again.vote._cast(page[again.shown], "tie")
-    _, page = shown_by(again, (one, two))
-    assert not page[again.shown].hides_names and "has its vote" in page[again.vote.result]
-    assert len(read_votes(again.desk.options.votes)[0]) == 2

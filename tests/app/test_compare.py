@@ -25,7 +25,7 @@ from kit.app.library.adapters import find
 from kit.app.options import AppOptions
 from kit.app.pair_view import PairView
 from kit.app.session import Session
-from kit.errors import ConfigError, ModelError, ResultsError
+from kit.errors import ConfigError, ModelError
 from kit.model.rollout import Completion
 from kit.preferences.votes import append_vote, read_votes
 
@@ -142,13 +142,10 @@ def test_a_vote_that_cannot_be_written_can_be_cast_again(view):
     assert [vote.vote for vote in read_votes(view.desk.options.votes)[0]] == ["right"]
 
 
-def test_votes_that_cannot_be_read_do_not_hide_whose_the_answers_were(view, monkeypatch):
-    def unreadable(comparison):
-        raise ResultsError("cannot read the votes")
-
-    monkeypatch.setattr(view.desk, "score", unreadable)
+def test_votes_that_cannot_be_read_do_not_hide_whose_the_answers_were(view):
+    view.desk.options.votes.mkdir()
     shown = Shown(finished(view), is_blind=True, vote="left")
-    text = view.vote.show(shown, None)[view.vote.result]
+    text = view.vote.show(shown, None, True)[view.vote.result]
     assert "A was **base**" in text and "cannot read the votes" in text
 
 
@@ -162,7 +159,7 @@ def test_stopped_answers_are_neither_voted_on_nor_exported(view, monkeypatch):
     stopped = finish(written(view), view.desk.judge, is_stopped=True)
     for comparison in (written(view), stopped):
         with pytest.raises(ConfigError, match="only complete answers are voted on"):
-            view.desk.vote(comparison, 0, "left", blind=True)
+            view.desk.vote(comparison, 0, "left")
     assert not view.desk.options.votes.exists()
     comes(view, monkeypatch, stopped)
     page = run(view, values_of(view, blind=True))

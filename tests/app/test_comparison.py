@@ -189,7 +189,7 @@ def test_what_only_its_task_could_judge_is_not_judged(problems):
     done = finish(comparison("#### x", gold="x", standard=standard), Judge())
     pair = to_pair(done, 0)
     assert (pair.answer, pair.left.strict, pair.left.lenient) == ("x", None, None)
-    assert to_vote(done, 0, "left", blind=True).left.strict is None
+    assert to_vote(done, 0, "left", "embedded").left.strict is None
     assert "–" in samples_html(
         Shown(finish(comparison("#### x", "#### x", gold="x", standard=standard), Judge()))
     )
@@ -300,13 +300,13 @@ def test_the_bases_own_column_waits_for_the_vote():
 def test_a_vote_names_sides_and_hashes_whatever_the_columns():
     sides = {LEFT: choice("clip", "runs/clip"), RIGHT: choice("base")}
     done = finish(comparison("#### 7", right=("#### 8",), sides=sides), Judge())
-    vote = to_vote(done, 0, Shown(done, (RIGHT, LEFT)).preferred("right"), blind=True)
+    vote = to_vote(done, 0, Shown(done, (RIGHT, LEFT)).preferred("right"), "embedded")
     assert (vote.vote, vote.left.name, vote.right.name) == ("left", "clip", "base")
     assert vote.left.adapter_sha256 == "hash of runs/clip" and vote.right.adapter_sha256 is None
     assert (vote.left.strict, vote.right.strict, vote.answer) == (True, False, "7")
     assert [m.role for m in vote.prompt] == ["system", "user"]
     unjudged = finish(comparison("#### 7", gold=None), Judge())
-    assert to_vote(unjudged, 0, "tie", blind=True).left.strict is None
+    assert to_vote(unjudged, 0, "tie", "embedded").left.strict is None
 
 
 def test_what_names_hold_is_shown_as_text():
@@ -348,18 +348,20 @@ def test_a_comparison_from_start_to_export_and_vote(desk):
     assert isinstance(pair, ComparedPair) and json.dumps(pair.settings)
     assert pair.left.completion == done.answers[LEFT][0].completion.text
     assert pair.left.kl_to_base == done.scores[0][LEFT].kl_to_base > 0
-    assert desk.score(done).tally is None
+    hashes = [done.hashes[side] for side in (LEFT, RIGHT)]
+    assert desk.tallies(hashes) == [] and desk.votes() == ((), 0)
     for number, preference in enumerate(("left", "left", "right")):
         another = replace(done, id=f"comparison {number}")
-        assert desk.vote(another, 0, preference, blind=True) == preference
-        assert desk.vote(another, 0, "tie", blind=True) == preference  # it has one
+        cast = desk.vote(another, 0, preference)
+        assert (cast.vote, cast.id, cast.base) == (preference, another.id, "embedded")
+        assert desk.vote(another, 0, "tie") == cast  # it has one
     votes, unreadable = read_votes(desk.options.votes)
     assert [vote.vote for vote in votes] == ["left", "left", "right"] and unreadable == 0
     with desk.options.votes.open("a") as file:
         file.write("{half a line\n")
-    score = desk.score(done)
-    assert score.unreadable == 1
-    assert sorted((score.tally.first_wins, score.tally.second_wins)) == [1, 2]
+    assert desk.votes()[1] == 1
+    (counted,) = desk.tallies(hashes)
+    assert sorted((counted.first_wins, counted.second_wins)) == [1, 2]
 
 
 @pytest.mark.smoke

@@ -364,28 +364,46 @@ def test_a_blind_vote_names_nobody_before_and_lands_in_the_file(page, runs):
     page.wait_for_selector("#kit-analysis")
 
 
-def test_stored_answers_are_voted_on_without_a_run_one_key_each(page, runs):
+def test_a_session_of_blind_votes_by_keys_alone(page, runs):
+    """Progress, N, an end with its score, and another voter's own session."""
     path = runs / "votes.jsonl"
     before = len(read_votes(path)[0]) if path.exists() else 0
-    page.get_by_label("blind").check()
+    page.get_by_label("blind").focus()
+    page.keyboard.press("Space")
     page.wait_for_selector("#kit-vote-left")
+    page.focus("#kit-voter input, #kit-voter textarea")
+    page.keyboard.type("Ada 1")  # a key typed there is no vote
+    page.keyboard.press("Enter")
     page.evaluate("document.activeElement.blur()")
-    for number in (1, 2):
-        question = page.input_value("#kit-question textarea")
-        page.keyboard.press("3")
-        page.wait_for_function(
-            "q => document.querySelector('#kit-question textarea').value != q", arg=question
-        )
-        assert "Answer A" in page.inner_text("#kit-head")
-        assert "A was" in page.inner_text("#kit-votes")
-        votes = read_votes(path)[0]
-        assert len(votes) == before + number
-        assert (votes[-1].question, votes[-1].vote) == (question, "tie")
-    question = page.input_value("#kit-question textarea")
+    page.wait_for_function("/^0 of/.test(document.querySelector('#kit-votes').innerText.trim())")
+    skipped = page.input_value("#kit-question textarea")
     page.keyboard.press("n")
+    said = page.inner_text("#kit-votes")
+    total = int(said.split(" of ")[1])
     page.wait_for_function(
-        "q => document.querySelector('#kit-question textarea').value != q", arg=question
+        "q => document.querySelector('#kit-question textarea').value != q", arg=skipped
     )
+    for number in range(total):
+        assert "Answer A" in page.inner_text("#kit-head")
+        assert page.locator("#kit-scores button").count() == 0
+        page.keyboard.press("3" if number % 2 else "1")
+        page.wait_for_function(
+            "n => document.querySelector('#kit-votes').innerText.startsWith(`${n} of`)"
+            " || document.querySelector('#kit-result')?.offsetParent",
+            arg=number + 1,
+        )
+    page.wait_for_selector("#kit-result")
+    result = page.inner_text("#kit-result")
+    assert f"{total} of {total} votes by Ada 1 between" in result
+    assert "p = " in result and "pairs that came twice" in result
+    assert "kit train" in result and "method=dpo" in result and "kit evaluate" in result
+    votes = read_votes(path)[0][before:]
+    assert len(votes) == total and {vote.voter for vote in votes} == {"Ada 1"}
+    assert sum(vote.repeat_of is not None for vote in votes) == 1
+    assert skipped in {vote.question for vote in votes}
+    page.get_by_role("button", name="Vote again").click()
+    page.wait_for_selector(".kit-notice")
+    assert "no run in" in page.inner_text(".kit-notice")
 
 
 def test_three_clicks_at_once_are_one_vote(page, runs):

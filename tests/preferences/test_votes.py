@@ -1,8 +1,7 @@
-"""Votes: safe appending, honest counting, and preference data that trainers read."""
+"""Votes: safe appending, and preference data that trainers read."""
 
 import json
 import multiprocessing
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -15,13 +14,11 @@ from kit.evaluation.stats import sign_test
 from kit.preferences.votes import (
     Message,
     Side,
-    Tally,
     Vote,
     VoteSettings,
     append_vote,
     export_preferences,
     read_votes,
-    tally,
     to_preferences,
 )
 
@@ -150,52 +147,10 @@ def test_two_processes_may_append_at_once(tmp_path: Path) -> None:
     assert {v.id for v in votes} == {f"{name}{i}" for name in "ab" for i in range(30)}
 
 
-def test_tally_does_not_depend_on_the_side() -> None:
-    votes = [
-        vote("left"),  # pspo
-        vote("right", left=CLIP, right=PSPO),  # pspo
-        vote("left"),  # pspo
-        vote("right"),  # clip
-        vote("tie", left=CLIP, right=PSPO),
-        vote("both_bad"),
-        vote("right", blind=False),  # saw the names
-        vote("left", left=PSPO, right=PSPO),  # nothing to compare
-        vote("left", left=BASE),  # base against clip
-        vote("left", left=CLIP, right=PSPO, repeat_of="x"),  # counted before
-    ]
-    base, pair = tally(votes)
-    assert base == Tally("base", "clip", 1, 0, 0, 0)
-    assert pair == Tally("clip", "pspo", 1, 3, 1, 1)
-    assert tally(votes, blind_only=False)[1].first_wins == 2
-    assert tally([]) == []
-
-
-def test_tally_has_interval_and_test() -> None:
-    # 9 of 10: p = 2 (10 + 1) / 2^10; Wilson: (p + z^2/2n ± z sqrt(pq/n + z^2/4n^2)) / (1 + z^2/n)
-    counted = Tally("a", "b", 9, 1, 4, 2)
-    assert counted.p == pytest.approx(22 / 1024, rel=1e-12)
-    assert counted.win_share.value == 0.9
-    assert counted.win_share.interval == pytest.approx((0.595850, 0.982124), abs=1e-6)
-    assert counted.record()["win_share"]["n"] == 10
-    assert str(counted) == "a 9 : 1 b (90.0% [59.6%, 98.2%], p = 0.0215), 4 ties, 2 both bad"
-    assert ", 1 tie, " in str(Tally("a", "b", 0, 0, 1, 0))
-    assert str(Tally("a", "b", 0, 0, 4, 0)) == "a 0 : 0 b (none preferred), 4 ties, 0 both bad"
-
-
 @pytest.mark.parametrize(("wins", "losses", "p"), [(0, 0, 1.0), (3, 3, 1.0), (5, 0, 2 / 32)])
 def test_sign_test(wins: int, losses: int, p: float) -> None:
     assert sign_test(wins, losses) == pytest.approx(p, rel=1e-12)
     assert sign_test(losses, wins) == pytest.approx(p, rel=1e-12)
-
-
-def test_two_adapters_of_one_name_are_kept_apart() -> None:
-    other = replace(PSPO, adapter_sha256="c" * 64)
-    counted = tally([vote("left"), vote("left", left=other), vote("left", right=other)])
-    assert [(t.first, t.second, t.first_wins, t.second_wins) for t in counted] == [
-        ("clip", "pspo (aaaaaaaa)", 0, 1),
-        ("clip", "pspo (cccccccc)", 0, 1),
-        ("pspo (aaaaaaaa)", "pspo (cccccccc)", 1, 0),
-    ]
 
 
 def test_preferences_are_the_votes_for_a_side() -> None:

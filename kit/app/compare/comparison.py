@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -59,7 +57,7 @@ class Comparison:
     is_over: bool = False
     is_stopped: bool = False
     scores: dict[int, dict[str, ScoredAnswer]] = field(default_factory=dict)  # by sample and side
-    id: str = field(default_factory=lambda: uuid4().hex)  # of what is voted on
+    id: str = field(default_factory=lambda: uuid4().hex)  # of a stored pair its `pair_id`
 
     @property
     def is_stored(self) -> bool:
@@ -126,14 +124,16 @@ def finish(comparison: Comparison, judge: Judge, *, is_stopped: bool = False) ->
     return replace(comparison, answers=answers, is_over=True, is_stopped=is_stopped)
 
 
-def to_vote(comparison: Comparison, sample: int, vote: Preference, *, blind: bool) -> Vote:
-    """A vote on the left and right answers of one sample; `vote` as `Vote` names it."""
+def to_vote(
+    comparison: Comparison, sample: int, vote: Preference, base: str, voter: str = ""
+) -> Vote:
+    """A blind vote on the left and right answers of one sample; `vote` as `Vote` names it."""
     setup, pair = comparison.setup, to_pair(comparison, sample)
     left, right = (
         Side(side.name, side.adapter, side.adapter_sha256, side.completion, side.strict)
         for side in (pair.left, pair.right)
     )
-    return Vote(
+    found = Vote(
         question=setup.question,
         prompt=[Message(message["role"], message["content"]) for message in setup.messages],
         answer=setup.gold,
@@ -141,16 +141,13 @@ def to_vote(comparison: Comparison, sample: int, vote: Preference, *, blind: boo
         right=right,
         settings=VoteSettings(setup.temperature, setup.max_new_tokens, setup.seed),
         vote=vote,
-        blind=blind,
+        blind=True,
+        voter=voter or None,
+        base=base,
+        problem=setup.problem,
     )
-
-
-def pair_id(
-    question: str, temperature: float, left: tuple[str | None, str], right: tuple[str | None, str]
-) -> str:
-    """The same for the same two answers, each an adapter's hash and what it said."""
-    said = json.dumps([question, float(temperature), left, right])
-    return sha256(said.encode()).hexdigest()
+    # what was asked just now has a vote of its own, also where others have said the same before
+    return found if comparison.is_stored else replace(found, id=comparison.id)
 
 
 def to_pair(comparison: Comparison, sample: int) -> ComparedPair:
@@ -216,6 +213,7 @@ class Shown:
     order: tuple[str, str] = (LEFT, RIGHT)  # the sides in the first and in the second column
     is_blind: bool = False
     vote: Preference | None = None
+    is_repeat: bool = False  # the voter has voted on it before
     sample: int = 0
     history: tuple[ComparedPair, ...] = ()  # this session's finished comparisons, for exports
 

@@ -122,8 +122,13 @@ class ProblemView:
         """The fields of Setup that are asked for here; raises what `Problems.standard` raises."""
         question, gold = values[self.question] or "", (values[self.gold] or "").strip()
         data = values[self.data] if question == values[self.picked] else None
-        standard = self.desk.problems.standard(data, question, gold or None) if data else None
-        return {"question": question, "gold": gold or None, "standard": standard}
+        problems = self.desk.problems
+        return {
+            "question": question,
+            "gold": gold or None,
+            "standard": problems.standard(data, question, gold or None) if data else None,
+            "problem": problems.find(data, question) if data else None,
+        }
 
     def _list(self, name: str, search: str) -> tuple[Any, Any]:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from kit.app.inert import short
 from kit.app.library.adapters import Catalogue
@@ -12,12 +12,14 @@ from kit.app.options import AppOptions
 from kit.app.verdicts import Judge, NoVerifier, Standard
 from kit.config import EMBEDDED_RECIPES, DataConfig
 from kit.evaluation.subjects import data_config
+from kit.preferences.votes import VotedProblem
 from kit.recipe import load_config
 from kit.runs import RunFolder
 from kit.tasks.problems import load_problems
 from kit.tasks.sources import KNOWN, TASK_PREFIX
 from kit.tasks.verifiers import Verifier
 
+TEST: Final = "test"  # the split that problems are picked from
 LISTED = 500  # problems that the page offers at once
 TITLE = 89  # characters of a problem in the list
 
@@ -58,6 +60,11 @@ class Problems:
         own = next((row for row in asked if _bare(row["answer"]) == _bare(gold or "")), None)
         return Standard(verifier, own, decides=True) if own else self._judge.standard(gold)
 
+    def find(self, name: str, question: str) -> VotedProblem | None:
+        """Which problem of a data set a question is; None where it is none of them."""
+        found = (p["id"] for p in self.load(name) if p["question"] == question)
+        return next((VotedProblem(name, TEST, str(one)) for one in found), None)
+
     def titles(self, name: str, search: str = "") -> list[tuple[str, int]]:
         """(first words, index) of up to `LISTED` problems with `search` in the question."""
         wanted = search.casefold().strip()
@@ -74,7 +81,7 @@ class Problems:
     def _load(self, name: str) -> tuple[list[Mapping[str, Any]], Verifier]:
         with self._lock:
             if name not in self._loaded:
-                problem_set = load_problems(self._config(name), "test")
+                problem_set = load_problems(self._config(name), TEST)
                 self._loaded[name] = list(problem_set.problems), problem_set.verifier
             return self._loaded[name]
 

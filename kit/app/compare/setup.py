@@ -9,6 +9,7 @@ from typing import Any
 from kit.app.library.adapters import Choice
 from kit.app.verdicts import Standard
 from kit.errors import ConfigError
+from kit.preferences.votes import VotedProblem
 
 LEFT, RIGHT, BASE_SIDE = "left", "right", "base"
 MAX_SAMPLES = 64
@@ -34,6 +35,7 @@ class Setup:
     max_new_tokens: int = 256
     seed: int = 0
     samples: int = 1
+    problem: VotedProblem | None = None  # of a data set; None: it was typed
 
     def __post_init__(self) -> None:
         check_type("problem", self.question, "text")

@@ -10,12 +10,14 @@ from statistics import mean
 
 from kit.app.browse.matching import differences
 from kit.app.browse.pairs import Case, Filter, Outcome, Pairing, pair_up, select
-from kit.app.compare.comparison import Answer, Comparison, Kept, pair_id
+from kit.app.compare.comparison import Answer, Comparison, Kept
 from kit.app.compare.setup import LEFT, RIGHT, Setup
 from kit.app.library.adapters import Choice
 from kit.app.library.folders import display_names
 from kit.app.library.results import Attempt, Stored, find_stored
 from kit.app.verdicts import NoVerifier, Standard, badge_of, verdict_of
+from kit.preferences.queue import Ballot, Said, ordered, pair_id, queue
+from kit.preferences.votes import VotedProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +29,20 @@ class Reading:
     sides: tuple[Choice, Choice]
     words: str  # which of the two is right more often, and how sure that is
     at: int = 0
+    ballots: tuple[Ballot, ...] = ()  # of `cases`, where they are voted on in a session
+    voter: str = ""  # in the session
+    size: int = 0  # pairs the session has at most
+    pool: tuple[Case, ...] = ()  # the pairs that the session is drawn from
 
     @property
     def names(self) -> list[str]:
         """What the sides are called, left then right."""
         return display_names([choice.label for choice in self.sides])
+
+    @property
+    def hashes(self) -> list[str | None]:
+        """Of the two adapters."""
+        return [one.about.target.adapter_sha256 for one in (self.pairing.left, self.pairing.right)]
 
     @property
     def case(self) -> Case:
@@ -53,6 +64,37 @@ class Reading:
             cases = select(self.pairing, Filter(outcome=outcome)).cases
         return replace(self, cases=cases, at=0) if cases else None
 
+    def session(self, voter: str, size: int, without: Collection[str] = ()) -> Reading | None:
+        """These pairs as a session of blind votes, in an order of chance: those whose texts differ,
+        without some questions. None where there is no such pair."""
+        pool = self.pool or self.cases
+        by_id = {
+            _pair_id(self.pairing, case): case
+            for case in pool
+            if case.left.completion != case.right.completion and case.left.question not in without
+        }
+        ballots = queue(by_id, voter, size)
+        if not ballots:
+            return None
+        cases = tuple(by_id[ballot.pair] for ballot in ballots)
+        return replace(self, cases=cases, ballots=ballots, voter=voter, size=size, pool=pool, at=0)
+
+    def ended(self) -> Reading:
+        """The pairs that a session was drawn from, at the same one."""
+        if not self.ballots:
+            return self
+        at = self.pool.index(self.case)
+        return replace(self, cases=self.pool, ballots=(), pool=(), at=at)
+
+    @property
+    def order(self) -> tuple[str, str]:
+        """The sides in the order in which they stand: in a session as its ballot says."""
+        said = _said(self.pairing, self.case)
+        is_left_first = not self.ballots or (
+            (ordered(*said)[0] == said[0]) != self.ballots[self.at].is_turned
+        )
+        return (LEFT, RIGHT) if is_left_first else (RIGHT, LEFT)
+
     def drawn(self) -> Reading:
         """Another one, by chance."""
         others = [i for i in range(len(self.cases)) if i != self.at]
@@ -60,8 +102,8 @@ class Reading:
 
     def comparison(self) -> Comparison:
         """What was asked and said. Which tokens it was is not kept, only how many."""
-        left, case = self.pairing.left, self.case
-        settings, gold = left.about.settings, case.left.answer or None
+        left, case, about = self.pairing.left, self.case, self.pairing.left.about
+        settings, gold = about.settings, case.left.answer or None
         setup = Setup(
             question=case.left.question,
             system_prompt=settings.system_prompt,
@@ -71,17 +113,16 @@ class Reading:
             temperature=left.temperature,
             max_new_tokens=settings.max_new_tokens,
             seed=settings.seed,
+            problem=VotedProblem(about.data, settings.split, case.left.id),
         )
         both = ((LEFT, left, case.left), (RIGHT, self.pairing.right, case.right))
-        hashes = {side: stored.about.target.adapter_sha256 for side, stored, _ in both}
-        said = [(hashes[side], attempt.completion) for side, _, attempt in both]
         return Comparison(
             setup,
             prompt="",
             answers={side: (_answer(attempt),) for side, _, attempt in both},
-            hashes=hashes,
+            hashes={side: stored.about.target.adapter_sha256 for side, stored, _ in both},
             is_over=True,
-            id=pair_id(setup.question, setup.temperature, *said),
+            id=_pair_id(self.pairing, case),
         )
 
 
@@ -169,6 +210,16 @@ def _unlisted(stored: Stored) -> Choice:
     """What was evaluated, where it is not among what can be run."""
     target, prompt = stored.about.target, stored.about.settings.system_prompt
     return Choice(stored.name, target.adapter, target.base, prompt, None, None, None)
+
+
+def _said(pairing: Pairing, case: Case) -> tuple[Said, Said]:
+    """What was said, left then right."""
+    left, right = (one.about.target.adapter_sha256 for one in (pairing.left, pairing.right))
+    return (left, case.left.completion), (right, case.right.completion)
+
+
+def _pair_id(pairing: Pairing, case: Case) -> str:
+    return pair_id(case.left.question, pairing.left.temperature, *_said(pairing, case))
 
 
 def _answer(attempt: Attempt) -> Answer:

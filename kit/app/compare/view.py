@@ -14,6 +14,8 @@ from kit.app.compare.analysis_view import AnalysisView
 from kit.app.compare.comparison import Shown, to_pair
 from kit.app.compare.export_view import ExportView
 from kit.app.compare.problem_view import ProblemView
+from kit.app.compare.result_view import ResultView
+from kit.app.compare.revote import learned_questions
 from kit.app.compare.setup import BASE_SIDE, LEFT, MAX_SAMPLES, RIGHT, Setup, chat
 from kit.app.compare.stored import Reading, open_reading
 from kit.app.compare.vote_view import VoteView
@@ -27,8 +29,9 @@ from kit.evaluation.settings import EvalSettings
 
 MODEL = "model"  # the queue of everything that computes with the model: one at a time
 EVERY = 0.08  # seconds between two pictures of the answers
-MANY = 1_000  # problems of a queue at most
+MANY = 1_000  # problems of a queue, or pairs of a blind session, at most
 HISTORY = 500  # comparisons a session keeps for its export
+NO_PAIR = "There is no pair of stored answers here that differ and could be voted on."
 WAITING = '<span class="kit-badge">{} …</span>'
 
 Update = dict[Any, Any]
@@ -51,6 +54,7 @@ class CompareView:
         if sentence:
             gr.Markdown(inert_markdown(sentence), elem_id="kit-advice")
         self.notice = gr.HTML(visible=False, elem_id="kit-notice")
+        self.result = ResultView(desk)
         self.reader = AnalysisView(self.shown)
         self.vote = VoteView(desk, self.shown)
         with gr.Sidebar(position="right", open=False, elem_id="kit-drawer", width=380):
@@ -68,6 +72,9 @@ class CompareView:
             self.again = gr.Button("Again, with the next seed", elem_id="kit-again", visible=False)
         self.count = gr.Number(
             20, precision=0, minimum=1, maximum=MANY, label="Problems of a queue"
+        )
+        self.size = gr.Number(
+            40, precision=0, minimum=1, maximum=MANY, label="Pairs of a blind session"
         )
         self.system_prompt = gr.Textbox(
             default_pair(self.desk.catalogue)[0].system_prompt,
@@ -91,11 +98,15 @@ class CompareView:
             *(*pair.both, pair.with_base, pair.blind, self.temperature),
             *(self.max_new_tokens, self.samples, self.seed, self.system_prompt),
         ]
-        self.looks = {self.shown, self.reading, pair.blind, *self.reader.controls}
+        self.looks = {
+            *(self.shown, self.reading, pair.blind, self.vote.voter, self.size),
+            *self.reader.controls,
+        }
         inputs = {*self.asked, *self.looks, *problem.taken}
         outputs = [
             *(self.shown, self.reading, self.notice, *pair.both, *problem.taken),
             *(self.system_prompt, *self.reader.outputs, *self.vote.outputs, *self.export.outputs),
+            *self.result.outputs,
         ]
         self.outputs = outputs
         locked = [self.go, self.many, self.again, *self.asked, *problem.controls]
@@ -138,6 +149,7 @@ class CompareView:
             **QUIET,
         )
         self.vote.wire(self._voted, self.looks, outputs)
+        self.result.again.click(self._revote, self.looks, [*outputs, pair.blind], **QUIET)
         moves = inputs | {problem.source, problem.search}
         for button, by in ((problem.previous, -1), (problem.following, 1), (problem.chance, None)):
             button.click(self._moving(by), moves, outputs, **QUIET)
@@ -148,6 +160,8 @@ class CompareView:
             outputs,
             **QUIET,
         )
+        named = [self.vote.voter.submit, self.vote.voter.blur, self.size.change]
+        gr.on(named, self._renamed, self.looks, outputs, trigger_mode="always_last", **QUIET)
         self.vote.outcome.input(self._filter, {*self.looks, self.vote.outcome}, outputs, **QUIET)
         gr.on(None, self._open, None, outputs, **QUIET)  # as the page opens
         changed = [part.change for part in pair.both]
@@ -222,17 +236,35 @@ class CompareView:
             return self._show(None, None, values) | {self.system_prompt: prompt}
         return self._read(reading, values)
 
-    def _read(self, reading: Reading, values: Update, said: str = "", by: int = 1) -> Update:
-        """A stored pair, ready to be run too; blind, the next in steps of `by` without a vote."""
-        if values[self.pair.blind]:
-            reading = self._without_vote(reading, by)
+    def _read(self, reading: Reading, values: Update, by: int = 1) -> Update:
+        """A stored pair, ready to be run too; blind, the next of the session in steps of `by`."""
+        if not values[self.pair.blind]:
+            return self._pair(reading.ended(), values)
+        voter, size = self.vote.name(values), max(1, min(int(values[self.size] or 1), MANY))
+        seen = None if reading.ballots else reading.case
+        session: Reading | None = reading
+        try:
+            if not reading.ballots or (voter, size) != (reading.voter, reading.size):
+                session = reading.session(voter, size, learned_questions(reading.sides))
+            if session is None:
+                return self._show(None, reading, values) | {self.notice: _said(NO_PAIR)}
+            now = self.desk.standing(session.ballots, voter)
+        except KitError as error:
+            return self._show(None, reading, values) | {self.notice: _notice(error)}
+        if not now.open:
+            return self._show(None, session, values) | self.result.show(session)
+        unseen = [i for i in now.open if session.cases[i] != seen] or now.open
+        at = min(unseen, key=lambda i: (i - session.at) * by % len(session.ballots))
+        said = f"**{now.answered} of {len(session.ballots)}**"
+        return self._pair(replace(session, at=at), values, said)
+
+    def _pair(self, reading: Reading, values: Update, said: str = "") -> Update:
         before, case = values[self.shown], reading.case
-        comparison = reading.comparison()
         shown = Shown(
-            comparison,
-            self._order(values),
+            reading.comparison(),
+            reading.order,
             values[self.pair.blind],
-            self.desk.vote_on(comparison) if values[self.pair.blind] else None,
+            is_repeat=bool(reading.ballots) and reading.ballots[reading.at].is_repeat,
             history=before.history if before else (),
         )
         about = reading.pairing.left.about
@@ -244,13 +276,14 @@ class CompareView:
             self.system_prompt: about.settings.system_prompt,
         }
 
-    def _without_vote(self, reading: Reading, by: int) -> Reading:
-        """The first pair from here on that nobody has voted on; this one where all have a vote."""
-        for steps in range(len(reading.cases)):
-            moved = reading.moved(by * steps)
-            if self.desk.vote_on(moved.comparison()) is None:
-                return moved
-        return reading
+    def _renamed(self, values: Update) -> Update:
+        """Another voter, or another number of pairs: the session that is theirs."""
+        reading: Reading | None = values[self.reading]
+        if reading is None or not values[self.pair.blind]:
+            return gr.skip()
+        if (self.vote.name(values), values[self.size]) == (reading.voter, reading.size):
+            return gr.skip()
+        return self._read(reading, values)
 
     def _moving(self, by: int | None) -> Any:
         """An event: the stored pair `by` further or any one; without any, the data set's."""
@@ -259,7 +292,7 @@ class CompareView:
             reading: Reading | None = values[self.reading]
             if reading is not None:
                 moved = reading.drawn() if by is None else reading.moved(by)
-                return self._read(moved, values, by=by or 1)
+                return self._read(moved, values, by or 1)
             source, search = values[self.problem.source], values[self.problem.search]
             asked = values[self.problem.question]
             try:
@@ -289,8 +322,22 @@ class CompareView:
             return {self.notice: _said("No stored pair came out so.")}
         return self._read(found, values)
 
+    def _revote(self, values: Update) -> Update:
+        """A session on what was trained on the votes, against what it went on from."""
+        try:
+            reading = self.result.revote()
+        except KitError as error:
+            return {self.notice: _notice(error)}
+        values = values | {self.pair.blind: True}
+        chosen = {
+            part: gr.update(value=side.label, choices=self.pair.offered())
+            for part, side in zip(self.pair.both, reading.sides, strict=True)
+        }
+        return self._read(reading, values) | chosen | {self.pair.blind: True}
+
     def _blinded(self, values: Update) -> Update:
-        """What was seen with names is no longer blind: the next stored pair comes."""
+        """A session begins, with another pair than the one that was seen with names; or it stops,
+        and what it has come to is shown."""
         reading: Reading | None = values[self.reading]
         if reading is None:
             if values[self.pair.blind]:
@@ -298,13 +345,14 @@ class CompareView:
             return {
                 self.problem.gold: gr.update(elem_classes=self._gold(values[self.shown], values))
             }
-        return self._read(reading.moved(1) if values[self.pair.blind] else reading, values)
+        update = self._read(reading, values)
+        return update | self.result.show(reading) if reading.ballots else update
 
     def _voted(self, values: Update, shown: Shown) -> Update:
-        """After a vote on a stored pair the next one; another is shown with its names."""
+        """After a vote of a session its next pair; another is shown with its names."""
         reading: Reading | None = values[self.reading]
         if reading is not None and shown.comparison.is_stored:
-            return self._read(reading.moved(1), values, self.vote.revealed(shown))
+            return self._read(reading.moved(1), values)
         return self._show(shown, reading, values)
 
     # --- running -------------------------------------------------------------------------------
@@ -406,7 +454,8 @@ class CompareView:
             self.notice: gr.update(visible=False),
             self.problem.gold: gr.update(elem_classes=self._gold(shown, values)),
             **self.reader.show(shown, values),
-            **self.vote.show(shown, reading, said),
+            **self.vote.show(shown, reading, values[self.pair.blind], said),
+            **self.result.hidden(),
             **self.export.show(shown, reading),
         }
 

@@ -23,7 +23,7 @@ CHOICES = {
     "both_bad": "Both bad",
 }
 STOPPED = "There is no vote on answers that were stopped: the names stay hidden. Run again."
-ALL_VOTED = "Every pair that is read here has its vote."
+LONGEST_NAME = 60  # characters of a voter's
 OUTCOMES = [
     ("texts differ", "differ"),
     ("all pairs", "all"),
@@ -66,6 +66,7 @@ STYLE = """
 .kit-scores .kit-score-left { background: var(--kit-left); }
 .kit-scores .kit-score-right { background: var(--kit-right); }
 .kit-scores [aria-pressed=true] { outline: 2px solid var(--kit-text); }
+#kit-voter { flex: 0 1 9rem; min-width: 5rem !important; }
 #kit-votes :is(p, span) { margin: 0; font-size: .875rem; }
 @media (max-width: 640px) {
   #kit-foot { padding: .4rem .5rem .4rem 6rem; }
@@ -116,8 +117,14 @@ class VoteView:
             )  # fmt: skip
             self.following = gr.Button("Next", size="sm", elem_id="kit-next", visible=False)
             self.result = gr.Markdown(elem_id="kit-votes")
+            self.voter = gr.Textbox(
+                label="Who votes", placeholder="your name", show_label=False, container=False,
+                max_lines=1, max_length=LONGEST_NAME, visible=False, elem_id="kit-voter",
+            )  # fmt: skip
         self.strip = gr.HTML(elem_id="kit-scores", apply_default_css=False)
-        self.outputs = [self.box, self.outcome, self.following, self.result, self.strip]
+        self.outputs = [
+            *(self.box, self.outcome, self.following, self.result, self.voter, self.strip)
+        ]
 
     def wire(
         self, cast: Callable[[Update, Shown], Update], inputs: set[Any], outputs: list[Any]
@@ -126,42 +133,50 @@ class VoteView:
         for column, button in self.buttons.items():
 
             def vote(values: Update, column: str = column) -> Update:
-                shown = self._cast(values[self.shown], column)
+                shown = self._cast(values[self.shown], column, self.name(values))
                 return cast(values, shown) if isinstance(shown, Shown) else shown
 
             button.click(vote, inputs, outputs, queue=False, **QUIET)
 
-    def show(self, shown: Shown | None, reading: Reading | None, said: str = "") -> Update:
-        """`said`: what the last vote came to, where another pair is shown since."""
+    def name(self, values: Update) -> str:
+        """Who votes; "" for no name."""
+        return " ".join((values[self.voter] or "").split())
+
+    def show(
+        self, shown: Shown | None, reading: Reading | None, is_blind: bool, said: str = ""
+    ) -> Update:
+        """`said`: how far a session is."""
         can_vote, text = False, said
         if shown is not None and shown.is_blind and shown.comparison.is_over:
             can_vote = shown.vote is None and shown.comparison.is_finished
-            if shown.vote is not None and shown.comparison.is_stored:
-                text = f"{said} {ALL_VOTED}".strip()
-            elif shown.vote is not None:
+            if shown.vote is not None:
                 text = self.revealed(shown)
             elif not can_vote:
                 text = STOPPED
-        if not text and reading and not (shown and shown.is_blind):
+        elif not is_blind and reading and not text:
             text = inert_markdown(reading.words)
+        is_read = reading is not None and not is_blind
         return {
             self.box: gr.update(visible=can_vote),
-            self.outcome: gr.update(visible=reading is not None and not can_vote),
+            self.outcome: gr.update(visible=is_read),
             self.following: gr.update(visible=reading is not None),
-            self.strip: "" if reading is None or can_vote else score_strip(reading),
+            self.strip: score_strip(reading) if reading is not None and is_read else "",
+            self.voter: gr.update(visible=is_blind),
             self.result: text,
         }
 
-    def _cast(self, shown: Shown | None, column: str) -> Shown | Update:
+    def _cast(self, shown: Shown | None, column: str, voter: str = "") -> Shown | Update:
         if shown is None or not shown.hides_names:
             return gr.skip()
         try:  # of several clicks at once the first one counts, and all of them show it
             vote = self.desk.vote(
-                shown.comparison, shown.sample, shown.preferred(column), blind=True
+                *(shown.comparison, shown.sample, shown.preferred(column)),
+                voter=voter,
+                is_repeat=shown.is_repeat,
             )
         except KitError as error:
             return {self.result: f"**Not counted.** {inert_markdown(str(error))}"}
-        return replace(shown, vote=vote)
+        return replace(shown, vote=vote.vote)
 
     def revealed(self, shown: Shown) -> str:
         sides = shown.comparison.setup.sides
@@ -169,16 +184,16 @@ class VoteView:
         vote = {"tie": "a tie", "both_bad": "both bad"}.get(
             shown.vote or "", f"**{names[shown.vote != shown.order[0]]}** is better"
         )
-        before = "The last pair: " if shown.comparison.is_stored else ""
-        lines = [f"{before}A was **{names[0]}**, B was **{names[1]}**. Your vote: {vote}."]
+        lines = [f"A was **{names[0]}**, B was **{names[1]}**. Your vote: {vote}."]
         try:
-            score = self.desk.score(shown.comparison)
+            found = self.desk.tallies([shown.comparison.hashes[side] for side in (LEFT, RIGHT)])
+            _, unreadable = self.desk.votes()
         except KitError as error:
             return " ".join([*lines, inert_markdown(str(error))])
         if sides[LEFT].adapter == sides[RIGHT].adapter:
             lines.append("Both sides were the same model, so this vote decides nothing.")
-        elif score.tally is not None:
-            lines.append(f"So far: {inert_markdown(str(score.tally))}.")
-        if score.unreadable:
-            lines.append(f"{score.unreadable} lines of the file of votes could not be read.")
+        elif found:
+            lines.append(f"So far: {inert_markdown(str(found[0]))}.")
+        if unreadable:
+            lines.append(f"{unreadable} lines of the file of votes could not be read.")
         return " ".join(lines)

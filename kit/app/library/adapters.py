@@ -46,6 +46,8 @@ class Choice:
     run: str | None  # its run folder
     region: str | None  # clip, pspo, … of the run's objective; None: not trained by policy gradient
     is_named: bool = False  # the user asked for it with --adapters
+    preferences: str | None = None  # what its run learned from, where that was preferences
+    parent: str | None = None  # the adapter that its run began with; None: a fresh one
     guidelines: Mapping[str, Guideline] = field(default_factory=dict, compare=False)  # of its run
 
 
@@ -231,6 +233,7 @@ def _describe(label: str, source: str, run: RunFolder | None) -> _Found:
     base_id, revision = settings["base_model_name_or_path"], settings.get("revision")
     model, prompt, data, region, where = ModelConfig(id=base_id), SYSTEM_PROMPT, None, None, None
     guidelines: Mapping[str, Guideline] = {}
+    preferences = parent = None
     if run is not None:
         path = run.path / "config.yaml"
         try:
@@ -240,12 +243,18 @@ def _describe(label: str, source: str, run: RunFolder | None) -> _Found:
         model, prompt, data = config.model, config.system_prompt, config.data.name
         guidelines = config.guidelines
         region = config.objective.trust_region.name if config.method == "grpo" else None
-        where = str(run.path)
+        where, parent = str(run.path), config.model.adapter
+        preferences = config.preferences.source if config.learns_from_preferences else None
     # the adapter's own word on its base is what it is checked against when it is loaded
     own = {"id": base_id, "revision": revision or model.revision, "adapter": None}
     weights = Path(source) / WEIGHTS
     changed = os.path.getmtime(weights) if os.path.isfile(weights) else 0.0  # a hub id has none
-    choice = Choice(label, source, base_id, prompt, data, where, region, guidelines=guidelines)
+    choice = Choice(
+        *(label, source, base_id, prompt, data, where, region),
+        preferences=preferences,
+        parent=parent,
+        guidelines=guidelines,
+    )
     return _Found(choice, model.model_copy(update=own), changed)
 
 

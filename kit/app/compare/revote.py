@@ -1,0 +1,123 @@
+"""From votes to an adapter trained on them, and to votes on that: the commands, and what they left.
+
+The page does not train: it holds the base for all who have it open, an optimizer beside it may not
+fit, and a training of hours must outlive a page that is closed. A command has a run folder, shows
+what it does, and goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from kit.app.compare.stored import Reading
+from kit.app.library.adapters import Choice
+from kit.app.options import AppOptions
+from kit.errors import ResultsError
+from kit.evaluation.subjects import compared_questions
+from kit.preferences.gathered import TEST_SPLIT
+from kit.preferences.votes import Vote
+from kit.runs import RunFolder
+
+EPOCHS = 10  # times each pair is learned from: votes are few
+BATCH = 16  # pairs of a step at most
+
+
+def commands(reading: Reading, votes: Sequence[Vote], pairs: int, options: AppOptions) -> str:
+    """What trains on the votes, and what measures the new adapter as the two were; for a shell.
+
+    Training goes on from the side that won more votes, with the settings of its run, or from the
+    base with those of the other side. `pairs`: how many the votes come to.
+    """
+    start, other = _by_wins(reading, votes)
+    run = start.run or other.run
+    recipe = str(Path(run) / "config.yaml") if run else "RECIPE.yaml"
+    new = _free(options.runs, f"{Path(start.run).name if start.run else start.label}-voted")
+    batch = max(1, min(BATCH, pairs))
+    training = [
+        *("kit", "train", recipe, "method=dpo", f"preferences.source={options.votes}"),
+        *(f"preferences.batch={batch}", f"train.steps={math.ceil(EPOCHS * pairs / batch)}"),
+        "train.updates_per_rollout=1",
+        f"model.adapter={start.adapter or 'null'}",
+        *(["preferences.test_problems=true"] if any(map(_is_on_test, votes)) else []),
+        f"output={new}",
+    ]
+    return f"{shlex.join(training)}\n{shlex.join(_evaluating(reading, start, new, options))}"
+
+
+def trained_on(choices: Iterable[Choice], options: AppOptions) -> list[tuple[Choice, Choice]]:
+    """The adapters that were trained on the app's votes, each with what it went on from, the newest
+    first."""
+    choices = [*choices]
+    by_source = {_place(choice.adapter): choice for choice in choices}
+    found = [
+        (choice, by_source[_place(choice.parent)])
+        for choice in choices
+        if choice.preferences is not None
+        and _place(choice.preferences) == _place(str(options.votes))
+        and _place(choice.parent) in by_source
+    ]
+    return sorted(found, key=lambda both: _changed(both[0]), reverse=True)
+
+
+def learned_questions(choices: Iterable[Choice]) -> set[str]:
+    """The questions whose answers were compared in what these learned from: how they answer there
+    says nothing about other problems. ResultsError where they cannot be read."""
+    questions: set[str] = set()
+    for choice in choices:
+        if choice.run and choice.preferences:
+            compared = compared_questions(RunFolder(choice.run))
+            if compared is None:
+                raise ResultsError(
+                    f"{choice.label} was trained on preferences, and the copy of them in "
+                    f"{choice.run} cannot be read, so what it has learned from is not known"
+                )
+            questions |= compared
+    return questions
+
+
+def _by_wins(reading: Reading, votes: Iterable[Vote]) -> tuple[Choice, Choice]:
+    """The two sides, first the one that more votes are for."""
+    lead = 0
+    for vote in votes:
+        if vote.vote in ("left", "right"):
+            side = vote.left if vote.vote == "left" else vote.right
+            lead += 1 if side.adapter_sha256 == reading.hashes[0] else -1
+    return reading.sides if lead > 0 else (reading.sides[1], reading.sides[0])
+
+
+def _evaluating(reading: Reading, start: Choice, new: Path, options: AppOptions) -> list[str]:
+    """Of the new adapter and what it went on from, as the stored answers were sampled."""
+    about = reading.pairing.left.about
+    settings = about.settings
+    old = ["--base", start.base] if start.adapter is None else [start.run or start.adapter]
+    return [
+        *("kit", "evaluate", str(new), *old, "--data", about.data),
+        *(["--data-dir", options.data_dir] if options.data_dir else []),
+        f"temperature={reading.pairing.left.temperature:g}",
+        *(f"max_new_tokens={settings.max_new_tokens}", f"top_p={settings.top_p:g}"),
+        *(f"seed={settings.seed}", f"split={settings.split}", f"limit={2 * about.n}"),
+    ]
+
+
+def _free(runs: Path, name: str) -> Path:
+    """A folder that is not there yet."""
+    number, folder = 2, runs / name
+    while folder.exists():
+        number, folder = number + 1, runs / f"{name}-{number}"
+    return folder
+
+
+def _is_on_test(vote: Vote) -> bool:
+    return vote.problem is not None and vote.problem.split == TEST_SPLIT
+
+
+def _place(source: str | None) -> str | None:
+    """Of a folder the real one; a hub id as it is."""
+    return str(Path(source).resolve()) if source and Path(source).exists() else source
+
+
+def _changed(choice: Choice) -> float:
+    return Path(choice.adapter or "").stat().st_mtime
