@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from kit.config import Config
 from kit.estimate.gpus import GPU
 from kit.estimate.memory import Memory, Wave
+from kit.model.shape import LENGTH_BUCKET, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,12 @@ FAST = Pace(length=0.5, signal=0.5, bandwidth=0.8, flops=0.4, operation=8e-6)
 LIKELY = Pace(length=0.6, signal=0.7, bandwidth=0.6, flops=0.25, operation=18e-6)
 SLOW = Pace(length=1.0, signal=1.0, bandwidth=0.4, flops=0.1, operation=25e-6)
 
-# operations launched per layer, counted: a forward of the base, LoRA on one linear layer, backward
+# operations launched per layer of an update, counted: a forward of the base, LoRA on one linear
+# layer, backward
 LAYER_OPERATIONS, LORA_OPERATIONS, BACKWARD_OPERATIONS = 50, 7, 139
+# and of a decoded token, counted on the pretended card: whatever the layers, per layer, and LoRA on
+# modules that are computed at once
+TOKEN_LAUNCHES, LAYER_LAUNCHES, LORA_LAUNCHES = 46, 37, 4
 
 # forwards without gradient over the rows of a step: the reference of grpo and dpo; of kto also
 # mismatched completions, under the policy and under the reference
@@ -67,6 +73,12 @@ def step_seconds(memory: Memory, gpu: GPU) -> dict[str, tuple[float, float, floa
     }
 
 
+def token_launches(shape: Shape, config: Config) -> int:
+    """Operations that the host asks for to decode a token of all rows, each launched by itself."""
+    groups = len(shape.together(config.lora.targets))
+    return TOKEN_LAUNCHES + shape.layers * (LAYER_LAUNCHES + LORA_LAUNCHES * groups)
+
+
 def _sampling(memory: Memory, wave: Wave, pace: Pace, bandwidth: float, flops: float) -> float:
     """Prompts once, then one token at a time: bound by launches or by the bytes that move."""
     shape, c, config = memory.shape, memory.c, memory.config
@@ -77,12 +89,14 @@ def _sampling(memory: Memory, wave: Wave, pace: Pace, bandwidth: float, flops: f
         weights: float = shape.linear_size * c
     else:  # at best unpacked inside the product, at worst written out and read again
         weights = shape.linear_size * (0.5 if pace is FAST else 0.5 + 2 * c)
-    # the cache is copied to append a token, repeated for every head, and read
-    cache = rows * (prompt + new / 2) * shape.cache_per_token(c)
-    cache *= 3 + 2 * shape.heads / shape.kv_heads
-    moved = weights + shape.vocab * shape.hidden * c + cache + rows * 24 * shape.vocab
-    adapted = len(shape.adapted(config.lora.targets))
-    launches = shape.layers * (LAYER_OPERATIONS + LORA_OPERATIONS * adapted)
+    # the cache is read, what is masked of its last bucket too
+    cache = rows * (prompt + (new + LENGTH_BUCKET) / 2) * shape.cache_per_token(c)
+    if config.model.attention != "auto":  # copied to append a token, and repeated for every head
+        cache *= 3 + 2 * shape.heads / shape.kv_heads
+    lora = 4 * shape.lora_side_by_side(config.lora.targets, config.lora.rank)
+    head = shape.vocab * shape.hidden * c
+    moved = weights + lora + head + cache + rows * 24 * shape.vocab
+    launches = token_launches(shape, config)
     token = max(launches * pace.operation, moved / (bandwidth * pace.bandwidth))
     prompts = 2 * shape.linear_size * prompt * wave.rows / wave.samples
     return math.ceil(wave.rows / rows) * new * token + prompts / (flops * pace.flops)

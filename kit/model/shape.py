@@ -112,15 +112,19 @@ class Shape:
             raise ConfigError(f"lora.targets = {targets!r} matches no module; there are {names}")
         return found
 
-    def lora_side_by_side(self, targets: str | list[str], rank: int) -> int:
-        """Numbers in the sampler's copy of an adapter: zeros between the modules of a group."""
+    def together(self, targets: str | list[str]) -> list[list[Linear]]:
+        """The modules of a layer that get LoRA, in groups that the sampler computes at once."""
         groups: dict[str | int, list[Linear]] = {}
         for linear in self.adapted(targets):
             name = linear.name.rpartition(".")[2]
             groups.setdefault(TOGETHER.get(name, name), []).append(linear)
+        return list(groups.values())
+
+    def lora_side_by_side(self, targets: str | list[str], rank: int) -> int:
+        """Numbers in the sampler's copy of an adapter: zeros between the modules of a group."""
         sizes = (
             len(group) * (group[0].inputs + sum(linear.outputs for linear in group))
-            for group in groups.values()
+            for group in self.together(targets)
         )
         return self.layers * rank * sum(sizes)
 
