@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kit.errors import first_line, is_out_of_memory
+from kit.errors import ModelError, first_line, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +85,41 @@ class ReplayingPlayer(Player):
 
 
 def record(step: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """A graph of the kernels that a step launches, none of which runs."""
-    graph = torch.cuda.CUDAGraph()
-    # a recording that fails leaves its own stream the current one
-    with (
-        torch.cuda.stream(torch.cuda.current_stream()),
-        torch.cuda.graph(graph, capture_error_mode="thread_local"),
-    ):
-        step()
+    """A graph of the kernels that a step launches, none of which runs.
+
+    One that fails leaves the allocator as it was; ModelError where it cannot.
+    """
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    try:
+        # a recording that fails leaves its own stream the current one
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+        ):
+            step()
+    except RuntimeError:
+        _close(pool)
+        raise
     return graph
+
+
+def _close(pool: Any) -> None:
+    """End what the allocator does for a recording that failed.
+
+    Before torch 2.12 what the driver refuses to record stays open there (pytorch/pytorch#180395),
+    and from then on it fails whenever it should give memory back.
+    """
+    torch.cuda.synchronize()
+    try:
+        torch.cuda.empty_cache()  # which is refused where it is open
+    except RuntimeError:
+        try:
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            torch.cuda.empty_cache()
+        except (AttributeError, RuntimeError) as error:
+            raise ModelError(
+                "a step could not be recorded as a CUDA graph, after which torch "
+                f"{torch.__version__} cannot manage the GPU's memory any more "
+                f"({first_line(error)}); the same command goes on with rollout.cuda_graph=false, "
+                "or with torch 2.12 or newer"
+            ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from kit.errors import NotFiniteError
+from kit.errors import ModelError, NotFiniteError
 from kit.model import attention, decoding, graphs, rollout
 from kit.model.caches import GrowingCache, StaticCache
 from kit.model.decoding import EVERY_TOKEN, Pace, pace_of
-from kit.model.graphs import Replay
+from kit.model.graphs import Replay, ReplayingPlayer, record
 from kit.model.lora import TRAINED
 from kit.model.policy import BASE
 from kit.model.requests import Sampling
@@ -205,6 +206,66 @@ def test_how_a_base_decodes_is_told(device, asked, stays, said):
     replay = Replay()
     replay.player(device, asked=asked, cache_stays=stays)
     assert replay.said == said
+
+
+class Recording:
+    """torch.cuda, where the driver refuses to record, as torch has it before and since 2.12."""
+
+    def __init__(self, stays_open: bool, can_be_ended: bool = True) -> None:
+        self.stays_open, self.can_be_ended = stays_open, can_be_ended
+        self.opened: list[object] = []
+        self.emptied = 0
+
+    @contextmanager
+    def graph(self, graph, pool, capture_error_mode):
+        self.opened.append(pool)
+        yield
+        if not self.stays_open:
+            self.opened.remove(pool)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    def empty_cache(self) -> None:
+        if self.opened:
+            raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+        self.emptied += 1
+
+    def end(self, device, pool) -> None:
+        if not self.can_be_ended:
+            raise RuntimeError("not currently recording to this pool")
+        self.opened.remove(pool)
+
+    def install(self, monkeypatch) -> Recording:
+        for name, value in {
+            "CUDAGraph": object,
+            "graph_pool_handle": object,
+            "current_stream": lambda: None,
+            "current_device": lambda: 0,
+            "stream": lambda stream: nullcontext(),
+            "synchronize": lambda: None,
+            "graph": self.graph,
+            "empty_cache": self.empty_cache,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
+        return self
+
+
+@pytest.mark.parametrize("stays_open", [False, True])
+def test_a_recording_that_fails_leaves_the_allocator_usable(monkeypatch, stays_open):
+    recording = Recording(stays_open).install(monkeypatch)
+    steps: list[int] = []
+    player = ReplayingPlayer(replay := Replay())
+    for number in range(4):
+        player.play(lambda number=number: steps.append(number), (1, 1))
+    assert (recording.opened, recording.emptied) == ([], 1)
+    assert steps == [0, 1, 1, 2, 3]  # the second was asked for when it was to be recorded, too
+    assert "not permitted when stream is capturing" in replay.obstacle
+
+
+def test_an_allocator_that_cannot_be_mended_ends_it_with_what_to_do(monkeypatch):
+    Recording(True, can_be_ended=False).install(monkeypatch)
+    with pytest.raises(ModelError, match=r"goes on with rollout\.cuda_graph=false, or with torch"):
+        record(lambda: None)
 
 
 # --- modules side by side ------------------------------------------------------------------------
