@@ -86,8 +86,16 @@ def measure(
     level: float,
     seconds: float,
 ) -> Record:
-    """Read what a run that has ended left; `result` is its evaluation, where it had one."""
-    about = run.read_description()
+    """Read what a run that has ended left; `result` is its evaluation, where it had one.
+
+    Raises ResultsError for one that was not trained with the `rate` that the study has for it.
+    """
+    about, trained = run.read_description(), run.load_config().optim.learning_rate
+    if trained != rate:
+        raise ResultsError(
+            f"{run.path} was trained with optim.learning_rate={trained:g}, where the study has "
+            f"{rate:g}; delete the folder, and the run is done again"
+        )
     metrics = read_metrics(run.metrics) if run.metrics.is_file() else []
     steps = [record for record in metrics if "accuracy/lenient" in record]
     last = [record for record in metrics if record["step"] == about.get("steps")]
@@ -97,7 +105,7 @@ def measure(
         arm=cell.arm,
         staleness=cell.staleness,
         seed=cell.seed,
-        rate=rate,
+        rate=trained,
         is_fresh=cell.is_fresh,
         status="finished" if run.status == "finished" else "failed",
         error=about.get("error"),

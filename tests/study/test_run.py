@@ -18,7 +18,7 @@ from kit.study.cells import Cell
 from kit.study.declared import Declaration, load_study
 from kit.study.evidence import gather
 from kit.study.folder import StudyFolder
-from kit.study.records import NAME, read_record
+from kit.study.records import NAME, measure, read_record
 from kit.study.run import Worker, run_study
 from kit.training import trainer
 from tests.study.synthetic import write_records
@@ -102,6 +102,18 @@ def test_a_run_that_fails_is_a_result(declaration, tmp_path, monkeypatch, base):
     first = next(iter(worker.folder.records().values()))
     assert first.has_failed and "NaN everywhere" in (first.error or "")
     assert worker.folder.tuning_scores("clip", 2) == {1e-3: 0.0}
+
+
+def test_the_rate_of_a_record_is_that_of_the_run(declaration, tmp_path):
+    study = StudyFolder(tmp_path / "out", declaration)
+    cell = study.cells[0]
+    run, config = study.run(cell), study.config(cell)
+    run.open(config, False).release()
+    rate = config.optim.learning_rate
+    assert measure(cell, rate, run, None, level=0.5, seconds=1.0).rate == rate
+    said = rf"trained with optim\.learning_rate={rate:g}, where the study has 0\.5; delete"
+    with pytest.raises(ResultsError, match=said):
+        measure(cell, 0.5, run, None, level=0.5, seconds=1.0)
 
 
 def test_processes_claim_different_runs(declaration, tmp_path):
