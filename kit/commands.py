@@ -53,6 +53,9 @@ def train(
     if config.output is not None:  # before torch is waited for
         RunFolder(config.output).check_free(config, resume)
     check_budget(config)
+    from kit.tasks.sources import check_named
+
+    check_named(config.data.name)
     from kit.training.trainer import train
 
     run = train(config, resume=resume)
@@ -130,6 +133,9 @@ def study(
     folder = output or Path("runs") / file.stem
     seconds = None if budget is None else parse_duration(budget)
     if report is None:
+        from kit.tasks.sources import check_named
+
+        check_named(declaration.base.data.name)
         check_budgets(declaration)
     if dry_run:
         print(plan(StudyFolder(folder, declaration), seconds))
@@ -403,6 +409,14 @@ def push(
 @wraps(from_arguments)
 def app(**given: Any) -> None:
     settings = from_arguments(**given)
+    if not settings.runs.exists():
+        from kit.recipe import did_you_mean_path
+
+        near = did_you_mean_path(settings.runs)
+        print(
+            f"There is no folder {settings.runs} (--runs) yet"
+            f"{near or ': nothing of yours is shown until there is'}"
+        )
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is told to anybody
     print("Loading the app …", flush=True)
     from kit.app.page import launch

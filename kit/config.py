@@ -66,12 +66,13 @@ def _check_size(text: str) -> str:
 
 
 MemorySize = Annotated[str, AfterValidator(_check_size)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class ModelConfig(SettingsSection):
     """Which base model, and how it sits in memory."""
 
-    id: str
+    id: Name
     """Hub id or folder of a causal language model; `embedded` and `embedded-sums` are the
     tiny ones shipped here."""
     quantization: Literal["nf4", "int8", "none"] = "nf4"
@@ -120,7 +121,7 @@ class LoraConfig(SettingsSection):
 class DataConfig(SettingsSection):
     """The problems. Validation problems are held out of training and never trained on."""
 
-    name: str
+    name: Name
     """gsm8k | svamp | asdiv | math500 | gsm_symbolic | reasoning_gym:<task>, a hub id
     (owner/name or owner/name:config), or a .jsonl, .csv or .parquet file."""
     data_dir: str | None = None

@@ -27,6 +27,38 @@ from kit.guideline import CHECK_SETTINGS, MOST_GUIDELINES, Guideline
 
 LONGEST_SHOWN = 200  # characters of a value that was refused
 TAGGED: dict[str, type[SettingsSection]] = {**TRUST_REGION_SETTINGS, **CHECK_SETTINGS}  # by name
+NEAR = 0.7  # of difflib's likeness: one slip in a word of four letters
+# what pydantic finds, in the words of a user who knows neither it nor Python; {…} are its findings
+ALLOWED = {
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "finite_number": "must be a finite number",
+    "literal_error": "must be {expected}",
+    "union_tag_invalid": "must be {expected_tags}",
+    "string_type": "must be a text",
+    "string_too_short": "must not be empty",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a smaller number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "list_type": "must be a list, such as [a, b]",
+    "tuple_type": "must be a list, such as [0, 1]",
+    "too_long": "must have at most {max_length} entries",
+    "too_short": "must have at least {min_length} entries",
+    "dict_type": "must be a section with settings of its own",
+    "model_type": "must be a section with settings of its own",
+    "model_attributes_type": "must be a section with a name, such as name: clip",
+}
+
+# in pydantic's location of an error: no key, but one of the kinds that a value may have
+KIND = re.compile(r"str|int|float|(?:list|dict|literal|constrained-\w+)\[.*\]|constrained-\w+")
+NOT_ALLOWED = " is not allowed: "
 
 S = TypeVar("S", bound=SettingsSection)
 
@@ -76,7 +108,7 @@ def read_guidelines(given: Any) -> dict[str, Guideline]:
         named = [(Path(one).stem, _guideline_file(one)) for one in listed(given)]
     else:
         raise ConfigError(
-            f"guidelines must be a list of names and paths, got {given!r:.{LONGEST_SHOWN}}"
+            f"guidelines = {given!r:.{LONGEST_SHOWN}}{NOT_ALLOWED}must be a list of names and paths"
         )
     if len(named) > MOST_GUIDELINES:
         raise ConfigError(f"guidelines has {len(named)} of them, at most {MOST_GUIDELINES} work")
@@ -137,7 +169,7 @@ def read_pairs(section: type[S], pairs: Sequence[str], prefix: str = "") -> S:
         if not pair.startswith(prefix):
             known = [prefix + name for name in section.model_fields]
             raise ConfigError(_unknown(pair.partition("=")[0], "", known))
-        _apply_override(values, pair.removeprefix(prefix))
+        _apply_override(values, pair.removeprefix(prefix), prefix)
     return read_settings(section, values, prefix)
 
 
@@ -148,8 +180,16 @@ def listed(given: Any) -> list[Any]:
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """`, did you mean 'rank'?`: the known name that is spelled most like it; "" where none is."""
-    near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
-    return f", did you mean {near[0]!r}?" if near else ""
+    near = _spelled_like(given, known)
+    return f", did you mean {near!r}?" if near else ""
+
+
+def _spelled_like(given: str, known: Iterable[str]) -> str | None:
+    """The known name that is nearest, if one is near: difflib counts letters that were swapped as
+    two slips."""
+    names = list(known)
+    swapped = (name for name in names if sorted(name) == sorted(given))
+    return next(iter(difflib.get_close_matches(given, names, 1, NEAR)), next(swapped, None))
 
 
 def did_you_mean_path(given: str | Path) -> str:
@@ -211,11 +251,16 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    """Set one `dotted.key=value` in place."""
+def _apply_override(values: dict[str, Any], override: str, prefix: str = "") -> None:
+    """Set one `dotted.key=value` in place; `prefix` is what errors name before it."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} must have the form key=value")
+    if not text.strip():
+        raise ConfigError(
+            f"override {prefix + override!r} has no value; write {prefix}{key}=null for none, "
+            f"{prefix}{key}=\"''\" for an empty text"
+        )
     *parents, last = key.split(".")
     section = values
     for parent in parents:
@@ -236,20 +281,27 @@ def read_settings(section: type[S], values: Mapping[str, Any], prefix: str = "")
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(e, section, prefix) for e in error.errors()]
-        raise ConfigError("; ".join(lines)) from None
+        found: dict[str, str] = {}  # a value may be refused by each of the kinds it could be
+        for given in error.errors():
+            said = _explain(given, section, prefix)
+            start, _, allowed = said.partition(NOT_ALLOWED)
+            found[start] = f"{found[start]} or {allowed}" if start in found and allowed else said
+        raise ConfigError("; ".join(found.values())) from None
 
 
 def _explain(error: ErrorDetails, section: type[SettingsSection], prefix: str) -> str:
     """One pydantic error as a sentence: what came, what is allowed."""
-    location = [str(part) for part in error["loc"]]
+    is_a_key = error["type"] == "extra_forbidden"
+    location = [str(part) for part in error["loc"] if is_a_key or not KIND.fullmatch(str(part))]
     is_check = location[:1] == ["checks"]
     if is_check or location[:2] == ["objective", "trust_region"]:
         del location[2:3]  # a tagged union puts its tag here; it is not a key the user wrote
     name = prefix + ".".join(location)
-    if error["type"] == "extra_forbidden":
+    if is_a_key:
         parents = (prefix + ".".join(location[:-1])).strip(".")
-        return _unknown(location[-1], parents, _known_keys(section, error["loc"][:-1]))
+        said = _unknown(location[-1], parents, _known_keys(section, error["loc"][:-1]))
+        is_a_regions = location[:2] == ["objective", "trust_region"]
+        return said + (_whose(location[-1], str(error["loc"][2])) if is_a_regions else "")
     if error["type"] == "missing":
         return f"{name} is required"
     known = CHECK_SETTINGS if is_check else TRUST_REGION_SETTINGS
@@ -264,12 +316,22 @@ def _explain(error: ErrorDetails, section: type[SettingsSection], prefix: str) -
     if error["type"] == "refused":
         return error["msg"]
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ALLOWED:
+        message = ALLOWED[error["type"]].format_map(error.get("ctx", {}))
     if not location:
         return f"{prefix.rstrip('.: ')}: {message}" if prefix else message
     given = repr(error["input"])
     if len(given) > LONGEST_SHOWN:
         given = f"{given[:LONGEST_SHOWN]}…"
-    return f"{name} = {given} is not allowed: {message[0].lower()}{message[1:]}"
+    return f"{name} = {given}{NOT_ALLOWED}{message[0].lower()}{message[1:]}"
+
+
+def _whose(key: str, region: str) -> str:
+    """`; it is a setting of clip, dgpo, and the region is pspo`; "" where it is of none."""
+    owners = [name for name, other in TRUST_REGION_SETTINGS.items() if key in other.model_fields]
+    if not owners:
+        return ""
+    return f"; it is a setting of {', '.join(owners)}, and objective.trust_region.name is {region}"
 
 
 def _unknown(key: str, parents: str, known: Sequence[str]) -> str:
@@ -304,8 +366,8 @@ def _nearest(path: Path) -> Path | None:
     known = {
         name.removesuffix(".yaml"): within / name for within in folders for name in _names(within)
     }
-    near = difflib.get_close_matches(path.name.removesuffix(".yaml"), known, n=1, cutoff=0.5)
-    return known[near[0]] if near else None
+    near = _spelled_like(path.name.removesuffix(".yaml"), known)
+    return known[near] if near else None
 
 
 def _names(folder: Path) -> list[str]:

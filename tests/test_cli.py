@@ -99,6 +99,13 @@ def _seconds_of_children() -> float:
         (["train", "configs/smoke.yaml", "lora.rnak=8"], "did you mean 'rank'?"),
         (["train", "configs/smoke.yaml", "objective.trust_region.alpha=2"], "alpha = 2"),
         (["train", "configs/smoke.yaml", "rollout.group_size=1"], "group_size = 1"),
+        (["train", "configs/smoke.yaml", "data.name=gsm9k"], "'gsm9k', did you mean 'gsm8k'?"),
+        (
+            ["train", "configs/smoke.yaml", "data.name=nowhere.jsonl"],
+            "nowhere.jsonl does not exist",
+        ),
+        (["train", "configs/smoke.yaml", "data.name=reasoning_gym:sums"], "unknown reasoning_gym"),
+        (["compare", "a", "b", "evaluate.limit="], "override 'evaluate.limit=' has no value"),
         (["evaluate", "--data", "gsm8k"], "nothing to evaluate"),
         (["evaluate", "nowhere", "--data", "gsm8k"], "no adapter at nowhere"),
         (["evaluate", "--base", "embedded", "--data", ","], "no data set to evaluate on"),
@@ -112,7 +119,7 @@ def _seconds_of_children() -> float:
         ),
         (
             ["evaluate", "temperature=0.4", "--base", "embedded", "--data", "gsm8k", "limit=0"],
-            "limit = 0 is not allowed: input should be greater than or equal to 1",
+            "limit = 0 is not allowed: must be at least 1",
         ),
         (
             ["evaluate", "--base", "embedded", "--data", "gsm8k", "--samples", "4"],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import pytest
@@ -15,7 +17,7 @@ import pytest
 import kit.config
 from kit.config import TRUST_REGION_SETTINGS, Config, ObjectiveConfig, SettingsSection
 from kit.errors import ConfigError, KitError
-from kit.recipe import build_config, differences, load_config
+from kit.recipe import build_config, did_you_mean, differences, flatten, load_config
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p for p in (ROOT / "configs").glob("*.yaml") if not p.name.startswith("_"))
@@ -96,29 +98,29 @@ def test_unknown_keys_name_the_nearest(sections, message):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("objective.trust_region.alpha", -0.1, "greater than or equal to 0"),
-        ("objective.trust_region.alpha", 1.1, "less than or equal to 1"),
+        ("objective.trust_region.alpha", -0.1, "must be at least 0"),
+        ("objective.trust_region.alpha", 1.1, "must be at most 1"),
         ("objective.trust_region.alpha", math.nan, "is not allowed"),
-        ("objective.beta", -0.01, "greater than or equal to 0"),
+        ("objective.beta", -0.01, "must be at least 0"),
         ("objective.beta", math.inf, "finite"),
-        ("objective.max_weight", 0, "greater than 0"),
+        ("objective.max_weight", 0, "must be above 0"),
         ("objective.level", "row", "'token' or 'sequence'"),
-        ("rollout.group_size", 1, "greater than or equal to 2"),
-        ("rollout.group_size", 4.5, "integer"),
-        ("rollout.temperature", 0, "greater than 0"),
-        ("rollout.top_p", 0, "greater than 0"),
-        ("rollout.top_p", 1.01, "less than or equal to 1"),
-        ("rollout.top_k", -1, "greater than or equal to 0"),
+        ("rollout.group_size", 1, "must be at least 2"),
+        ("rollout.group_size", 4.5, "must be a whole number"),
+        ("rollout.temperature", 0, "must be above 0"),
+        ("rollout.top_p", 0, "must be above 0"),
+        ("rollout.top_p", 1.01, "must be at most 1"),
+        ("rollout.top_k", -1, "must be at least 0"),
         ("reward.clamp", [1, 1], "low < high, got [1.0, 1.0]"),
         ("reward.clamp", [1, 0], "low < high, got [1.0, 0.0]"),
-        ("reward.no_answer", 0.2, "less than or equal to 0"),
-        ("lora.rank", 0, "greater than or equal to 1"),
-        ("lora.alpha", 0, "greater than 0"),
-        ("optim.learning_rate", 0, "greater than 0"),
-        ("optim.warmup_fraction", 1, "less than 1"),
-        ("optim.max_grad_norm", 0, "greater than 0"),
-        ("train.micro_batch_tokens", 15, "greater than or equal to 16"),
-        ("train.steps", "many", "integer"),
+        ("reward.no_answer", 0.2, "must be at most 0"),
+        ("lora.rank", 0, "must be at least 1"),
+        ("lora.alpha", 0, "must be above 0"),
+        ("optim.learning_rate", 0, "must be above 0"),
+        ("optim.warmup_fraction", 1, "must be below 1"),
+        ("optim.max_grad_norm", 0, "must be above 0"),
+        ("train.micro_batch_tokens", 15, "must be at least 16"),
+        ("train.steps", "many", "must be a whole number"),
         ("model.quantization", "int4", "'nf4', 'int8' or 'none'"),
     ],
 )
@@ -188,8 +190,15 @@ def test_the_others_go_with_every_old_policy_and_level(name):
     [
         ({"name": "cfpo", "epsilon_low": 0.1}, "'epsilon_low' under objective.trust_region, did"),
         ({"name": "vespo", "lambda_positiv": 1}, "did you mean 'lambda_positive'?"),
-        ({"name": "dro", "alpha": 0.1}, "known keys: name, beta"),
-        ({"name": "clip", "dual": 1.0}, "trust_region.dual = 1.0 is not allowed: input should be"),
+        (
+            {"name": "dro", "alpha": 0.1},
+            "name, beta; it is a setting of pspo, and objective.trust_region.name is dro",
+        ),
+        (
+            {"name": "pspo", "epsilon_low": 0.1},
+            "it is a setting of clip, gmpo, dgpo, and objective",
+        ),
+        ({"name": "clip", "dual": 1.0}, "trust_region.dual = 1.0 is not allowed: must be above 1"),
     ],
 )
 def test_settings_of_another_region_are_refused(region, message):
@@ -205,9 +214,9 @@ def test_settings_of_another_region_are_refused(region, message):
         ("kto", {"label_smoothing": 0.1}, "label_smoothing is for method=dpo, and this is"),
         ("dpo", {"batch": 4}, "method=dpo needs preferences.source: votes.jsonl, a file or a"),
         ("kto", {"source": "a.jsonl", "batch": 1}, "batch must be at least 2 with method=kto"),
-        ("dpo", {"source": "a.jsonl", "label_smoothing": 0.5}, "less than 0.5"),
-        ("kto", {"source": "a.jsonl", "undesirable_weight": 0}, "greater than 0"),
-        ("dpo", {"source": "a.jsonl", "beta": 0}, "greater than 0"),
+        ("dpo", {"source": "a.jsonl", "label_smoothing": 0.5}, "must be below 0.5"),
+        ("kto", {"source": "a.jsonl", "undesirable_weight": 0}, "must be above 0"),
+        ("dpo", {"source": "a.jsonl", "beta": 0}, "must be above 0"),
     ],
 )
 def test_preferences_go_with_their_method_or_are_refused_in_words(method, preferences, message):
@@ -220,6 +229,35 @@ def test_preferences_that_go_with_their_method():
         assert config.preferences.beta == 0.1 and config.learns_from_preferences
     text = error_of(method="dpo", preferences={"source": "a"}, train={"updates_per_rollout": 2})
     assert text.startswith("train.updates_per_rollout=2 is for method=grpo: set it to 1")
+
+
+def test_no_value_is_refused_in_the_words_of_pydantic():
+    """Every setting, with values of every kind that it may not have."""
+    fields = [key for key in flatten(build().model_dump()) if key != "reward.functions"]
+    for key in fields:
+        section, _, name = key.rpartition(".")
+        for value in (None, "x y", -7, 1.5, [None], [[0]] * 9, {"a": 1}, math.nan):
+            values: Any = {name: value}
+            if section == "objective.trust_region":
+                values["name"] = "pspo"
+            for part in reversed(section.split(".") if section else []):
+                values = {part: values}
+            try:
+                build(**values)
+            except ConfigError as error:
+                assert not re.search(
+                    r"nput |\b(string|integer|dictionary|tuple|instance|parse|None)\b(?! is not)"
+                    r"|pydantic|literal\[",
+                    re.sub(r"= .*? is not allowed", "", str(error)),
+                ), error
+
+
+def test_a_word_that_is_not_near_is_not_suggested():
+    assert did_you_mean("learn_rate", ["learning_rate"]) == ", did you mean 'learning_rate'?"
+    assert did_you_mean("rnak", ["rank"]) == ", did you mean 'rank'?"
+    assert did_you_mean("tyni", ["tiny"]) == ", did you mean 'tiny'?"
+    for given, known in (("rate", "rank"), ("tokens", "targets"), ("half", "alpha")):
+        assert did_you_mean(given, [known]) == "", given
 
 
 def test_config_error_is_a_kit_error_and_a_value_error():
@@ -306,8 +344,20 @@ def test_an_override_of_the_region_drops_the_settings_of_the_other(write):
     [
         (["rollout.group_size"], "'rollout.group_size' must have the form key=value"),
         (["=4"], "'=4' must have the form key=value"),
+        (
+            ["model.id="],
+            "'model.id=' has no value; write model.id=null for none, model.id=\"''\" for",
+        ),
+        (["data.limit= "], "'data.limit= ' has no value"),
+        (["model.id=''"], "model.id = '' is not allowed: must not be empty"),
+        (["data.name=''"], "data.name = '' is not allowed: must not be empty"),
+        (
+            ["lora.targets=3"],
+            "lora.targets = 3 is not allowed: must be 'all-linear' or must be a list",
+        ),
+        (["objective.trust_region=clip"], "= 'clip' is not allowed: must be a section with a name"),
         (["lora.rank=4", "lora.rank.x=1"], "'rank' is a value, not a section"),
-        (["model.id.x=1"], "model.id = {'x': 1} is not allowed: input should be a valid string"),
+        (["model.id.x=1"], "model.id = {'x': 1} is not allowed: must be a text"),
         (["lora=3"], "lora = 3 is not allowed"),
         (["lora.rnak=3"], "did you mean 'rank'?"),
         (["rollout.group_size=[4"], "rollout.group_size = '[4' is not allowed"),

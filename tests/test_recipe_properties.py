@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import pytest
 import yaml
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -116,7 +116,7 @@ REGIONS = (Clip, NoClip, SAPO, CISPO, CFPO, DGPO)
 
 def known_bounds(metadata: list[Any]) -> list[Any]:
     # the None is for Annotated, which wants one argument at least
-    return [bound for bound in metadata if isinstance(bound, (Ge, Gt, Le, Lt))] or [None]
+    return [bound for bound in metadata if isinstance(bound, (Ge, Gt, Le, Lt, MinLen))] or [None]
 
 
 def is_finite(value: Any) -> bool:

@@ -74,7 +74,6 @@ _TENSOR = re.compile(
 # PEFT runs them as regular expressions: with one repeat and no groups none takes long
 _PATTERN = re.compile(r"[^*+?{}()]*[*+]?[^*+?{}()]*")
 MAX_PATTERN = 300  # characters
-MAX_PATTERNS = 5_000
 
 
 def read_adapter_config(source: str) -> dict[str, Any]:

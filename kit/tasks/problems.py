@@ -26,7 +26,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kit.config import DataConfig
 from kit.errors import DataError
 from kit.guideline import Guideline, prompted
-from kit.tasks.sources import KNOWN, TASK_PREFIX, known_rows, own_rows, task_rows
+from kit.tasks.sources import (
+    KNOWN,
+    SYMBOLIC,
+    TASK_PREFIX,
+    check_named,
+    known_rows,
+    own_rows,
+    task_rows,
+)
 from kit.tasks.splits import Role
 from kit.tasks.verifiers import LatexVerifier, NumberVerifier, TaskVerifier, Verifier
 
@@ -65,7 +73,8 @@ def load_problems(config: DataConfig, split: Role | None = None, *, seed: int = 
     """
     import datasets
 
-    name = TASK_PREFIX + "gsm_symbolic" if config.name == "gsm_symbolic" else config.name
+    check_named(config.name)
+    name = TASK_PREFIX + SYMBOLIC if config.name == SYMBOLIC else config.name
     own = False
     if name.startswith(TASK_PREFIX):
         rows, verifier = task_rows(name.removeprefix(TASK_PREFIX), config, split)

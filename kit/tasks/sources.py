@@ -16,7 +16,7 @@ from typing import Any
 
 from kit.config import READERS, AnswerKind, DataConfig
 from kit.errors import DataError
-from kit.recipe import did_you_mean
+from kit.recipe import did_you_mean, did_you_mean_path
 from kit.tasks.answers import parse_number
 from kit.tasks.splits import Role, read_file, read_split
 from kit.tasks.verifiers import NumberVerifier, TaskVerifier, Verifier
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 TASK_PREFIX = "reasoning_gym:"
+SYMBOLIC = "gsm_symbolic"  # a task that is named without the prefix too
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
 TASK_SIZE = 1000
 TEST_SEED_OFFSET = 500_000
 """Added to the seed for a task's test problems: problem i of a task is made from seed + i."""
@@ -39,6 +41,33 @@ class Source:
     hub_config: str | None
     problem: Callable[[Row], dict[str, str]]
     verifier: AnswerKind
+
+
+def check_named(name: str) -> None:
+    """DataError, before anything is read, for what names no data set, task or file."""
+    path = Path(name).expanduser()
+    if name.startswith(TASK_PREFIX):
+        _check_task(name.removeprefix(TASK_PREFIX))
+    elif path.suffix.lower() in READERS:
+        if not path.is_file():
+            raise DataError(f"{path} does not exist{did_you_mean_path(path)}")
+    elif path.is_file():
+        raise DataError(f"{name} must be a {', '.join(READERS)} file")
+    elif name not in (*KNOWN, SYMBOLIC) and not HUB_ID.fullmatch(name):
+        known = [*KNOWN, SYMBOLIC, TASK_PREFIX + "<task>"]
+        raise DataError(
+            f"unknown data set {name!r}{did_you_mean(name, known)}; it may be "
+            f"{', '.join(known)}, a hub id (owner/name), or a {', '.join(READERS)} file"
+        )
+
+
+def _check_task(task: str) -> None:
+    from reasoning_gym.factory import DATASETS
+
+    known = sorted(set(DATASETS) - {"composite"})  # its parts are tasks themselves
+    if task not in known:
+        hint = did_you_mean(task, known) or f", known: {', '.join(known)}"
+        raise DataError(f"unknown reasoning_gym task {task!r}{hint}")
 
 
 # --- the data sets the kit knows --------------------------------------------------------------
@@ -149,10 +178,6 @@ def task_rows(
     """
     from reasoning_gym.factory import DATASETS
 
-    known = sorted(set(DATASETS) - {"composite"})  # its parts are tasks themselves
-    if task not in known:
-        hint = did_you_mean(task, known) or f", known: {', '.join(known)}"
-        raise DataError(f"unknown reasoning_gym task {task!r}{hint}")
     role = split or config.split or "train"
     if role not in ("train", "test"):
         raise DataError(f"data.split of a reasoning_gym task must be train or test, got {role!r}")
@@ -205,17 +230,9 @@ def own_rows(name: str, config: DataConfig, split: Role | None) -> list[dict[str
         if config.split is not None:
             raise DataError(f"{name} is a file and has no splits; leave data.split empty")
         raw, origin = read_file(path), path.stem
-    elif path.is_file():
-        raise DataError(f"{name} must be a {', '.join(READERS)} file")
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?", name):
+    else:
         hub_id, _, hub_config = name.partition(":")
         raw, origin = read_split(hub_id, hub_id, hub_config or None, config, split)
-    else:
-        known = [*KNOWN, "gsm_symbolic", TASK_PREFIX + "<task>"]
-        raise DataError(
-            f"unknown data set {name!r}{did_you_mean(name, known)}; it may be "
-            f"{', '.join(known)}, a hub id (owner/name), or a {', '.join(READERS)} file"
-        )
     chat = "prompt" in raw.column_names and len(raw) > 0 and isinstance(raw[0]["prompt"], list)
     needed = [config.answer_column] if chat else [config.question_column, config.answer_column]
     missing = [column for column in needed if column not in raw.column_names]

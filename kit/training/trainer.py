@@ -38,6 +38,7 @@ from kit.model.rollback import rolled_back
 from kit.model.rollout import Sampled, Sampling, count_tokens, sample
 from kit.runs import RunFolder
 from kit.stopping import HANGUP, on_signals
+from kit.tasks.sources import check_named
 from kit.training.data import TrainingData, load_training_data
 from kit.training.learner import Learner
 from kit.training.remarks import say_cut_off
@@ -91,6 +92,7 @@ def train_together(
                 f"a configuration is what kit.load_config returns, got {config!r:.80}"
             )
     _check_shared(configs)
+    check_named(configs[0].data.name)
     if base is not None and base.id != configs[0].model.id:
         raise ConfigError(
             f"the base that was passed is {base.id}, but the configuration's model.id is "

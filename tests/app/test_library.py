@@ -86,6 +86,18 @@ def test_without_arguments_the_options_are_the_defaults():
     assert parse() == AppOptions()
 
 
+def test_a_folder_of_runs_that_is_not_there_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo-runs").mkdir()
+    assert parse("--runs", "demo-run").runs == Path("demo-run")
+    said = "There is no folder demo-run (--runs) yet, did you mean 'demo-runs'?"
+    assert said in capsys.readouterr().out
+    parse("--runs", "elsewhere")
+    assert "--runs) yet: nothing of yours is shown until there is" in capsys.readouterr().out
+    parse("--runs", "demo-runs")
+    assert "There is no folder" not in capsys.readouterr().out
+
+
 def test_every_option_is_read_from_the_command_line(tmp_path):
     assert parse(
         *("--base", "owner/base", "--adapters", "a", "b", "--runs", str(tmp_path / "r")),

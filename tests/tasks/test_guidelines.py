@@ -387,8 +387,8 @@ EQUATIONS = {"name": "equations", "weight": 0.1}
         (["xyz"], "there is no guideline 'xyz'; there are concise, "),
         ("nowhere/mine.yaml", "cannot read the guideline nowhere/mine.yaml: No such file"),
         (["concise", "concise"], "two guidelines are called 'concise': name each once"),
-        (3, "guidelines must be a list of names and paths, got 3"),
-        ([["concise"]], "guidelines must be a list of names and paths"),
+        (3, "guidelines = 3 is not allowed: must be a list of names and paths"),
+        ([["concise"]], "is not allowed: must be a list of names and paths"),
         ({"concise": "concise"}, "guidelines.concise must hold prompt, checks and metric, got"),
         ({"a b": {}}, "no guideline can be called 'a b'"),
         ({str(i): {} for i in range(17)}, "guidelines has 17 of them, at most 16"),
@@ -412,11 +412,11 @@ EQUATIONS = {"name": "equations", "weight": 0.1}
         (of([{**EQUATIONS, "weight": 0}]), "guidelines.mine: all weights are 0 (equations 0)"),
         (
             of([{**EQUATIONS, "weight": math.nan}]),
-            "weight = nan is not allowed: input should be a f",
+            "weight = nan is not allowed: must be a finite number",
         ),
         (
             of([{**EQUATIONS, "weight": math.inf}]),
-            "weight = inf is not allowed: input should be a f",
+            "weight = inf is not allowed: must be a finite number",
         ),
         (
             of([EQUATIONS, {"name": "units", "weight": -0.1}]),

@@ -562,6 +562,17 @@ def test_bad_input_is_refused_with_its_name(base, make_config, sections, error, 
     assert not [n for n, _ in base.model.named_parameters() if "lora" in n]
 
 
+def test_an_unknown_data_set_is_refused_before_anything_is_loaded(make_config, monkeypatch):
+    def never(*_):
+        raise AssertionError("the base was loaded")
+
+    monkeypatch.setattr("kit.training.trainer.load_base", never)
+    config = make_config(data={"name": "gsm9k"})
+    with pytest.raises(DataError, match=r"unknown data set 'gsm9k', did you mean 'gsm8k'\?"):
+        train(config)
+    assert not Path(config.output).exists()
+
+
 def test_a_base_of_another_model_is_refused(base, make_config):
     config = make_config(model={"id": "Qwen/Qwen2.5-0.5B"})
     with pytest.raises(ConfigError, match=r"passed is embedded, but .* is Qwen/Qwen2\.5-0\.5B"):
