@@ -90,7 +90,7 @@ def build_config(values: dict[str, Any]) -> Config:
 
     Guidelines that are named are read, so that the configuration holds them whole.
     """
-    if "guidelines" in values:
+    if isinstance(values, dict) and "guidelines" in values:
         values = values | {"guidelines": read_guidelines(values["guidelines"])}
     return read_settings(Config, values)
 

@@ -27,7 +27,7 @@ from kit.config import (
     TrainConfig,
 )
 from kit.errors import ConfigError
-from kit.recipe import build_config, differences, flatten, load_config
+from kit.recipe import build_config, differences, flatten, load_config, read_guidelines
 
 # --- what is drawn -------------------------------------------------------------------------------
 
@@ -85,6 +85,8 @@ def allowed(section: type[SettingsSection]) -> st.SearchStrategy[SettingsSection
             values = st.sampled_from([None, "6GB", "900MB", "5.5GiB"])
         elif name == "trust_region":
             values = st.one_of(allowed(region) for region in REGIONS)
+        elif name == "guidelines":
+            values = st.sampled_from([{}, read_guidelines(["concise", "units-named"])])
         elif name == "functions":
             continue  # their values are floats within a list; test_config.py has them
         elif inner is not None:
@@ -101,7 +103,9 @@ def allowed(section: type[SettingsSection]) -> st.SearchStrategy[SettingsSection
 
 
 def of_its_method(values: dict[str, Any]) -> dict[str, Any]:
-    """Sections of a configuration, with preferences that go with its method."""
+    """Sections of a configuration, with preferences and guidelines that go with its method."""
+    if values.get("method", "grpo") != "grpo":
+        values = {name: value for name, value in values.items() if name != "guidelines"}
     unused = PREFERENCE_METHODS.get(values.get("method", "grpo"))
     if unused is None:
         return {name: value for name, value in values.items() if name != "preferences"}
