@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kit.section import SettingsSection
 
@@ -100,6 +100,14 @@ class Function(CheckSettings):
     path: str
     """`package.module:function` or `file.py:function`."""
 
+    @field_validator("path")
+    @classmethod
+    def _names_a_function(cls, path: str) -> str:
+        where, _, name = path.rpartition(":")
+        if not (where and name.isidentifier()):
+            raise ValueError("must be package.module:function or file.py:function")
+        return path
+
     @property
     def label(self) -> str:
         """The function's name."""
@@ -121,7 +129,7 @@ class Guideline(SettingsSection):
     """What a solution is asked to be like, and what rewards it."""
 
     prompt: Annotated[str, Field(max_length=LONGEST_PROMPT)]
-    """Stands after `data.system_prompt`."""
+    """Stands after `data.system_prompt`; empty: it is rewarded without being asked for."""
     checks: Annotated[list[Check], Field(min_length=1, max_length=MOST_CHECKS)]
     """What rewards it, beside the right answer."""
     metric: str | None = None
@@ -130,8 +138,6 @@ class Guideline(SettingsSection):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Guideline:
-        if not self.prompt.strip():
-            raise ValueError("prompt is empty: say in words what is rewarded")
         labels = [check.label for check in self.checks]
         if twice := {label for label in labels if labels.count(label) > 1}:
             raise ValueError(

@@ -318,7 +318,9 @@ def test_a_comparison_trains_evaluates_and_is_not_done_twice(recipes, tmp_path, 
 def test_guidelines_are_arms(recipes, base, tmp_path, capsys):
     guided = tmp_path / "guided.yaml"
     guided.write_text("extends: clip.yaml\nguidelines: [one-equation-per-line]\n")
-    with pytest.raises(ConfigError, match=r"differ in more than objective: guidelines\.one-eq"):
+    with pytest.raises(
+        ConfigError, match=r"guidelines\.one-equation-per-line\.prompt: clip None, guided"
+    ):
         check_arms(load_arms([recipes[0], guided], []))
     settings = EvalSettings(limit=3, max_new_tokens=16)
     out = compare(

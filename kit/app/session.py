@@ -154,7 +154,8 @@ class Session:
         place = self.options.runs / "eval" / re.sub(r"[^\w-]+", "_", choice.label)
         results = Path(choice.run) / "eval" if choice.run else place
         model = self.catalogue.model
-        return Subject(choice.label, model, choice.adapter, prompt, results, choice.run)
+        own = (choice.run, choice.guidelines)
+        return Subject(choice.label, model, choice.adapter, prompt, results, *own)
 
     def _begins(self, job: Background[Any], session: str) -> bool:
         """Whether a job of this session may begin: not where it was stopped before its turn."""

@@ -163,7 +163,8 @@ def open_writer(
     counted = record.get("guidelines", {})
     if missing or any(counted.get(name) != values for name, values in guidelines.items()):
         record |= {"status": "running", "n": len(problems), "results": [], "digests": None}
-        record["guidelines"] = guidelines
+        record = {key: value for key, value in record.items() if key != "guidelines"}
+        record |= {"guidelines": guidelines} if guidelines else {}
     return ResultWriter(
         *(path, record, settings, problem_set, problems, rows, missing, seen), followers
     )

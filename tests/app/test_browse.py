@@ -270,6 +270,17 @@ def test_every_setting_that_matters_must_be_equal(tmp_path: Path, changed: Any, 
     assert "kit evaluate OTHER_RUN --data gsm8k temperature=0 max_new_tokens=64" in said
 
 
+def test_prompts_may_differ_by_what_guidelines_add(tmp_path: Path) -> None:
+    target = {"name": "x", "adapter": "a", "adapter_sha256": None, "base": "Qwen"}
+    longer = {"system_prompt": "Be brief.\nName units.\nNo words."}
+    write(tmp_path / "a")
+    guidelines = {"units": "Name units.\n", "bare": "No words."}
+    write(tmp_path / "b", settings=longer, target=target | {"guidelines": guidelines})
+    write(tmp_path / "c", settings=longer, target=target | {"guidelines": {"bare": "No words."}})
+    plain, guided, other = found(tmp_path)
+    assert differences(plain, guided) == [] and differences(plain, other) == ["system_prompt"]
+
+
 def test_explains_how_many_can_be_compared_and_names_three_that_cannot(tmp_path: Path) -> None:
     for name in "ab":
         write(tmp_path / name)

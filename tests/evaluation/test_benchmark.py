@@ -20,6 +20,7 @@ from kit.evaluation.sampling import row_seed
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject
 from kit.model.adapter_files import adapter_sha256
+from kit.recipe import read_guidelines
 from kit.tasks.problems import load_problems
 from kit.tasks.verifiers import LatexVerifier, NumberVerifier
 
@@ -377,9 +378,8 @@ def test_what_is_wrong_is_said_before_anything_is_written(base, targets, data):
 
 @pytest.mark.smoke
 def test_the_documentation_names_every_field_and_no_other(base, targets, data):
-    (result,) = benchmark(
-        targets("first"), data, settings(temperature=[1], samples=3, limit=2), base=base
-    )
+    guided = [replace(one, guidelines=read_guidelines("concise")) for one in targets("first")]
+    (result,) = benchmark(guided, data, settings(temperature=[1], samples=3, limit=2), base=base)
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     whole, figures, rows = (documented(table) for table in re.findall(r"(?:^\|.*\n)+", text, re.M))
     record = result.record
@@ -388,7 +388,7 @@ def test_the_documentation_names_every_field_and_no_other(base, targets, data):
     assert figures == result.at(1.0).keys()
     assert all(row.keys() == rows for row in result.rows())
     # and what the code takes for granted is what it writes
-    assert {*FIELDS, "digests"} == record.keys() and set(ROW_FIELDS) == rows
+    assert {*FIELDS, "digests", "guidelines"} == record.keys() and set(ROW_FIELDS) == rows
 
     entry = result.at(1.0)
     lengths = re.search(r"^\| `tokens` \|(.*)$", text, re.M).group(1)

@@ -566,6 +566,36 @@ def test_other_settings_are_refused(tmp_path, setting, value):
         collect(paths)
 
 
+def test_prompts_may_differ_by_guidelines_and_adherence_stands_beside_accuracy(tmp_path):
+    paths = write_arms(tmp_path, {"clip": [20, 24], "pspo": [20, 30]}, base=10)
+    values = {"base": (0.25, None), "clip": (0.5, None), "pspo": (0.75, 0.5)}
+    for path in paths:
+        arm, _, seed = path.name.partition("-seed")
+        file = path / "eval" / "d.json"
+        record = json.loads(file.read_text())
+        share, brief = values[arm]
+        record["results"][0]["adherence"] = {
+            "units-named": {"value": share + (0.1 if seed == "1" else 0.0), "n": 40},
+            "concise": {"value": brief, "n": 40 if brief else 0},
+        }
+        if arm == "pspo":
+            record["target"]["guidelines"] = {"units-named": "Name units."}
+            record["settings"]["system_prompt"] += "\nName units."
+        file.write_text(json.dumps(record))
+    found = {score.arm: score.figures["adherence"] for score in scores_of(paths)}
+    assert found["pspo"]["units-named"]["per_seed"] == [0.75, 0.85]
+    page = (report(paths, tmp_path / "out") / "report.md").read_text()
+    (title,) = re.findall(r"Adherence to guidelines on d, beside accuracy", page)
+    table = page.partition(title)[2]
+    # sd of two values is their distance over the root of 2: 10 / 1.414 = 7.1; tokens 10 .. 49
+    for row in (
+        ["base", "greedy", "25.0", "29.5", "25.0", "-"],
+        ["clip", "greedy", "55.0", "29.5", "55.0 ± 7.1", "-"],
+        ["pspo", "greedy", "62.5", "29.5", "80.0 ± 7.1", "50.0 ± 0.0"],
+    ):
+        assert re.search(r" *\| *".join(map(re.escape, row)), table), row
+
+
 def test_other_problems_are_refused(tmp_path):
     paths = write_arms(tmp_path, {"clip": [20], "pspo": [20]})
     write_result(paths[1] / "eval", {0.0: first(20, problems=39)}, data="d")

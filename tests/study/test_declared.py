@@ -66,7 +66,7 @@ def test_arms_are_regions_settings_and_recipes(write_study, tmp_path):
 def test_arms_may_have_guidelines_of_their_own(write_study):
     arms = {"clip": None, "brief": {"trust_region": {"name": "clip"}, "guidelines": ["concise"]}}
     declaration = load_study(write_study(arms=arms))
-    plain, brief = declaration.configs.values()
+    plain, brief = (declaration.configs[arm] for arm in arms)
     assert plain.objective == brief.objective
     assert (list(plain.guidelines), list(brief.guidelines)) == ([], ["concise"])
     record = declaration.record()

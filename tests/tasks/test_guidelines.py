@@ -22,6 +22,7 @@ from kit.tasks.guidelines.following import CHECKS
 from kit.tasks.rewards import build_reward
 from kit.tasks.steps import MAX_CHARS
 from kit.tasks.verifiers import NumberVerifier
+from kit.training.remarks import warn_about
 from kit.training.trainer import train
 
 PAGE = Path(__file__).parents[2] / "docs" / "guidelines.md"
@@ -374,6 +375,7 @@ def test_a_file_of_the_users_is_named_by_its_path(tmp_path):
     assert prompted("Solve.", found) == "Solve.\nDo it.\nBe brief."
     parts = [guideline.prompt for guideline in found.values()]
     assert without_parts("Solve.\nDo it.\nBe brief.", parts) == "Solve."
+    found["silent"] = read_guidelines(of([EQUATIONS], prompt=" "))["mine"]
     assert prompted("", found) == "Do it.\nBe brief." and without_parts("Solve.", []) == "Solve."
 
 
@@ -397,6 +399,10 @@ EQUATIONS = {"name": "equations", "weight": 0.1}
             of([{"name": "zzz", "weight": 1}]),
             "guidelines.mine.checks.0.name = 'zzz' is not known; t",
         ),
+        (
+            of([{"name": "function", "path": "mine.py", "weight": 1}]),
+            "checks.0.path = 'mine.py' is not allowed: must be package.module",
+        ),
         (of([{"weight": 1}]), "guidelines.mine.checks.0.name is required: sections, equations,"),
         (of([{"name": "equations"}]), "guidelines.mine.checks.0.weight is required"),
         (of([{**EQUATIONS, "weigth": 1}]), "under guidelines.mine.checks.0, did you mean 'weight'"),
@@ -405,7 +411,7 @@ EQUATIONS = {"name": "equations", "weight": 0.1}
             of([EQUATIONS], metric="units"),
             "guidelines.mine: metric names 'units'; the checks are equ",
         ),
-        (of([EQUATIONS], prompt=" "), "guidelines.mine: prompt is empty"),
+        ({"mine": {"checks": [EQUATIONS]}}, "guidelines.mine.prompt is required"),
         (of([EQUATIONS], prompt="x" * 2001), "guidelines.mine.prompt = 'xxx"),
         (of([]), "guidelines.mine.checks = [] is not allowed"),
         (of([EQUATIONS] * 2), "two checks are called 'equations'"),
@@ -469,6 +475,14 @@ def test_a_run_records_guidelines_whole():
         ConfigError, match="guidelines reward what is sampled, which method: sft do"
     ):
         build_config({**values, "guidelines": "concise", "method": "sft"})
+
+
+@pytest.mark.parametrize(("weight", "said"), [(0.9, False), (1.1, True)])
+def test_weights_above_that_of_a_right_answer_are_said(make_config, caplog, weight, said):
+    checks = [{"name": "equations", "weight": weight}, {"name": "units", "weight": -0.5}]
+    with caplog.at_level("WARNING"):
+        warn_about(make_config(guidelines=of(checks)))
+    assert any("a wrong answer that follows them" in line for line in caplog.messages) == said
 
 
 # --- the page ------------------------------------------------------------------------------------

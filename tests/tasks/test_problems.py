@@ -12,9 +12,15 @@ import pytest
 from transformers import AutoTokenizer
 
 from kit.config import EMBEDDED_PATH, SYSTEM_PROMPT, DataConfig
-from kit.errors import DataError
-from kit.recipe import build_config
-from kit.tasks.problems import ProblemSet, check_gold, load_problems, split_validation
+from kit.errors import ConfigError, DataError
+from kit.recipe import build_config, read_guidelines
+from kit.tasks.problems import (
+    ProblemSet,
+    check_gold,
+    guided,
+    load_problems,
+    split_validation,
+)
 from kit.tasks.sources import KNOWN
 from kit.tasks.verifiers import LatexVerifier, NumberVerifier, TaskVerifier
 from kit.training.data import drop_long_prompts, load_training_data
@@ -356,7 +362,7 @@ def test_control_tokens_in_training_data_are_said_once(tmp_path, caplog, method,
     )
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_PATH)
     with caplog.at_level(logging.WARNING):
-        data = load_training_data(config, tokenizer)
+        (data,) = load_training_data([config], tokenizer)
     assert len(data.train_set.problems) == 3  # none is left out
     (line,) = [line for line in caplog.messages if "spell" in line]
     assert line.startswith(
@@ -528,6 +534,49 @@ def test_drop_long_prompts(monkeypatch) -> None:
     assert len(whole.problems) == 4
     with pytest.raises(DataError, match="longer than 2 tokens, the shortest has 3"):
         drop_long_prompts(whole, asked, 2)
+
+
+def test_arms_learn_from_the_same_problems_each_asked_as_its_guidelines_say(tmp_path) -> None:
+    rows = [{"question": f"What is 1 + {i}?", "answer": 1 + i} for i in range(6)]
+    data = {"name": str(write(tmp_path / "mine.jsonl", rows)), "validation_size": 2}
+
+    def arm(guidelines: list[str]):
+        values = {"model": {"id": "embedded"}, "data": data, "guidelines": guidelines}
+        return build_config(values)
+
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_PATH)
+    arms = [arm([]), arm(["concise"]), arm([])]
+    plain, brief, again = load_training_data(arms, tokenizer)
+    assert again is plain
+    for ours, theirs in ((plain.train_set, brief.train_set), (plain.validation, brief.validation)):
+        assert ours.problems["id"][:] == theirs.problems["id"][:]
+        for a, b in zip(ours.problems, theirs.problems, strict=True):
+            assert a["prompt"][0]["content"] == SYSTEM_PROMPT
+            assert b["prompt"][0]["content"] == f"{SYSTEM_PROMPT}\nBe brief."
+            assert a["prompt"][1:] == b["prompt"][1:]
+
+
+def test_lengths_that_only_some_arms_can_keep_are_refused(tmp_path) -> None:
+    rows = [{"question": "1?" + " 1?" * i, "answer": 1} for i in range(9)]
+    data = {"name": str(write(tmp_path / "mine.jsonl", rows)), "validation_size": 0}
+    values = {"model": {"id": "embedded"}, "data": data | {"max_prompt_tokens": 60}}
+    arms = [build_config(values), build_config(values | {"guidelines": "concise"})]
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_PATH)
+    kept = [len(load_training_data([one], tokenizer)[0].train_set.problems) for one in arms]
+    assert 0 < kept[1] < kept[0]
+    with pytest.raises(ConfigError, match=r"over data\.max_prompt_tokens=60, so that the arms wo"):
+        load_training_data(arms, tokenizer)
+
+
+def test_guidelines_do_not_go_with_prompts_of_the_datas_own(tmp_path) -> None:
+    chat = [{"role": "user", "content": "1?"}]
+    path = write(tmp_path / "own.jsonl", [{"prompt": chat, "answer": 1}])
+    problems = load(str(path))
+    assert guided(problems, SYSTEM_PROMPT, {}) is problems
+    with pytest.raises(
+        DataError, match=r"own\.jsonl has prompts of its own, to which guidelines add noth"
+    ):
+        guided(problems, SYSTEM_PROMPT, read_guidelines("concise"))
 
 
 @pytest.mark.parametrize(

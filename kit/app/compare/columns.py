@@ -37,7 +37,7 @@ def columns(shown: Shown, silenced: Mapping[str, Collection[int]] | None = None)
                 silenced=(silenced or {}).get(side, ()),
                 samples=[each.badge if is_told else None for each in samples],
                 sample=shown.sample,
-                marks=marks(answer, shown.comparison.setup) if is_told else {},
+                marks=marks(answer, shown.comparison.setup, side) if is_told else {},
             )
         )
     return found

@@ -51,7 +51,7 @@ class Comparison:
     """The answers so far; `scores` and badges once all have ended."""
 
     setup: Setup
-    prompt: str  # exactly as it is sent
+    prompt: str  # exactly as it is sent, but for what the guidelines of a side add
     answers: dict[str, tuple[Answer, ...]]  # by side, one per sample
     hashes: Mapping[str, str | None]  # of the adapters that gave them, by side
     is_over: bool = False

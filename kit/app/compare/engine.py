@@ -64,11 +64,11 @@ class Engine:
         """
         with self._lock, _advice(setup):
             hashes = self._load(setup)
-            prompt = tuple(self.base.prompt_ids(setup.messages))
-            setup = self._within_context(prompt, setup)
+            prompts = {side: self._prompt_of(setup, side) for side in setup.sides}
+            setup = self._within_context(max(prompts.values(), key=len), setup)
             requests = [
-                Request(prompt, (setup.seed, number), name)
-                for name in self._names_of(setup, hashes).values()
+                Request(prompts[side], (setup.seed, number), name)
+                for side, name in self._names_of(setup, hashes).items()
                 for number in range(setup.samples)
             ]
             said = Comparison(setup, self.prompt_text(setup.messages), {}, hashes)
@@ -139,12 +139,19 @@ class Engine:
         return replace(setup, max_new_tokens=min(setup.max_new_tokens, room))
 
     def _score(self, said: Comparison, sample: int) -> dict[str, ScoredAnswer]:
-        prompt = self.base.prompt_ids(said.setup.messages)
         names = self._names_of(said.setup, said.hashes)
         return {
-            side: score(self._policy, prompt, list(answers[sample].completion.tokens), names, side)
+            side: score(
+                self._policy,
+                self._prompt_of(said.setup, side),
+                list(answers[sample].completion.tokens),
+                *(names, side),
+            )
             for side, answers in said.answers.items()
         }
+
+    def _prompt_of(self, setup: Setup, side: str) -> tuple[int, ...]:
+        return tuple(self.base.prompt_ids(setup.messages_to(side)))
 
     def _load(self, setup: Setup) -> dict[str, str | None]:
         """Load the adapters that are not there as they are now; hashes by side."""

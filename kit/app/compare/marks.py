@@ -11,14 +11,14 @@ from kit.guideline import Guideline
 from kit.tasks.guidelines import Attempt, follower_of
 
 
-def marks(answer: Answer, setup: Setup) -> dict[int, str]:
+def marks(answer: Answer, setup: Setup, side: str) -> dict[int, str]:
     """Names of guidelines by number of line. No function is run that a guideline names."""
     guidelines = _all(choice.guidelines for choice in setup.sides.values())
     if answer.verdict is None or not guidelines:
         return {}
     problem = {"id": "", "question": setup.question, "answer": setup.gold}
     text = printable(answer.completion.text)  # whose lines are those that are shown
-    attempt = Attempt(text, problem, setup.messages, answer.verdict)
+    attempt = Attempt(text, problem, setup.messages_to(side), answer.verdict)
     found: dict[int, list[str]] = {}
     for name, guideline in guidelines.items():
         findings = follower_of(name, guideline, trusted=False)([attempt]).findings.values()

@@ -9,6 +9,7 @@ from typing import Any
 from kit.app.library.adapters import Choice
 from kit.app.verdicts import Standard
 from kit.errors import ConfigError
+from kit.guideline import prompted
 from kit.preferences.votes import VotedProblem
 
 LEFT, RIGHT, BASE_SIDE = "left", "right", "base"
@@ -72,7 +73,12 @@ class Setup:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
+        """What all sides are asked, without what the guidelines of a side add."""
         return chat(self.system_prompt, self.question)
+
+    def messages_to(self, side: str) -> list[dict[str, Any]]:
+        """What one side is asked: as it was trained, with its guidelines."""
+        return chat(prompted(self.system_prompt, self.sides[side].guidelines), self.question)
 
     @property
     def adapters(self) -> dict[str, str | None]:

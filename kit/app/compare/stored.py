@@ -106,7 +106,7 @@ class Reading:
         settings, gold = about.settings, case.left.answer or None
         setup = Setup(
             question=case.left.question,
-            system_prompt=settings.system_prompt,
+            system_prompt=left.about.shared_prompt,
             gold=gold,
             sides=dict(zip((LEFT, RIGHT), self.sides, strict=True)),
             standard=None if gold else Standard(NoVerifier(), {}, decides=True),
@@ -208,7 +208,7 @@ def is_of(stored: Stored, choice: Choice) -> bool:
 
 def _unlisted(stored: Stored) -> Choice:
     """What was evaluated, where it is not among what can be run."""
-    target, prompt = stored.about.target, stored.about.settings.system_prompt
+    target, prompt = stored.about.target, stored.about.shared_prompt
     return Choice(stored.name, target.adapter, target.base, prompt, None, None, None)
 
 

@@ -273,7 +273,7 @@ class CompareView:
         return {
             **self._show(shown, reading, values, said),
             **dict(zip(self.problem.taken, problem, strict=True)),
-            self.system_prompt: about.settings.system_prompt,
+            self.system_prompt: about.shared_prompt,
         }
 
     def _renamed(self, values: Update) -> Update:

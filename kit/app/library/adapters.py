@@ -41,7 +41,7 @@ class Choice:
     label: str  # unique in its catalogue: the path below the folder searched, or the name given
     adapter: str | None  # folder or hub id; None: the bare base
     base: str
-    system_prompt: str  # with what its guidelines add
+    system_prompt: str  # without what its guidelines add
     data: str | None  # the data set it was trained on, where a run says so
     run: str | None  # its run folder
     region: str | None  # clip, pspo, … of the run's objective; None: not trained by policy gradient
@@ -240,7 +240,7 @@ def _describe(label: str, source: str, run: RunFolder | None) -> _Found:
             config = read_run_config(path)
         except ConfigError as error:
             raise ConfigError(f"cannot use {path}: {error}") from None
-        model, prompt, data = config.model, config.system_prompt, config.data.name
+        model, prompt, data = config.model, config.data.system_prompt, config.data.name
         guidelines = config.guidelines
         region = config.objective.trust_region.name if config.method == "grpo" else None
         where, parent = str(run.path), config.model.adapter
