@@ -264,6 +264,9 @@ class Memory:
         growing = cache / (2 * shape.layers)
         grouped = shape.heads == shape.kv_heads or self.config.model.attention == "auto"
         repeated = 0 if grouped else 2 * shape.query * c
+        # rows of several arms hold the input of LoRA's products once for each
+        inputs = 4 * wave.arms * shape.intermediate if wave.arms > 1 else 0
+        per_row = self._forward_per_token(self.row) + inputs
         rollout = self.config.rollout
         per_logit = 42 if rollout.top_p < 1 else 33 if rollout.top_k else 24
         return self._phase(
@@ -273,7 +276,7 @@ class Memory:
                 "LoRA, side by side": self._side_by_side(wave),
                 "key-value cache": int(rows * bucketed(self.row) * (cache + growing + repeated)),
                 "logits": rows * per_logit * shape.vocab,
-                "activations": rows * self._forward_per_token(self.row) + self._unpacked(),
+                "activations": rows * per_row + self._unpacked(),
             },
         )
 

@@ -1,17 +1,18 @@
 """LoRA while sampling: any number of adapters in one batch, at the price of a few products a layer.
 
-R rows, S tokens, k adapters of ranks r_1 … r_k, N the sum of ranks over adapters and the modules of
-a group that reads the same input (q, k, v; gate, up), O what these modules give together.
+R rows, S positions, k adapters, W the sum of ranks over the modules of a group that reads the same
+input (q, k, v; gate, up), of the largest adapter each, O what these modules give together.
 
 PEFT computes each module by itself, and its own per-row adapters take every adapter's rows out of
-the batch and put them back. Here the A matrices of all adapters and modules stand side by side, a
-mask keeps of each row the part that is its own adapter's, and the B matrices bring it back, each to
-the numbers of its own module:
+the batch and put them back. Here the A matrices of a group's modules stand side by side, a block
+for each adapter, and so do the B matrices, scaled, with zeros between the modules:
 
-    y = base(x) + ((x A^T) * mask) B^T        A (N, in), mask (R, 1, N), B (O, N)
+    y = base(x) + (x A^T * mask) B^T        A (k, W, in), B (O, k W), mask (k, R, 1) of 0 and 1
 
-The mask holds each adapter's scaling; the rows of the bare base have zeros only. Where all rows are
-of one adapter there is no mask, and B is scaled.
+The mask keeps of each row what its own adapter gives; the bare base's rows have zeros only. One
+position of each row, a decoded token, is multiplied by it before A: an elementwise product that
+changes the type, too, is one launch on a GPU and not two. For prompts that would hold k copies of
+the input. Where all rows are of one adapter there is no mask.
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ from kit.model.siblings import apart, join, siblings, side_by_side
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-Columns = tuple[tuple[int, int, float], ...]  # number of the adapter, its rank and its scaling
 
 
 def is_plain(model: PeftModel, adapters: Sequence[str]) -> bool:
@@ -50,22 +49,13 @@ def is_plain(model: PeftModel, adapters: Sequence[str]) -> bool:
 class RowAdapters:
     """Which adapter each row of the batch belongs to; set before every forward."""
 
-    def __init__(self, adapters: Sequence[str], device: torch.device) -> None:
+    def __init__(self, adapters: Sequence[str], weight: Tensor) -> None:
+        """`weight`: one of theirs, for its device and type."""
         self.numbers = {name: i for i, name in enumerate(adapters)}
-        self.device = device
+        none = weight.new_zeros(len(adapters), 1)  # of the bare base
+        self.table = torch.cat([torch.eye(len(adapters)).to(weight), none], dim=1)
         self.names: list[str] = []
-        self.tables: dict[Columns, Tensor] = {}  # (k + 1, N), the last of the bare base
-        self.masks: dict[Columns, Tensor] = {}  # (R, 1, N), of the rows at hand
-
-    def add(self, columns: Columns, dtype: torch.dtype) -> None:
-        """There is a group with these columns."""
-        if columns not in self.tables:
-            width = sum(rank for _, rank, _ in columns)
-            table, start = torch.zeros(len(self.numbers) + 1, width, dtype=dtype), 0
-            for number, rank, scaling in columns:
-                table[number, start : start + rank] = scaling
-                start += rank
-            self.tables[columns] = table.to(self.device)
+        self.mask = none[:, :0, None]  # (k, R, 1)
 
     def set(self, names: Sequence[str]) -> None:
         """Names of the adapters of rows 0, 1, …; unknown ones are rows of the bare base.
@@ -74,8 +64,8 @@ class RowAdapters:
         """
         if names != self.names:
             ids = [self.numbers.get(name, len(self.numbers)) for name in names]
-            rows = torch.tensor(ids, device=self.device)
-            self.masks = {own: table[rows].unsqueeze(1) for own, table in self.tables.items()}
+            rows = torch.tensor(ids, device=self.table.device)
+            self.mask = self.table[:, rows, None]
             self.names = list(names)
 
 
@@ -88,7 +78,8 @@ def mixed_lora(
     `alone`: all rows are of the one adapter there is, and nothing need be set.
     """
     groups = siblings(model, LoraLayer)
-    rows = RowAdapters(adapters, next(model.parameters()).device)
+    weights = (p for n, p in model.named_parameters() if f".lora_A.{adapters[0]}." in n)
+    rows = RowAdapters(adapters, next(weights))
     try:
         for layers in groups:  # memory may run out halfway
             widths = [layer.out_features for layer in layers]
@@ -101,37 +92,49 @@ def mixed_lora(
 def _together(layers: Sequence[Any], rows: RowAdapters, alone: bool) -> Callable[[Tensor], Tensor]:
     """What a group computes with its adapters."""
     base = side_by_side([layer.get_base_layer() for layer in layers])
-    a, b, columns = _stacked(layers, list(rows.numbers))
-    if not columns:  # not every adapter has every layer
+    stacked = _stacked(layers, list(rows.numbers))
+    if stacked is None:  # not every adapter has every layer
         return base
-    if alone:
-        b = b * torch.cat([b.new_full((rank,), scaling) for _, rank, scaling in columns])
-    else:
-        rows.add(columns, a.dtype)
+    a, b = stacked
 
     def compute(x: Tensor) -> Tensor:
-        low = linear(x.to(a.dtype), a)
-        if not alone:
-            low = low * rows.masks[columns]
+        if alone:
+            low = linear(x.to(a.dtype), a[0])
+        elif x.shape[1] == 1:
+            low = _of_tokens(x, a, rows.mask)
+        else:
+            low = linear(x.to(a.dtype), a.flatten(0, 1)).unflatten(-1, a.shape[:2])
+            low = (low * rows.mask.permute(1, 2, 0)[..., None]).flatten(-2)
         return base(x).add_(linear(low, b))
 
     return compute
 
 
-def _stacked(layers: Sequence[Any], adapters: Sequence[str]) -> tuple[Tensor, Tensor, Columns]:
-    """A (N, in), B (O, N) with zeros between the modules, and what the N columns are."""
-    there = [[name for name in adapters if name in layer.lora_A] for layer in layers]
-    found = [(layer, name) for layer, mine in zip(layers, there, strict=True) for name in mine]
+def _of_tokens(x: Tensor, a: Tensor, mask: Tensor) -> Tensor:
+    """(R, 1, in), (k, W, in), (k, R, 1) -> (R, 1, k W)."""
+    low = a.new_empty(len(x), 1, a.shape[0] * a.shape[1])
+    by_adapter = low.view(len(x), *a.shape[:2]).transpose(0, 1)
+    torch.bmm(x.transpose(0, 1) * mask, a.mT, out=by_adapter)
+    return low
+
+
+def _stacked(layers: Sequence[Any], adapters: Sequence[str]) -> tuple[Tensor, Tensor] | None:
+    """A (k, W, in) and B (O, k W), scaled, zero where an adapter is smaller or is not there."""
+    found = [(layer, n) for layer in layers for n in adapters if n in layer.lora_A]
     if not found:
-        return torch.empty(0), torch.empty(0), ()
-    a = torch.cat([layer.lora_A[name].weight for layer, name in found])
-    b = a.new_zeros(sum(layer.out_features for layer in layers), len(a))
+        return None
+    ranks = [max(layer.r.get(name, 0) for name in adapters) for layer in layers]
+    outputs = sum(layer.out_features for layer in layers)
+    first = found[0][0].lora_A[found[0][1]].weight
+    a = first.new_zeros(len(adapters), sum(ranks), first.shape[1])
+    b = first.new_zeros(outputs, len(adapters), sum(ranks))
     top = left = 0
-    for layer, mine in zip(layers, there, strict=True):
-        for name in mine:
-            weight = layer.lora_B[name].weight
-            b[top : top + layer.out_features, left : left + weight.shape[1]] = weight
-            left += weight.shape[1]
-        top += layer.out_features
-    columns = ((adapters.index(n), layer.r[n], float(layer.scaling[n])) for layer, n in found)
-    return a, b, tuple(columns)
+    for layer, rank in zip(layers, ranks, strict=True):
+        for number, name in enumerate(adapters):
+            if name in layer.lora_A:
+                columns = slice(left, left + layer.r[name])
+                a[number, columns] = layer.lora_A[name].weight
+                rows = slice(top, top + layer.out_features)
+                b[rows, number, columns] = layer.lora_B[name].weight * layer.scaling[name]
+        top, left = top + layer.out_features, left + rank
+    return a, b.flatten(1)
