@@ -9,10 +9,10 @@ for each adapter, and so do the B matrices, scaled, with zeros between the modul
 
     y = base(x) + (x A^T * mask) B^T        A (k, W, in), B (O, k W), mask (k, R, 1) of 0 and 1
 
-The mask keeps of each row what its own adapter gives; the bare base's rows have zeros only. One
-position of each row, a decoded token, is multiplied by it before A: an elementwise product that
-changes the type, too, is one launch on a GPU and not two. For prompts that would hold k copies of
-the input. Where all rows are of one adapter there is no mask.
+The mask keeps of each row what its own adapter gives; the bare base's rows have zeros only. On a
+GPU a decoded token is multiplied by it before A: an elementwise product that changes the type, too,
+is one launch and not two. For prompts that would hold k copies of the input, and a CPU counts no
+launches. Where all rows are of one adapter there is no mask.
 """
 
 from __future__ import annotations
@@ -100,18 +100,23 @@ def _together(layers: Sequence[Any], rows: RowAdapters, alone: bool) -> Callable
     def compute(x: Tensor) -> Tensor:
         if alone:
             low = linear(x.to(a.dtype), a[0])
-        elif x.shape[1] == 1:
+        elif x.is_cuda and x.shape[1] == 1:
             low = _of_tokens(x, a, rows.mask)
         else:
-            low = linear(x.to(a.dtype), a.flatten(0, 1)).unflatten(-1, a.shape[:2])
-            low = (low * rows.mask.permute(1, 2, 0)[..., None]).flatten(-2)
+            low = _of_any(x, a, rows.mask)
         return base(x).add_(linear(low, b))
 
     return compute
 
 
+def _of_any(x: Tensor, a: Tensor, mask: Tensor) -> Tensor:
+    """(R, S, in), (k, W, in), (k, R, 1) -> (R, S, k W)."""
+    low = linear(x.to(a.dtype), a.flatten(0, 1)).unflatten(-1, a.shape[:2])
+    return (low * mask.permute(1, 2, 0)[..., None]).flatten(-2)
+
+
 def _of_tokens(x: Tensor, a: Tensor, mask: Tensor) -> Tensor:
-    """(R, 1, in), (k, W, in), (k, R, 1) -> (R, 1, k W)."""
+    """The same of one position, (R, 1, in), in one launch less on a GPU."""
     low = a.new_empty(len(x), 1, a.shape[0] * a.shape[1])
     by_adapter = low.view(len(x), *a.shape[:2]).transpose(0, 1)
     torch.bmm(x.transpose(0, 1) * mask, a.mT, out=by_adapter)

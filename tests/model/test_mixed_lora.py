@@ -11,7 +11,7 @@ from torch import nn
 from kit.config import LoraConfig
 from kit.model.base import dequantized
 from kit.model.lora import add_lora
-from kit.model.mixed_lora import is_plain, mixed_lora
+from kit.model.mixed_lora import _of_any, _of_tokens, is_plain, mixed_lora
 from kit.model.policy import BASE, Policy
 from tests.noise import add_noise
 
@@ -118,6 +118,17 @@ def test_it_works_on_unpacked_weights_and_leaves_nothing_behind(packed_policy):
         # the same product; a kernel that sums in another order is off by this at most
         torch.testing.assert_close(logits(packed_policy, names), packed, atol=1e-5, rtol=1e-5)
     assert not [m for m in packed_policy.causal.modules() if "forward" in vars(m)]
+
+
+def test_tokens_on_a_gpu_are_the_same_product():
+    """Rows of adapters 1, 0, none and 1, in a type that the mask widens."""
+    x, a = torch.randn(4, 1, 6, dtype=torch.bfloat16), torch.randn(2, 3, 6)
+    mask = torch.tensor([[0.0, 1, 0, 0], [1, 0, 0, 1]])[..., None]
+    low = _of_tokens(x, a, mask)
+    torch.testing.assert_close(low, _of_any(x, a, mask))
+    expected = torch.stack([a[1] @ x[0, 0].float(), a[0] @ x[1, 0].float()])
+    torch.testing.assert_close(torch.stack([low[0, 0, 3:], low[1, 0, :3]]), expected)
+    assert low[0, 0, :3].eq(0).all() and low[2].eq(0).all()
 
 
 def test_rows_may_leave_the_batch(policy):
