@@ -241,7 +241,8 @@ def evaluate(
     too. All adapters and the base are sampled together. Results go to <run>/eval/, or to runs/eval/
     outside a run; what is there already is kept, so that an interrupted evaluation goes on.
     Settings may be given as key=value: temperature=0,0.2,0.4 samples=16 max_new_tokens=512 seed=0
-    limit=300 top_p=1 split=test memory_budget=6GB.
+    limit=300 top_p=1 split=test memory_budget=6GB leave_out=votes.jsonl (whose problems are not
+    asked).
     """
     names, pairs = _split(targets or [])
     for key in ("limit", "temperature", "samples", "max_new_tokens", "seed"):
@@ -326,18 +327,57 @@ def votes(
     export: Annotated[Path | None, _File(help="of prompts, chosen and rejected")] = None,
 ) -> None:
     """count blind votes and how far voters agree, or export them as a preference data set"""
-    from kit.preferences.tallies import tally
-    from kit.preferences.votes import export_preferences, read_votes
-
     if export:
-        pairs, corrupt = export_preferences(path, export)
-        print(f"{pairs} preferences -> {export}")
-    else:
-        counted, corrupt = read_votes(path)
-        found = [f"{pair}\n  agreement: {pair.agreement}" for pair in tally(counted)]
-        print("\n".join(found) or "no blind votes between different adapters")
+        from kit.preferences.export import export as write
+
+        write([str(path)], export)
+        return
+    from kit.preferences.tallies import tally
+    from kit.preferences.votes import read_votes
+
+    counted, corrupt = read_votes(path)
+    found = [f"{pair}\n  agreement: {pair.agreement}" for pair in tally(counted)]
+    print("\n".join(found) or "no blind votes between different adapters")
     if corrupt:
         print(f"{corrupt} lines of {path} could not be read and are left out")
+
+
+@_measure(short_help="gather preferences to train on: votes, verdicts, a judge's, files")
+def preferences(
+    sources: Annotated[
+        list[str], Option("--from", metavar="SOURCE", help="votes.jsonl, a run, eval/*.jsonl, …")
+    ],
+    output: Annotated[Path, _File("--output", "-o", help="must not be there yet")],
+    more: Annotated[
+        list[str] | None, Argument(metavar="SOURCE", help="further ones, as from eval/*.jsonl")
+    ] = None,
+    labelled: Annotated[
+        bool, _Flag("--labelled", help="completions that are good or bad, for method: kto")
+    ] = False,
+    per_problem: Annotated[
+        int | None, Option(min=1, help="most pairs of verdicts on a problem (default 4)")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        Option("--for", metavar="CONFIG", help="leave out what training by it would refuse"),
+    ] = None,
+) -> None:
+    """Write preferences in TRL's format, with where each comes from, and say how many there are,
+    how lengths are biased, and what could be told after training on them. A source is votes.jsonl
+    of the app, a run or its samples.jsonl or eval/*.jsonl (what is right against what is wrong, of
+    one problem), the .json of kit judge, a preference file, or a data set of the hub.
+    """
+    config = read_config("preferences", [recipe])[1] if recipe else None
+    from kit.preferences.export import export
+    from kit.preferences.verdicts import PER_PROBLEM
+
+    export(
+        [*sources, *(more or [])],
+        output,
+        labelled=labelled,
+        per_problem=per_problem or PER_PROBLEM,
+        recipe=config,
+    )
 
 
 @_adapters()

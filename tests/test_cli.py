@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 COMMANDS = {
     "Train": ("train", "compare", "study", "estimate", "doctor", "regions", "demo"),
-    "Measure": ("evaluate", "report", "judge", "votes"),
+    "Measure": ("evaluate", "report", "judge", "votes", "preferences"),
     "Adapters": ("verify", "merge", "blend", "push"),
     "Look": ("app",),
 }

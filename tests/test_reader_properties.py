@@ -26,11 +26,12 @@ from kit.evaluation.results import (
     read_result,
 )
 from kit.evaluation.results import read_rows as read_completions
+from kit.preferences.gather import gather_labelled, gather_pairs
 from kit.preferences.judge_models import Reply
 from kit.preferences.judgements import Question, collect
+from kit.preferences.records import PreferencePair, Provenance, Writer
 from kit.preferences.tallies import tally
 from kit.preferences.votes import Message, Side, Vote, VoteSettings, append_vote, read_votes
-from kit.preferences.votes import to_preferences as preferences_of
 from kit.reading import read_metrics
 from kit.recipe import build_config
 from kit.run_json import status_of
@@ -226,7 +227,29 @@ def test_votes(folder, data):
     votes, corrupt = read_votes(path)
     assert len(votes) + corrupt == len(list(filter(None, path.read_bytes().split(b"\n"))))
     assert sum(t.first_wins + t.second_wins for t in tally(votes)) <= len(votes)
-    assert all(record["chosen"] for record in preferences_of(votes))
+    assert_gathers(path)
+
+
+@given(st.data())
+def test_preferences(folder, data):
+    prompt = (Message("system", "Be brief."), Message("user", "3 + 4?"))
+    origin = Provenance(kind="vote", by="anna", writers=(Writer("a", None), Writer("b", "0" * 64)))
+    line = json.dumps(PreferencePair(prompt, "7", "8", origin).line()).encode() + b"\n"
+    path = folder / "preferences.jsonl"
+    path.write_bytes(data.draw(damaged(line * 2)))
+    assert_gathers(path)
+
+
+def assert_gathers(path):
+    """Either form of the preferences in a file can be written again, or an error says why not."""
+    for gather in (gather_pairs, gather_labelled):
+        try:
+            found = gather(str(path))
+        except KitError as error:
+            assert "\n" not in str(error)
+        else:
+            text = "".join(json.dumps(e.line(), ensure_ascii=False) for e in found.examples)
+            assert text.encode() is not None and "\n" not in "".join(found.words)
 
 
 class Scripted:

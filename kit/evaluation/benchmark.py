@@ -15,6 +15,7 @@ from typing import Any
 
 from kit.config import DataConfig
 from kit.errors import ConfigError, room_for
+from kit.evaluation.compared import leave_out
 from kit.evaluation.result_writer import ResultWriter, open_writer
 from kit.evaluation.results import Result, read_result, result_path
 from kit.evaluation.sampling import Group, finish, sample_missing
@@ -23,6 +24,7 @@ from kit.evaluation.subjects import (
     Subject,
     all_guidelines,
     check_targets,
+    compared_in_training,
     seen_in_training,
     shared_model,
 )
@@ -172,7 +174,8 @@ def _open_group(
     @cache
     def load(limit: int | None) -> ProblemSet:
         limited = config.model_copy(update={"limit": limit})
-        return load_problems(limited, settings.split, seed=settings.seed)
+        loaded = load_problems(limited, settings.split, seed=settings.seed)
+        return leave_out(loaded, settings.leave_out) if settings.leave_out else loaded
 
     def open_one(target: Subject) -> ResultWriter:
         own = {"system_prompt": prompted(plain, target.guidelines)}
@@ -189,16 +192,29 @@ def _open_group(
 
     group = {target.name: open_one(target) for target in targets}
     for target in targets:
-        writer = group[target.name]
-        seen = seen_in_training(target, writer.problem_set)
-        writer.record["seen_in_training"] = seen
-        if seen:
-            log.warning(
-                "%s was trained on %d of the %d problems of %s: its figures there are not those "
-                "of held-out problems",
-                *(target.name, seen, len(writer.problems), config.name),
-            )
+        _note_seen(target, group[target.name])
     return group
+
+
+def _note_seen(target: Subject, writer: ResultWriter) -> None:
+    """Record, and say, which of the problems the target's run was trained on."""
+    seen = seen_in_training(target, writer.problem_set)
+    compared = compared_in_training(target, writer.problem_set)
+    writer.record["seen_in_training"] = seen
+    if compared is not None:
+        writer.record["compared_in_training"] = compared
+    if compared:
+        log.warning(
+            "%d of these %d problems of %s were in the preferences that %s was trained on: its "
+            "figures there are not those of held-out problems; leave_out=%s leaves them out",
+            *(len(compared), len(writer.problems), writer.record["data"], target.name, target.run),
+        )
+    elif seen:
+        log.warning(
+            "%s was trained on %d of the %d problems of %s: its figures there are not those "
+            "of held-out problems",
+            *(target.name, seen, len(writer.problems), writer.record["data"]),
+        )
 
 
 @contextmanager

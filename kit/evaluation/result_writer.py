@@ -213,7 +213,8 @@ def _new_record(
         "settings": {
             "system_prompt": config.system_prompt,
             "problems": config.model_dump(mode="json", include=PROBLEM_FIELDS),
-            **settings.model_dump(exclude={"temperature", "samples", "limit"}),
+            **settings.model_dump(exclude={"temperature", "samples", "limit", "leave_out"}),
+            **({"leave_out": settings.leave_out} if settings.leave_out else {}),
             "temperatures": settings.temperature,
             "samples": settings.samples,
             "limit": settings.limit,

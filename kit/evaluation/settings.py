@@ -32,7 +32,11 @@ class EvalSettings(SettingsSection):
     """Memory of a GPU that sampling may take, e.g. 6GB; None: all there is. Changes no result, so
     results do not record it."""
 
-    @field_validator("temperature", mode="before")
+    leave_out: list[str] = Field(default=[])
+    """votes.jsonl, files of kit preferences, or runs trained on preferences, with commas: the
+    problems that these compare answers to are not asked."""
+
+    @field_validator("temperature", "leave_out", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from kit.config import SYSTEM_PROMPT, Config, DataConfig, ModelConfig
 from kit.errors import ConfigError
+from kit.evaluation.compared import compared_ids, questions_of
 from kit.guideline import Guideline
 from kit.model.adapter_files import read_adapter_config, suggesting
 from kit.model.base_files import base_of
-from kit.reading import parse_json
 from kit.runs import RunFolder, check_has_adapter
 from kit.tasks.problems import ProblemSet, load_problems, split_validation
 from kit.tasks.sources import TASK_PREFIX
@@ -160,14 +160,25 @@ def seen_in_training(target: Subject, problem_set: ProblemSet) -> int | None:
     run = RunFolder(target.run)
     config = run.load_config()
     if config.learns_from_preferences:
-        compared = compared_questions(run)
-        asked = set(problem_set.problems["question"])
-        return None if compared is None else len(compared & asked)
+        compared = compared_in_training(target, problem_set)
+        return None if compared is None else len(compared)
     is_task = config.data.name == "gsm_symbolic" or config.data.name.startswith(TASK_PREFIX)
     if config.data.name != problem_set.name or is_task:
         return 0
     learned = _trained_on(config.data.model_dump_json(), config.train.seed)
     return len(learned & set(problem_set.problems["question"]))
+
+
+def compared_in_training(target: Subject, problem_set: ProblemSet) -> list[str] | None:
+    """Ids of these problems whose answers the target's run has learned to prefer one of; None where
+    it learned from something else, or its preferences cannot be read."""
+    run = RunFolder(target.run) if target.run else None
+    if run is None or not run.load_config().learns_from_preferences:
+        return None
+    try:
+        return compared_ids(questions_of(str(run.path)), problem_set)
+    except ConfigError:
+        return None
 
 
 @cache  # the arms of a comparison were trained on the same problems
@@ -178,15 +189,6 @@ def _trained_on(data: str, seed: int) -> frozenset[str]:
     if config.validation_size:
         problem_set, _ = split_validation(problem_set, config.validation_size, seed)
     return frozenset(problem_set.problems["question"])
-
-
-def compared_questions(run: RunFolder) -> frozenset[str] | None:
-    """The questions of a run's own preferences; None where they cannot be read."""
-    try:
-        lines = run.preferences.read_bytes().splitlines()
-        return frozenset(parse_json(line)["prompt"][-1]["content"] for line in lines)
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
 
 
 def _resolve(name: str, system_prompt: str | None) -> Subject:

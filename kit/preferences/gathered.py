@@ -34,17 +34,26 @@ class PreferenceData(Generic[Example]):
         return _mean(len(text) for text, label in self._texts if not label)
 
     @property
+    def left_out(self) -> str:
+        """What was dropped, in words; "" where nothing was."""
+        return ", ".join(f"{count} {what}" for what, count in self.dropped.items())
+
+    @property
     def words(self) -> list[str]:
         """What to know before training on them: a sentence a line."""
         lines = [f"{self.source}: {self._counted}{_origins(self.examples)}"]
         if self.dropped:
-            listed = ", ".join(f"{count} {what}" for what, count in self.dropped.items())
-            lines.append(f"left out: {listed}")
+            lines.append(f"left out: {self.left_out}")
         if self.contradictory:
             what = "pairs" if self._has_pairs else "texts"
             lines.append(f"{self.contradictory} {what} are judged both ways")
+        if on_test := sum(is_of_test_split(example) for example in self.examples):
+            lines.append(f"{on_test} are on test problems, which training refuses unless asked")
         if self.examples:
-            lines.append(self._length_words)
+            from kit.evaluation.power import revote_words  # which scipy comes with
+
+            asked = len({example.prompt for example in self.examples})
+            lines += [self._length_words, f"one vote a problem: {revote_words(asked)}"]
         return lines
 
     @property
@@ -90,6 +99,11 @@ class PreferenceData(Generic[Example]):
             else:
                 found.append((example.completion, example.label))
         return found
+
+
+def is_of_test_split(example: PreferencePair | LabelledCompletion) -> bool:
+    """Whether it says that its problem is a test problem."""
+    return example.provenance is not None and example.provenance.split == TEST_SPLIT
 
 
 def count_contradictions(examples: Sequence[PreferencePair | LabelledCompletion]) -> int:

@@ -14,17 +14,20 @@ from kit.errors import ConfigError, ResultsError
 from kit.evaluation.results import Key, Row, claimed, key_of, read_rows, writing
 from kit.files import write_atomically
 from kit.preferences.judge_models import JudgeConfig, JudgeModel, open_judge
-from kit.preferences.judgements import Question, collect
+from kit.preferences.judgements import Judgement, Question, collect, read_judgements
 from kit.preferences.rubric import (
+    OVERALL,
     Messages,
     pair_messages,
     point_messages,
     read_pair,
     read_points,
 )
-from kit.preferences.summaries import ORDERS, PairwiseSummary, PointwiseSummary
+from kit.preferences.summaries import ORDERS, PairwiseSummary, PointwiseSummary, outcome_of
+from kit.reading import parse_json
 
 SCHEMA = 1  # of the summary; raised when a field changes its meaning
+NOT_JUDGED = "not judged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +41,23 @@ class Pair:
     right: str
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a judge has said of the pairs of two result files."""
+
+    judge: str  # the model
+    left: Path  # the completions
+    right: Path
+    outcomes: list[tuple[Pair, str]]  # left, right, ties, inconsistent, or not judged
+
+
 def judge_pairs(judge: JudgeModel, pairs: Sequence[Pair], path: Path) -> PairwiseSummary:
     """Ask about each pair in both orders, keep the judgements in `path`, and count them."""
-    questions = [Question(p.key, order, _messages(p, order)) for p in pairs for order in ORDERS]
-    return PairwiseSummary.of(collect(judge, questions, path, read_pair))
+    return PairwiseSummary.of(collect(judge, _questions(pairs), path, read_pair))
+
+
+def _questions(pairs: Sequence[Pair]) -> list[Question]:
+    return [Question(p.key, order, _messages(p, order)) for p in pairs for order in ORDERS]
 
 
 def _messages(pair: Pair, order: str) -> Messages:
@@ -112,6 +128,40 @@ def _write(
     }
     with writing(path):
         write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_judged(path: Path) -> Judged:
+    """What the judgements beside a summary say, overall; `path` is the summary.
+
+    Raises ResultsError where it is none of pairs, where files it names are gone, and where the
+    judgements are of other completions than those hold.
+    """
+    try:
+        record = parse_json(path.read_bytes())
+        config = JudgeConfig.model_validate(record["settings"])
+        left, right, limit = Path(record["left"]), record["right"], record["limit"]
+    except OSError as error:
+        raise ResultsError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ResultsError(f"{path} is no summary that kit judge wrote") from None
+    if right is None:
+        raise ResultsError(
+            f"{path} scores the completions of one result; for pairs name two: kit judge RUN RUN"
+        )
+    pairs = list(map(_pair, *_matched(left, Path(right), limit)))
+    judgements = read_judgements(
+        config.signature, _questions(pairs), path.with_suffix(".jsonl"), read_pair
+    )
+    outcomes = [
+        _outcome(first, second)
+        for first, second in zip(judgements[::2], judgements[1::2], strict=True)
+    ]
+    return Judged(config.model, left, Path(right), list(zip(pairs, outcomes, strict=True)))
+
+
+def _outcome(left_first: Judgement | None, right_first: Judgement | None) -> str:
+    one, other = left_first and left_first.verdict, right_first and right_first.verdict
+    return outcome_of(one, other, OVERALL) if one and other else NOT_JUDGED
 
 
 def _matched(

@@ -48,6 +48,14 @@ class JudgeConfig(SettingsSection):
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     """How a local model sits in memory."""
 
+    @property
+    def signature(self) -> str:
+        """What decides a judge's verdicts."""
+        settings = self.model_dump(include={"model", "temperature", "max_tokens"})
+        if self.base_url is None:
+            settings["quantization"] = self.quantization
+        return json.dumps(settings)
+
     @model_validator(mode="after")
     def _local_needs_limits(self) -> JudgeConfig:
         if self.base_url is None and None in (self.temperature, self.max_tokens):
@@ -92,7 +100,7 @@ class Endpoint:
             # it is written to the results; the message does not repeat it either
             raise ConfigError("judge.base_url must hold no password or query; see api_key_env")
         self.config = config
-        self.signature = _signature(config)
+        self.signature = config.signature
         self._key = _key(config.api_key_env)
         self._client = openai.OpenAI(
             base_url=config.base_url,
@@ -169,7 +177,7 @@ class LocalModel:
         from kit.model.policy import Policy
 
         self.config = config
-        self.signature = _signature(config)
+        self.signature = config.signature
         self._policy = Policy(
             load_base(ModelConfig(id=config.model, quantization=config.quantization))
         )
@@ -210,14 +218,6 @@ class _Answer(BaseModel):
 
     choices: Annotated[list[_Choice], Field(min_length=1)]
     usage: _Usage | None = None
-
-
-def _signature(config: JudgeConfig) -> str:
-    """What decides a judge's verdicts."""
-    settings = config.model_dump(include={"model", "temperature", "max_tokens"})
-    if config.base_url is None:
-        settings["quantization"] = config.quantization
-    return json.dumps(settings)
 
 
 def _key(variable: str | None) -> str | None:

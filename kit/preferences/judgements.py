@@ -53,6 +53,22 @@ class Judgement:
         return "malformed" if self.verdict is None else "judged"
 
 
+def read_judgements(
+    signature: str,
+    questions: Sequence[Question],
+    path: Path,
+    read: Callable[[str], Verdict | None],
+) -> list[Judgement | None]:
+    """The judgements that a file holds; None for questions it has none of.
+
+    Raises ResultsError when the file holds judgements of another judge or other completions.
+    """
+    asked = [_digest(signature, question.messages) for question in questions]
+    there = _stored(path, questions, asked)
+    found = {i: Judgement(reply, read(reply.text or "")) for i, reply in there.items()}
+    return [found.get(i) for i in range(len(questions))]
+
+
 def collect(
     judge: JudgeModel,
     questions: Sequence[Question],
@@ -63,15 +79,14 @@ def collect(
 
     Raises ResultsError when the file holds judgements of another judge or other completions.
     """
-    asked = [_digest(judge.signature, question.messages) for question in questions]
-    there = _stored(path, questions, asked)
-    found = {i: Judgement(reply, read(reply.text or "")) for i, reply in there.items()}
+    stored = read_judgements(judge.signature, questions, path, read)
+    found = {i: judgement for i, judgement in enumerate(stored) if judgement is not None}
     missing = [i for i in range(len(questions)) if i not in found]
     with tqdm(total=len(questions), initial=len(found), desc="judge", unit="verdict") as bar:
         for position, reply in judge.ask([questions[i].messages for i in missing]):
             i = missing[position]
             found[i] = Judgement(reply, None if reply.text is None else read(reply.text))
-            line = _line(questions[i], asked[i], judge.signature, found[i])
+            line = _line(questions[i], judge.signature, found[i])
             with writing(path, _GOES_ON):
                 append_line(path, json.dumps(line).encode())
             counts = Counter(judgement.status for judgement in found.values())
@@ -103,7 +118,7 @@ def _stored(path: Path, questions: Sequence[Question], asked: Sequence[str]) -> 
             )
         replies[i] = reply
     if unreadable:
-        log.warning("%s: %d lines cannot be read; they are asked again", path, unreadable)
+        log.warning("%s: %d lines cannot be read; they count as not asked", path, unreadable)
     return replies
 
 
@@ -116,7 +131,7 @@ def _lines(path: Path) -> list[bytes]:
         raise ResultsError(f"cannot read the judgements {path}: {error.strerror}") from None
 
 
-def _line(question: Question, asked: str, signature: str, judgement: Judgement) -> dict[str, Any]:
+def _line(question: Question, signature: str, judgement: Judgement) -> dict[str, Any]:
     reply = judgement.reply
     return {
         "schema": SCHEMA,
@@ -131,7 +146,7 @@ def _line(question: Question, asked: str, signature: str, judgement: Judgement) 
             "completion_tokens": reply.completion_tokens,
         },
         "judge": signature,
-        "asked": asked,
+        "asked": _digest(signature, question.messages),
         "time": time.strftime("%FT%T%z"),
     }
 

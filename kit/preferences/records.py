@@ -7,6 +7,7 @@ plain. `provenance` is the kit's: other tools pass over it.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -126,15 +127,16 @@ def parse_provenance(row: Row) -> Provenance | None:
     value = row.get("provenance")
     if not isinstance(value, Mapping) or _MARK not in value:
         return None
-    return _PROVENANCE.validate_python(value)
+    found = _PROVENANCE.validate_python(value)
+    json.dumps(dataclasses.asdict(found), ensure_ascii=False).encode()  # as for messages
+    return found
 
 
 def _parse_sides(row: Row, answer: Any, system_prompt: str) -> tuple[Prompt, str]:
     """Prompt and answer of one side, which may be a text, one message, or the whole chat."""
     prompt = row.get("prompt")
-    if isinstance(answer, str):
-        return _parse_prompt(prompt, system_prompt), answer
-    *before, last = _messages(answer)
+    chat = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+    *before, last = _messages(chat)
     if last.role != "assistant":
         raise ValueError(f"an answer is by the assistant, got one by {last.role!r}")
     if not before:
@@ -162,9 +164,12 @@ def _messages(chat: Any) -> list[Message]:
     if not isinstance(chat, list) or not chat:
         raise ValueError(f"a prompt or answer must be text or messages, got {chat!r:.40}")
     try:
-        return [Message(message["role"], message["content"]) for message in chat]
+        messages = [Message(message["role"], message["content"]) for message in chat]
     except (KeyError, TypeError):
         raise ValueError("a message must have role and content") from None
+    for message in messages:
+        message.content.encode()  # ValueError for half of a surrogate pair, as no file takes
+    return messages
 
 
 def _answer(text: str) -> list[dict[str, str]]:

@@ -105,17 +105,14 @@ def _parsed(
 
 
 def _json_rows(path: Path) -> tuple[Sequence[Row], int]:
-    """JSON lines, or one list of objects."""
+    """JSON lines, a list of objects, or one object alone."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    values: list[Any] = []
-    if content.lstrip().startswith(b"["):
-        try:
-            values = parse_json(content)
-        except ValueError as error:
-            raise DataError(f"{path} is not valid JSON: {error}") from None
+    whole = _json_or_none(content) if path.suffix.lower() == ".json" else None
+    if isinstance(whole, list | dict):
+        values = whole if isinstance(whole, list) else [whole]
     else:
         values = [_json_or_none(line) for line in content.split(b"\n") if line.strip()]
     if not values:
@@ -155,7 +152,8 @@ def _has(rows: Iterable[Row], columns: Sequence[str]) -> bool:
 
 
 def _without_columns(source: str, rows: Sequence[Row]) -> DataError:
-    there = ", ".join(map(str, dict.fromkeys(column for row in rows for column in row)))
+    columns = [str(column)[:40] for column in dict.fromkeys(name for row in rows for name in row)]
+    there = ", ".join(name if name.isprintable() else repr(name) for name in columns[:20])
     return DataError(
         f"{source} has {f'the columns {there}' if there else 'no row that can be read'}; "
         "preferences need prompt, chosen, rejected, or prompt, completion, label"

@@ -15,7 +15,7 @@ from typing import Any
 from kit.evaluation.stats import Estimate, Proportion, bootstrap_mean, sign_test
 from kit.preferences.judge_models import JudgeConfig
 from kit.preferences.judgements import Judgement
-from kit.preferences.rubric import CRITERIA, OVERALL
+from kit.preferences.rubric import CRITERIA, OVERALL, Verdict
 
 # whom "A" and "B" mean in each order
 ORDERS = {
@@ -59,6 +59,12 @@ class Usage:
         )
 
 
+def outcome_of(left_first: Verdict, right_first: Verdict, name: str) -> str:
+    """left, right, ties or inconsistent: what both orders say of a pair by one criterion."""
+    one, other = ORDERS["left_first"][left_first[name]], ORDERS["right_first"][right_first[name]]
+    return one if one == other else "inconsistent"
+
+
 @dataclass(frozen=True, slots=True)
 class Outcomes:
     """How the pairs came out by one criterion."""
@@ -74,9 +80,7 @@ class Outcomes:
         counts: Counter[str] = Counter()
         for first, second in pairs:
             if first.verdict is not None and second.verdict is not None:
-                one = ORDERS["left_first"][first.verdict[name]]
-                other = ORDERS["right_first"][second.verdict[name]]
-                counts[one if one == other else "inconsistent"] += 1
+                counts[outcome_of(first.verdict, second.verdict, name)] += 1
         return cls(counts["left"], counts["right"], counts["ties"], counts["inconsistent"])
 
     @property

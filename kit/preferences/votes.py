@@ -1,18 +1,14 @@
-"""Blind votes on pairs of answers, one line of votes.jsonl each, and preference data from them.
+"""Blind votes on pairs of answers, one line of votes.jsonl each.
 
-The app writes them; `kit votes` counts and exports them.
+The app writes them; `kit votes` counts them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
-import json
-import os
-from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from uuid import uuid4
 
 from pydantic import AwareDatetime, ConfigDict, TypeAdapter, ValidationError
@@ -21,7 +17,7 @@ from pydantic.dataclasses import dataclass as checked
 from kit.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from kit.errors import ResultsError
 from kit.evaluation.results import writing
-from kit.files import append_line, write_atomically
+from kit.files import append_line
 
 SCHEMA: Literal[1] = 1  # raised when a field changes its meaning
 
@@ -113,34 +109,3 @@ def read_votes(path: Path) -> tuple[list[Vote], int]:
         except ValidationError:
             corrupt += 1
     return votes, corrupt
-
-
-def to_preferences(votes: Iterable[Vote]) -> list[dict[str, Any]]:
-    """The votes that prefer a side, in TRL's conversational preference format."""
-    preferences = []
-    for vote in votes:
-        if vote.vote in ("left", "right"):
-            sides = (vote.left, vote.right) if vote.vote == "left" else (vote.right, vote.left)
-            chosen, rejected = (
-                [{"role": "assistant", "content": side.completion}] for side in sides
-            )
-            prompt = [dataclasses.asdict(message) for message in vote.prompt]
-            preferences.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
-    return preferences
-
-
-def export_preferences(votes_path: Path, out_path: Path) -> tuple[int, int]:
-    """Write `to_preferences` as JSON lines; returns how many, and how many votes were unreadable.
-
-    Raises ResultsError where there is no preference, or `out_path` exists.
-    """
-    votes, corrupt = read_votes(votes_path)
-    preferences = to_preferences(votes)
-    if not preferences:
-        raise ResultsError(f"{votes_path} has no vote for left or right, so nothing to export")
-    lines = (json.dumps(preference, ensure_ascii=False) + "\n" for preference in preferences)
-    with writing(out_path, "; name a new file"):
-        if os.path.lexists(out_path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        write_atomically(out_path, "".join(lines))
-    return len(preferences), corrupt

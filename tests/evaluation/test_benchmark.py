@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from kit.evaluation.sampling import row_seed
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject
 from kit.model.adapter_files import adapter_sha256
-from kit.recipe import read_guidelines
+from kit.recipe import build_config, read_guidelines
+from kit.runs import RunFolder
 from kit.tasks.problems import load_problems
 from kit.tasks.verifiers import LatexVerifier, NumberVerifier
 
@@ -384,7 +386,8 @@ def test_the_documentation_names_every_field_and_no_other(base, targets, data):
     whole, figures, rows = (documented(table) for table in re.findall(r"(?:^\|.*\n)+", text, re.M))
     record = result.record
     nested = {f"{key}.{name}" for key in ("target", "settings") for name in record[key]}
-    assert whole == (record.keys() - {"target", "settings"}) | nested
+    now_and_then = {"compared_in_training", "settings.leave_out"}
+    assert whole - now_and_then == (record.keys() - {"target", "settings"}) | nested
     assert figures == result.at(1.0).keys()
     assert all(row.keys() == rows for row in result.rows())
     # and what the code takes for granted is what it writes
@@ -437,3 +440,48 @@ def test_real_data_have_slices(name, n, verifier, categories, difficulties):
     for kind in ("category", "difficulty"):
         counted = sum(part["n"] for part in slices[kind].values())
         assert counted == (n if slices[kind] else 0)
+
+
+# --- problems whose answers were compared --------------------------------------------------------
+
+
+@pytest.mark.smoke
+def test_problems_of_preferences_are_said_and_can_be_left_out(
+    base, adapters, data, tmp_path, caplog
+):
+    """Of an adapter that was trained on preferences about two of the six problems."""
+    problems = load_problems(data[0], "test").problems
+    config = build_config(
+        {
+            "method": "dpo",
+            "model": {"id": "embedded"},
+            "data": {"name": "gsm_symbolic"},
+            "preferences": {"source": "votes.jsonl"},
+        }
+    )
+    run = RunFolder(tmp_path / "run")
+    run.open(config, resume=False).release()
+    shutil.copytree(adapters / "first", run.adapter)
+    chats = [[{"role": "user", "content": question}] for question in problems["question"][2:4]]
+    run.keep_preferences([{"prompt": chat, "chosen": "a", "rejected": "b"} for chat in chats])
+    trained = Subject.of_run("voted", run, MODEL, config)
+    bare = Subject("base", MODEL, None, PROMPT, tmp_path / "base" / "eval")
+
+    whole, plain = benchmark([trained, bare], data, settings(), base=base)
+    assert whole.record["compared_in_training"] == problems["id"][2:4]
+    assert whole.record["seen_in_training"] == 2
+    assert "compared_in_training" not in plain.record and "leave_out" not in plain.settings
+    said = r"2 of these 6 problems of .* were in the preferences that voted was trained on"
+    assert re.search(said, caplog.text) and f"leave_out={run.path} leaves" in caplog.text
+
+    others = settings(leave_out=str(run.path))
+    with pytest.raises(ResultsError, match=r"other settings.*leave_out.*--tag"):
+        benchmark([trained, bare], data, others, base=base)
+    rest, also = benchmark([trained, bare], data, others, base=base, tag="held-out")
+    left = [*problems["id"][:2], *problems["id"][4:]]
+    assert sorted(row["id"] for row in rest.rows()) == sorted(left) and rest.record["n"] == 4
+    assert sorted(row["id"] for row in also.rows()) == sorted(left)
+    assert rest.record["seen_in_training"] == 0 and rest.record["compared_in_training"] == []
+    assert rest.settings["leave_out"] == [str(run.path)]
+    shared = {key: row for key, row in by_key(whole).items() if key[0] in left}
+    assert by_key(rest) == shared  # what is left out changes no other answer

@@ -278,5 +278,5 @@ def test_problems_whose_answers_were_compared_are_counted(tmp_path):
     prompts = [[{"role": "user", "content": question}] for question in asked]
     run.keep_preferences([{"prompt": p, "chosen": "a", "rejected": "b"} for p in prompts])
     assert seen_in_training(trained, problems) == 2
-    run.preferences.write_text('{"prompt": "What is 3 + 1?"}\n')
+    run.preferences.write_text('{"prompt": 3}\n')
     assert seen_in_training(trained, problems) is None

@@ -227,6 +227,8 @@ def test_what_is_left_out_is_counted_and_said(tmp_path: Path) -> None:
         "left out: 4 unreadable lines, 1 pairs of equal texts",
         "1 pairs are judged both ways",
         "mean length: chosen 1 characters, rejected 1",
+        "one vote a problem: 1 votes of a blind re-vote cannot tell any win rate from 50 %: it "
+        "takes six that prefer a side",
     ]
 
 
@@ -238,8 +240,8 @@ def test_length_bias_is_said(tmp_path: Path) -> None:
     data = read_pairs(written(tmp_path / "p.jsonl", *rows))
     assert data.chosen_length == pytest.approx(14 / 5)
     assert data.rejected_length == pytest.approx(10 / 5)
-    assert data.words[-1].startswith("mean length: chosen 3 characters, rejected 2; the longer one")
-    assert "75.0% [30.1%, 95.4%] of 4 pairs" in data.words[-1]
+    assert data.words[-2].startswith("mean length: chosen 3 characters, rejected 2; the longer one")
+    assert "75.0% [30.1%, 95.4%] of 4 pairs" in data.words[-2]
 
 
 def test_labels_that_contradict_each_other_are_counted(tmp_path: Path) -> None:
@@ -274,6 +276,9 @@ def test_who_preferred_is_said(tmp_path: Path) -> None:
         ([{"prompt": CHAT, "chosen": CHAT, "rejected": said("8")}], "1 unreadable lines"),
         ([{"chosen": CHAT + said("7"), "rejected": said("x") + said("8")}], "1 unreadable lines"),
         ([PLAIN | {"prompt": [{"role": "tool", "content": "x"}]}], "1 unreadable lines"),
+        ([PLAIN | {"chosen": "\ud83d"}], "1 unreadable lines"),  # half of a surrogate pair
+        ([PLAIN | {"provenance": {"kit_schema": 2}}], "1 unreadable lines"),
+        ([{"a\nb": 1}], r"has the columns 'a\\nb'; pref"),
         ([PLAIN | {"rejected": "7"}] * 3, r"to learn from \(3 pairs of equal texts\)"),
         ([{"prompt": "x", "completion": "y", "label": True}], "makes no pairs: train on it with"),
     ],
@@ -288,7 +293,7 @@ def test_files_that_hold_no_pairs_say_why(tmp_path: Path, rows: list, message: s
     [
         ("none.jsonl", r"cannot read .*none\.jsonl: No such file"),
         ("empty.jsonl", r"empty\.jsonl is empty"),
-        ("broken.json", r"broken\.json is not valid JSON"),
+        ("broken.json", r"broken\.json has no row that can be read"),
         ("runs", "is no source of preferences: name votes.jsonl"),
         ("text.txt", "is no source of preferences"),
     ],
@@ -334,7 +339,7 @@ def of_problem(split: str | None, question: str = "3 + 4?"):
 @pytest.mark.parametrize("read", [read_pairs, read_labelled])
 def test_test_problems_are_refused_unless_asked_for(tmp_path: Path, read) -> None:
     path = voted(tmp_path / "votes.jsonl", of_problem("test"), of_problem("train", "1?"))
-    message = r"1 of 2 .*on test problems.*--leave-out-test.*preferences\.test_problems=true"
+    message = r"1 of 2 .*on test problems.*--for RECIPE.*preferences\.test_problems=true"
     with pytest.raises(DataError, match=message if read is read_pairs else "2 of 4"):
         read(path)
     assert len(read(path, test_problems=True).examples) in (2, 4)
@@ -366,6 +371,6 @@ def test_a_data_set_of_one_split_has_no_test_problems(tmp_path: Path) -> None:
 def test_answers_of_another_base_are_refused_unless_asked_for(tmp_path: Path) -> None:
     path = voted(tmp_path / "votes.jsonl", vote("left", base="Qwen/A"))
     assert read_pairs(path, base="Qwen/A").examples
-    with pytest.raises(DataError, match=r"another base than Qwen/B \(1 of Qwen/A\).*--base Qwen/B"):
+    with pytest.raises(DataError, match=r"another base than Qwen/B \(1 of Qwen/A\).*--for RECIPE"):
         read_pairs(path, base="Qwen/B")
     assert read_pairs(path, base="Qwen/B", other_bases=True).examples

@@ -1,11 +1,10 @@
-"""Votes: safe appending, and preference data that trainers read."""
+"""Votes: safe appending."""
 
 import json
 import multiprocessing
 from datetime import datetime, timezone
 from pathlib import Path
 
-import datasets
 import pytest
 from pydantic import ValidationError
 
@@ -17,9 +16,7 @@ from kit.preferences.votes import (
     Vote,
     VoteSettings,
     append_vote,
-    export_preferences,
     read_votes,
-    to_preferences,
 )
 
 PSPO = Side("pspo", "runs/pspo/adapter", "a" * 64, "3 + 4 = 7\n#### 7", True)
@@ -151,42 +148,3 @@ def test_two_processes_may_append_at_once(tmp_path: Path) -> None:
 def test_sign_test(wins: int, losses: int, p: float) -> None:
     assert sign_test(wins, losses) == pytest.approx(p, rel=1e-12)
     assert sign_test(losses, wins) == pytest.approx(p, rel=1e-12)
-
-
-def test_preferences_are_the_votes_for_a_side() -> None:
-    votes = [vote("right"), vote("tie"), vote("both_bad"), vote("left", blind=False)]
-    lost, won = to_preferences(votes)
-    assert lost == {
-        "prompt": [
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": "3 + 4?"},
-        ],
-        "chosen": [{"role": "assistant", "content": "Perhaps 8."}],
-        "rejected": [{"role": "assistant", "content": "3 + 4 = 7\n#### 7"}],
-    }
-    assert (won["chosen"], won["rejected"]) == (lost["rejected"], lost["chosen"])
-
-
-def test_export_is_a_data_set_and_overwrites_nothing(tmp_path: Path) -> None:
-    path, out = tmp_path / "votes.jsonl", tmp_path / "prefs.jsonl"
-    for choice in ("left", "right", "tie"):
-        append_vote(path, vote(choice, question="你好"))
-    with path.open("ab") as file:
-        file.write(b"{cut")
-    assert export_preferences(path, out) == (2, 1)
-    loaded = datasets.load_dataset(
-        "json", data_files=str(out), split="train", cache_dir=str(tmp_path / "cache")
-    )
-    assert loaded.column_names == ["prompt", "chosen", "rejected"]
-    assert loaded.to_list() == to_preferences(read_votes(path)[0])
-    written = out.read_bytes()
-    with pytest.raises(ResultsError, match=r"cannot write .*prefs\.jsonl: File exists"):
-        export_preferences(path, out)
-    assert out.read_bytes() == written
-
-
-def test_nothing_to_export_is_an_error(tmp_path: Path) -> None:
-    append_vote(tmp_path / "votes.jsonl", vote("tie"))
-    with pytest.raises(ResultsError, match="no vote for left or right"):
-        export_preferences(tmp_path / "votes.jsonl", tmp_path / "prefs.jsonl")
-    assert not (tmp_path / "prefs.jsonl").exists()

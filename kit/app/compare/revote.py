@@ -15,11 +15,10 @@ from pathlib import Path
 from kit.app.compare.stored import Reading
 from kit.app.library.adapters import Choice
 from kit.app.options import AppOptions
-from kit.errors import ResultsError
-from kit.evaluation.subjects import compared_questions
+from kit.errors import ConfigError, ResultsError
+from kit.evaluation.compared import questions_of
 from kit.preferences.gathered import TEST_SPLIT
 from kit.preferences.votes import Vote
-from kit.runs import RunFolder
 
 EPOCHS = 10  # times each pair is learned from: votes are few
 BATCH = 16  # pairs of a step at most
@@ -63,18 +62,20 @@ def trained_on(choices: Iterable[Choice], options: AppOptions) -> list[tuple[Cho
 
 
 def learned_questions(choices: Iterable[Choice]) -> set[str]:
-    """The questions whose answers were compared in what these learned from: how they answer there
-    says nothing about other problems. ResultsError where they cannot be read."""
+    """The questions, as `same_question` has them, whose answers were compared in what these learned
+    from: how they answer there says nothing about other problems.
+
+    ResultsError where they cannot be read."""
     questions: set[str] = set()
     for choice in choices:
         if choice.run and choice.preferences:
-            compared = compared_questions(RunFolder(choice.run))
-            if compared is None:
+            try:
+                questions |= questions_of(choice.run)
+            except ConfigError as error:
                 raise ResultsError(
                     f"{choice.label} was trained on preferences, and the copy of them in "
                     f"{choice.run} cannot be read, so what it has learned from is not known"
-                )
-            questions |= compared
+                ) from error
     return questions
 
 

@@ -18,6 +18,7 @@ from kit.app.library.results import Attempt, Stored, find_stored
 from kit.app.verdicts import NoVerifier, Standard, badge_of, verdict_of
 from kit.preferences.queue import Ballot, Said, ordered, pair_id, queue
 from kit.preferences.votes import VotedProblem
+from kit.tasks.problems import same_question
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ class Reading:
         by_id = {
             _pair_id(self.pairing, case): case
             for case in pool
-            if case.left.completion != case.right.completion and case.left.question not in without
+            if case.left.completion != case.right.completion
+            and same_question(case.left.question) not in without
         }
         ballots = queue(by_id, voter, size)
         if not ballots:
