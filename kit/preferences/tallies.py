@@ -64,13 +64,14 @@ class Agreement:
         parts = []
         if self.repeats:
             parts.append(
-                f"the same vote again on {self.same} of {self.repeats} pairs that came twice "
-                f"({self.with_oneself})"
+                f"the same vote again on {self.same} of {self.repeats} "
+                f"pair{'s' * (self.repeats != 1)} that came twice ({self.with_oneself})"
             )
         if self.shared:
             alpha = "not defined" if self.alpha is None else f"{self.alpha:.2f}"
             parts.append(
-                f"Krippendorff's α of {self.voters} voters on {self.shared} pairs: {alpha}"
+                f"Krippendorff's α of {self.voters} voters on "
+                f"{self.shared} pair{'s' * (self.shared != 1)}: {alpha}"
             )
         return "; ".join(parts) or "nothing voted on twice, so no agreement to tell"
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -42,40 +43,43 @@ TRIES = 5  # a browser that gets less of the processor than the model may come t
 # --- a folder of runs, the app on it, a page of it ------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, base):
-    """Two arms of three steps on one base, evaluated on six problems."""
-    folder = tmp_path_factory.mktemp("app") / "runs"
-    configs = [
+def arms(folder):
+    """Two arms of three steps on one base."""
+    common = {
+        "model": {"id": "embedded"},
+        "lora": {"rank": 4, "alpha": 8},
+        "data": {"name": "gsm_symbolic", "options": {"size": 60}, "validation_size": 4},
+        "rollout": {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 24},
+        "reward": {"functions": [{"path": "tests.reward_functions:share_of_vowels"}]},
+        "optim": {"learning_rate": 4e-3, "warmup_fraction": 0.0},
+        "train": {
+            "steps": 3,
+            "updates_per_rollout": 4,  # or both arms say the same
+            "validate_every": 3,
+            "preflight_problems": 0,
+        },
+    }
+    return [
         build_config(
-            {
-                "model": {"id": "embedded"},
-                "lora": {"rank": 4, "alpha": 8},
-                "data": {"name": "gsm_symbolic", "options": {"size": 60}, "validation_size": 4},
-                "rollout": {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 24},
-                "reward": {"functions": [{"path": "tests.reward_functions:share_of_vowels"}]},
-                "objective": {"trust_region": {"name": arm}},
-                "optim": {"learning_rate": 4e-3, "warmup_fraction": 0.0},
-                "train": {
-                    "steps": 3,
-                    "updates_per_rollout": 4,  # or both arms say the same
-                    "validate_every": 3,
-                    "preflight_problems": 0,
-                },
-                "output": str(folder / arm),
-            }
+            common | {"objective": {"trust_region": {"name": arm}}, "output": str(folder / arm)}
         )
         for arm in ("clip", "pspo")
     ]
-    train_together(configs, base=base)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, base):
+    """Two arms, evaluated on six problems."""
+    folder = tmp_path_factory.mktemp("app") / "runs"
+    train_together(arms(folder), base=base)
     targets = resolve_targets([str(folder / "clip"), str(folder / "pspo")])
     settings = EvalSettings(limit=6, max_new_tokens=48)
     benchmark(targets, resolve_data(["gsm_symbolic"], targets), settings, base=base)
     return folder
 
 
-@pytest.fixture(scope="module")
-def app(runs):
+@contextmanager
+def serving(runs):
     """The app's address. It starts as a user starts it, in a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -83,8 +87,9 @@ def app(runs):
     log = runs.parent / "log.txt"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "app.py", "--runs", str(runs), "--port", str(port), "--cpu"],
-            cwd=ROOT,
+            [sys.executable, ROOT / "app.py", "--runs", str(runs), "--port", str(port), "--cpu"],
+            cwd=runs.parent,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=file,
             stderr=subprocess.STDOUT,
         )
@@ -102,6 +107,12 @@ def app(runs):
         process.terminate()
         process.wait(20)
     assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def app(runs):
+    with serving(runs) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +406,7 @@ def test_a_session_of_blind_votes_by_keys_alone(page, runs):
     page.wait_for_selector("#kit-result")
     result = page.inner_text("#kit-result")
     assert f"{total} of {total} votes by Ada 1 between" in result
-    assert "p = " in result and "pairs that came twice" in result
+    assert "p = " in result and "that came twice" in result
     assert "kit train" in result and "method=dpo" in result and "kit evaluate" in result
     votes = read_votes(path)[0][before:]
     assert len(votes) == total and {vote.voter for vote in votes} == {"Ada 1"}
@@ -447,6 +458,21 @@ def test_the_pair_is_in_the_address_and_can_be_shared(page, app):
     assert page.inner_text("#kit-first button") == "pspo"
     opened(page, f"{app}/?left=..%2F..%2Fetc&right=clip")  # no path that was not offered
     assert page.inner_text("#kit-first button") == "clip"
+
+
+def test_the_problem_is_in_the_address_and_can_be_shared(page, app):
+    before = page.input_value("#kit-question textarea")
+    page.click("#kit-following")
+    page.wait_for_function(
+        "q => document.querySelector('#kit-question textarea').value != q", arg=before
+    )
+    page.wait_for_function("location.search.includes('problem=')")
+    asked, shared = page.input_value("#kit-question textarea"), page.url
+    assert asked != before
+    opened(page, shared)
+    assert page.input_value("#kit-question textarea") == asked and page.url == shared
+    opened(page, f"{app}/?problem=nowhere")
+    assert page.input_value("#kit-question textarea") == before
 
 
 def test_a_problem_of_a_data_set_is_picked_and_its_comparison_exported(page):
@@ -587,6 +613,34 @@ def test_many_problems_are_answered_and_kept_like_an_evaluation(page, runs):
     fill(page)  # the adapters are on the base again
     run(page)
     page.wait_for_selector(".kit-cell .kit-token", state="attached")
+
+
+def test_a_queue_stops_between_problems_and_goes_on(page, runs):
+    page.click(".toggle-button")
+    page.get_by_label("Problems of a queue").fill("20")
+    page.keyboard.press("Tab")
+    page.get_by_role("spinbutton", name="number input for New tokens at most").fill("56")
+    page.keyboard.press("Tab")
+    page.click(".toggle-button")
+    page.get_by_role("button", name="20 problems").click()
+    page.wait_for_function(  # at the first marks of this queue
+        """() => {
+            if (document.querySelectorAll('.kit-scores button').length != 4) return false;
+            document.querySelector('#kit-stop').click();
+            return true;
+        }""",
+        polling=20,
+    )
+    page.wait_for_selector("#kit-many", state="visible")
+    stopped = page.locator(".kit-scores button").count()
+    assert 4 <= stopped < 20 and stopped % 4 == 0
+    (path,) = (runs / "clip" / "eval").glob("gsm_symbolic.app-t0-n56-s0-*.jsonl")
+    kept = path.read_text().splitlines()
+    assert len(kept) == stopped
+    page.click("#kit-many")
+    page.wait_for_function("document.querySelectorAll('.kit-scores button').length == 20")
+    page.wait_for_selector("#kit-many", state="visible")
+    assert path.read_text().splitlines()[:stopped] == kept  # what was answered is not asked again
 
 
 def test_training_draws_curves_and_names_the_difference(page):

@@ -119,7 +119,7 @@ def test_a_session_asks_each_pair_once_and_one_in_ten_twice(runs: Path) -> None:
     assert page.result is not None
     assert f"{PAIRS + 1} of {PAIRS + 1} votes by Ada between **one** and **two**" in page.result
     assert f"one {PAIRS} : 0 two (100.0% [75.8%, 100.0%]" in page.result  # the second is no vote
-    assert "the same vote again on 1 of 1 pairs that came twice" in page.result
+    assert "the same vote again on 1 of 1 pair that came twice" in page.result
 
 
 def test_a_session_stops_and_goes_on_where_the_votes_say(runs: Path) -> None:

@@ -107,9 +107,9 @@ class AnalysisView:
 
     def written(self, shown: Shown) -> Update:
         """The answers while they grow: what changes with every token."""
-        sides = columns(shown)
+        sides, problem = columns(shown), shown.comparison.setup.problem
         return {
-            self.heads: heads_html(sides),
+            self.heads: heads_html(sides, problem.id if problem else ""),
             self.text: text_markdown(sides, is_over=shown.comparison.is_over),
         }
 

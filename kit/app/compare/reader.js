@@ -84,5 +84,17 @@ document.addEventListener("touchend", ({ changedTouches }) => {
 
 reader().dataset.view = "diff";
 
+// the address holds the problem that is read, so that a view can be shared
+function share(problem) {
+  const address = new URL(window.location);
+  if (problem) address.searchParams.set("problem", problem);
+  else address.searchParams.delete("problem");
+  history.replaceState(null, "", address);
+}
+
 // a rendered head starts with what is chosen
-watch("value", () => show(reader().dataset.show || "both"));
+watch("value", () => {
+  show(reader().dataset.show || "both");
+  const heads = element.querySelector(".kit-heads");
+  if (heads) share(heads.dataset.problem);
+});

@@ -161,11 +161,15 @@ def rows_of(columns: Sequence[Column]) -> list[Row]:
     return [Row(tuple(cells), is_same(cells)) for cells in rows]
 
 
-def heads_html(columns: Sequence[Column]) -> str:
-    """The names with verdict, final answer and length; on a phone, the switch between them."""
+def heads_html(columns: Sequence[Column], problem: str = "") -> str:
+    """The names with verdict, final answer and length; on a phone, the switch between them.
+
+    `problem` is the id that the address is given.
+    """
     first, *others = (_head(column, place) for place, column in enumerate(columns))
     both = '<button class="kit-both" data-show="both" aria-pressed="true">Diff</button>'
-    return f'<div class="kit-heads">{first}{both}{"".join(others)}</div>'
+    heads = f"{first}{both}{''.join(others)}"
+    return f'<div class="kit-heads" data-problem="{escaped(problem)}">{heads}</div>'
 
 
 def text_markdown(

@@ -57,6 +57,11 @@ class Reading:
         """Any pair of the two results, and from it on through all of them."""
         return replace(self, cases=self.pairing.cases, at=number % len(self.pairing.cases))
 
+    def at_problem(self, problem: str) -> Reading:
+        """The pair of a problem; the one it is at where that is not among the results."""
+        ids = [case.left.id for case in self.pairing.cases]
+        return self.at_case(ids.index(problem)) if problem in ids else self
+
     def filtered(self, outcome: Outcome) -> Reading | None:
         """The pairs that came out so; None where there is none."""
         if outcome == "differ":

@@ -73,9 +73,7 @@ class CompareView:
         self.count = gr.Number(
             20, precision=0, minimum=1, maximum=MANY, label="Problems of a queue"
         )
-        self.size = gr.Number(
-            40, precision=0, minimum=1, maximum=MANY, label="Pairs of a blind session"
-        )
+        self.size = gr.Number(40, precision=0, minimum=1, maximum=MANY, label="Pairs of a session")
         self.system_prompt = gr.Textbox(
             default_pair(self.desk.catalogue)[0].system_prompt,
             label="System prompt",
@@ -208,11 +206,13 @@ class CompareView:
     # --- what is on disk -----------------------------------------------------------------------
 
     def _open(self, request: gr.Request) -> Update:
-        """The page as it opens: the pair of the address, on a stored problem they differ on."""
+        """The page as it opens: pair and problem of the address, or a stored one they differ on."""
         values = {part: part.value for part in self.looks}
         left, right = self.pair.asked_for(request.query_params)
         choices = [gr.update(value=side, choices=self.pair.offered()) for side in (left, right)]
-        return self._reopened(values, left, right) | dict(zip(self.pair.both, choices, strict=True))
+        problem = request.query_params.get("problem", "")
+        update = self._reopened(values, left, right, problem)
+        return update | dict(zip(self.pair.both, choices, strict=True))
 
     def _follow(self, values: Update) -> Update:
         """Another pair: its stored answers, and the system prompt the left one was trained with.
@@ -224,7 +224,7 @@ class CompareView:
             return gr.skip()
         return self._reopened(values, *(values[side] for side in self.pair.both))
 
-    def _reopened(self, values: Update, left: str, right: str) -> Update:
+    def _reopened(self, values: Update, left: str, right: str, problem: str = "") -> Update:
         prompt = gr.skip()
         try:
             sides = self.pair.choices(left, right)
@@ -234,7 +234,7 @@ class CompareView:
             reading = None
         if reading is None:
             return self._show(None, None, values) | {self.system_prompt: prompt}
-        return self._read(reading, values)
+        return self._read(reading.at_problem(problem), values)
 
     def _read(self, reading: Reading, values: Update, by: int = 1) -> Update:
         """A stored pair, ready to be run too; blind, the next of the session in steps of `by`."""
