@@ -118,12 +118,15 @@ def known_as(name: str, memory: float) -> str:
 def _small(recipe: Config) -> Config:
     # nothing is sampled with sft, whose solutions have to fit
     rollout = {} if recipe.method == "sft" else SMALL
-    batch = min(recipe.preferences.batch, SMALL["group_size"])
+    preferences = recipe.preferences
+    if recipe.learns_from_preferences:
+        batch = min(preferences.batch, SMALL["group_size"])
+        preferences = preferences.model_copy(update={"batch": batch})
     model = {"id": EMBEDDED, "path": None, "revision": None}
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update=model),
             "rollout": recipe.rollout.model_copy(update=rollout),
-            "preferences": recipe.preferences.model_copy(update={"batch": batch}),
+            "preferences": preferences,
         }
     )

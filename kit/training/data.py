@@ -41,7 +41,12 @@ class TrainingData:
     validation: ProblemSet | None
 
 
-def load_training_data(configs: Sequence[Config], tokenizer: Any) -> list[TrainingData]:
+def load_training_data(config: Config, tokenizer: Any) -> TrainingData:
+    """What one arm learns from."""
+    return load_data_of_arms([config], tokenizer)[0]
+
+
+def load_data_of_arms(configs: Sequence[Config], tokenizer: Any) -> list[TrainingData]:
     """What each of several arms learns from: the same problems, asked as its guidelines say.
 
     Raises ConfigError where the prompts of some arms alone are too long for some problems.

@@ -39,7 +39,7 @@ from kit.model.rollout import Sampled, Sampling, count_tokens, sample
 from kit.runs import RunFolder
 from kit.stopping import HANGUP, on_signals
 from kit.tasks.sources import check_named
-from kit.training.data import TrainingData, load_training_data
+from kit.training.data import TrainingData, load_data_of_arms
 from kit.training.learner import Learner
 from kit.training.remarks import say_cut_off
 from kit.training.room import settle
@@ -129,7 +129,7 @@ def _train_together(
     """The run folders are this process's own by now."""
     device = accelerators[0].device
     base = base or load_base(configs[0].model, device if device.type == "cuda" else None)
-    data = load_training_data(configs, base.tokenizer)
+    data = load_data_of_arms(configs, base.tokenizer)
     if accelerators[0].is_main_process:
         for run in runs:
             run.keep_to(data[0].train_set.problems)

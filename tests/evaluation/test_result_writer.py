@@ -112,7 +112,7 @@ def test_settings_are_read_from_the_command_line(pairs, field, value):
         (["zzz=1"], "unknown key 'zzz', known keys: temperature, samples, max_new_tokens"),
         (["limit"], "'limit' must have the form key=value"),
         (["temperature=-0.1"], "temperature.0 = -0.1 is not allowed"),
-        (["temperature=11"], "less than or equal to 10"),
+        (["temperature=11"], "must be at most 10"),
         (["temperature=warm"], "temperature.0 = 'warm' is not allowed"),
         (["temperature=.nan"], "temperature.0 = nan is not allowed"),
         (["temperature=[]"], "temperature = [] is not allowed"),

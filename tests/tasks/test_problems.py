@@ -23,7 +23,7 @@ from kit.tasks.problems import (
 )
 from kit.tasks.sources import KNOWN
 from kit.tasks.verifiers import LatexVerifier, NumberVerifier, TaskVerifier
-from kit.training.data import drop_long_prompts, load_training_data
+from kit.training.data import drop_long_prompts, load_data_of_arms, load_training_data
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = Path(os.environ.get("KIT_DATA_DIR", ROOT.parent / "shared" / "data"))
@@ -362,7 +362,7 @@ def test_control_tokens_in_training_data_are_said_once(tmp_path, caplog, method,
     )
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_PATH)
     with caplog.at_level(logging.WARNING):
-        (data,) = load_training_data([config], tokenizer)
+        data = load_training_data(config, tokenizer)
     assert len(data.train_set.problems) == 3  # none is left out
     (line,) = [line for line in caplog.messages if "spell" in line]
     assert line.startswith(
@@ -546,7 +546,7 @@ def test_arms_learn_from_the_same_problems_each_asked_as_its_guidelines_say(tmp_
 
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_PATH)
     arms = [arm([]), arm(["concise"]), arm([])]
-    plain, brief, again = load_training_data(arms, tokenizer)
+    plain, brief, again = load_data_of_arms(arms, tokenizer)
     assert again is plain
     for ours, theirs in ((plain.train_set, brief.train_set), (plain.validation, brief.validation)):
         assert ours.problems["id"][:] == theirs.problems["id"][:]
@@ -562,10 +562,10 @@ def test_lengths_that_only_some_arms_can_keep_are_refused(tmp_path) -> None:
     values = {"model": {"id": "embedded"}, "data": data | {"max_prompt_tokens": 60}}
     arms = [build_config(values), build_config(values | {"guidelines": "concise"})]
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_PATH)
-    kept = [len(load_training_data([one], tokenizer)[0].train_set.problems) for one in arms]
+    kept = [len(load_training_data(one, tokenizer).train_set.problems) for one in arms]
     assert 0 < kept[1] < kept[0]
     with pytest.raises(ConfigError, match=r"over data\.max_prompt_tokens=60, so that the arms wo"):
-        load_training_data(arms, tokenizer)
+        load_data_of_arms(arms, tokenizer)
 
 
 def test_guidelines_do_not_go_with_prompts_of_the_datas_own(tmp_path) -> None:

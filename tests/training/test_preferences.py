@@ -268,4 +268,4 @@ def test_labels_of_unequal_number_get_advice(base, make, tmp_path, caplog):
     caplog.clear()
     weighted = {"source": source, "batch": 2, "desirable_weight": 3.5}
     load_labelled(make("kto", preferences=weighted), base, None)
-    assert "labelled true" not in caplog.text
+    assert "desirable_weight" not in caplog.text
