@@ -18,6 +18,8 @@ Update = dict[Any, Any]
 
 STYLE = """
 #kit-result { padding: 1rem 0; max-width: 60rem; }
+#kit-result > * { flex: 0 0 auto; }
+#kit-result .cm-editor { height: auto; min-height: 0; }
 """
 
 

@@ -33,13 +33,14 @@ def commands(reading: Reading, votes: Sequence[Vote], pairs: int, options: AppOp
     start, other = _by_wins(reading, votes)
     run = start.run or other.run
     recipe = str(Path(run) / "config.yaml") if run else "RECIPE.yaml"
+    adapter = str(RunFolder(start.run).adapter) if start.run else start.adapter
     new = _free(options.runs, f"{Path(start.run).name if start.run else start.label}-voted")
     batch = max(1, min(BATCH, pairs))
     training = [
         *("kit", "train", recipe, "method=dpo", f"preferences.source={options.votes}"),
         *(f"preferences.batch={batch}", f"train.steps={math.ceil(EPOCHS * pairs / batch)}"),
         "train.updates_per_rollout=1",
-        f"model.adapter={start.adapter or 'null'}",
+        f"model.adapter={adapter or 'null'}",
         *(["preferences.test_problems=true"] if any(map(_is_on_test, votes)) else []),
         f"output={new}",
     ]

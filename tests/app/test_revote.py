@@ -1,0 +1,109 @@
+"""From votes to commands that train on them, and from what those leave to a re-vote."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kit.app.compare.revote import commands, learned_questions, trained_on
+from kit.app.compare.stored import Reading, open_reading
+from kit.app.library.adapters import Choice
+from kit.app.options import AppOptions
+from kit.errors import ResultsError
+from kit.preferences.votes import Side, Vote, VotedProblem
+from tests.app.test_browse import WRONG, row, write
+from tests.preferences.test_votes import vote
+
+HASHES = {"one arm": "11" * 32, "two": "22" * 32}
+
+
+def choice(runs: Path, name: str, **changes) -> Choice:
+    adapter, run = str(runs / name / "adapter"), str(runs / name)
+    return replace(Choice(name, adapter, "Qwen", "", None, run, None), **changes)
+
+
+@pytest.fixture
+def reading(tmp_path: Path) -> Reading:
+    rows = {"one arm": [row(1), row(2)], "two": [row(1, **WRONG), row(2)]}
+    for name, sha256 in HASHES.items():
+        path = write(tmp_path / name, rows[name])
+        record = json.loads(path.read_text())
+        record["target"]["adapter_sha256"] = sha256
+        path.write_text(json.dumps(record))
+    found = open_reading([tmp_path], *(choice(tmp_path, name) for name in HASHES))
+    assert found is not None
+    return found
+
+
+def votes_for(*names: str, split: str | None = "test") -> list[Vote]:
+    """One vote for each name."""
+    one, two = (Side(name, name, sha256, name, True) for name, sha256 in HASHES.items())
+    problem = VotedProblem("gsm8k", split, "1")
+    return [
+        vote("left" if name == "one arm" else "right", left=one, right=two, problem=problem)
+        for name in names
+    ]
+
+
+def test_the_commands_go_on_from_the_side_that_won(tmp_path: Path, reading: Reading) -> None:
+    options = AppOptions(runs=tmp_path)
+    said = commands(reading, votes_for("one arm", "one arm", "two"), 40, options)
+    train, evaluate = map(shlex.split, said.splitlines())  # a space in a name parts nothing
+    assert train[:3] == ["kit", "train", str(tmp_path / "one arm" / "config.yaml")]
+    assert f"model.adapter={tmp_path}/one arm/adapter" in train
+    # each of 40 pairs ten times, 16 in a step
+    assert {"method=dpo", "preferences.batch=16", "train.steps=25"} <= {*train}
+    assert f"preferences.source={tmp_path}/votes.jsonl" in train
+    assert "preferences.test_problems=true" in train
+    new = str(tmp_path / "one arm-voted")
+    assert train[-1] == f"output={new}" and evaluate[2:4] == [new, str(tmp_path / "one arm")]
+    settings = {"temperature=0", "max_new_tokens=64", "top_p=1", "seed=0", "split=test", "limit=4"}
+    assert settings <= {*evaluate}
+    (tmp_path / "two-voted").mkdir()
+    other = commands(reading, votes_for("two", split="train"), 3, options)
+    assert "test_problems" not in other and "preferences.batch=3" in other
+    assert f"output={tmp_path}/two-voted-2" in other  # nothing is overwritten
+
+
+def test_the_base_that_won_is_trained_as_the_other_side_was(
+    tmp_path: Path, reading: Reading
+) -> None:
+    base = Choice("base", None, "Qwen", "", None, None, None)
+    with_base = replace(reading, sides=(reading.sides[0], base))
+    said = commands(with_base, votes_for("two"), 5, AppOptions(runs=tmp_path))
+    assert "model.adapter=null" in said and "--base Qwen" in said
+    assert "one arm/config.yaml" in said and f"output={tmp_path}/base-voted" in said
+
+
+def test_what_was_trained_on_the_votes_is_found_newest_first(tmp_path: Path) -> None:
+    options = AppOptions(runs=tmp_path)
+    old, base = choice(tmp_path, "old"), Choice("base", None, "Qwen", "", None, None, None)
+    made = {"preferences": str(tmp_path / "votes.jsonl"), "parent": old.adapter}
+    first, second = (choice(tmp_path, name, **made) for name in ("first", "second"))
+    fresh = choice(tmp_path, "fresh", **made | {"parent": None})
+    elsewhere = choice(tmp_path, "elsewhere", **made | {"preferences": "others.jsonl"})
+    everything = [base, old, first, second, fresh, elsewhere]
+    for number, one in enumerate((old, fresh, first, second, elsewhere)):
+        Path(str(one.adapter)).mkdir(parents=True)
+        os.utime(str(one.adapter), (number, number))
+    assert trained_on(everything, options) == [(second, old), (first, old), (fresh, base)]
+    assert trained_on([base, old, elsewhere], options) == []
+
+
+def test_questions_that_were_learned_from_are_left_out(tmp_path: Path, reading: Reading) -> None:
+    new = choice(tmp_path, "two", preferences="votes.jsonl")
+    line = {
+        "prompt": [{"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 2?"}]
+    }
+    (tmp_path / "two" / "preferences.jsonl").write_text(json.dumps(line) + "\n")
+    assert learned_questions([new, choice(tmp_path, "one arm")]) == {"2 + 2?"}
+    assert reading.session("", 40) is not None
+    assert reading.session("", 40, {"2 + 2?"}) is None  # all of them
+    (tmp_path / "two" / "preferences.jsonl").write_text("{half")
+    with pytest.raises(ResultsError, match="what it has learned from is not known"):
+        learned_questions([new])
