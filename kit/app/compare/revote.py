@@ -19,6 +19,7 @@ from kit.errors import ConfigError, ResultsError
 from kit.evaluation.compared import questions_of
 from kit.preferences.gathered import TEST_SPLIT
 from kit.preferences.votes import Vote
+from kit.runs import RunFolder
 
 EPOCHS = 10  # times each pair is learned from: votes are few
 BATCH = 16  # pairs of a step at most
@@ -71,7 +72,7 @@ def learned_questions(choices: Iterable[Choice]) -> set[str]:
     for choice in choices:
         if choice.run and choice.preferences:
             try:
-                questions |= questions_of(choice.run)
+                questions |= questions_of(str(RunFolder(choice.run).preferences))
             except ConfigError as error:
                 raise ResultsError(
                     f"{choice.label} was trained on preferences, and the copy of them in "
