@@ -315,12 +315,20 @@ def _kept_record(declaration: Declaration) -> dict[str, Any]:
     return {"schema": SCHEMA, **json.loads(json.dumps(declaration.record()))}
 
 
+def _defaults() -> dict[str, Any]:
+    """What settings come to that a study does not name: those that an older kit did not have."""
+    recipe = build_config({"model": {"id": "-"}, "data": {"name": "-"}})
+    records = {"recipe": recipe, "evaluation": EvalSettings()}
+    return flatten({name: record.model_dump(mode="json") for name, record in records.items()})
+
+
 def _check_unchanged(kept: Path, now: Mapping[str, Any]) -> None:
     try:
         before = parse_json(kept.read_bytes())
         old, new = flatten(before), flatten(dict(now))
     except (ValueError, AttributeError) as error:
         raise RunError(f"{kept} is damaged: {error}; choose another --output") from None
+    old = {key: value for key, value in _defaults().items() if key in new} | old
     changed = [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())

@@ -186,6 +186,18 @@ def test_places_of_rates_keep_their_names():
     assert places == [f"updates-16/rate-{name}/seed-100/clip" for name in named]
 
 
+def test_a_study_goes_on_with_a_kit_that_has_new_settings(write_study, tmp_path):
+    begin(tmp_path, load_study(write_study()))
+    kept = tmp_path / "study.json"
+    record = json.loads(kept.read_text())
+    del record["recipe"]["preferences"], record["evaluation"]["leave_out"]
+    kept.write_text(json.dumps(record))
+    begin(tmp_path, load_study(write_study()))
+    changed = {"evaluation": {"leave_out": ["votes.jsonl"], "limit": 4}}
+    with pytest.raises(RunError, match=r"declared otherwise \(evaluation"):
+        begin(tmp_path, load_study(write_study(**changed)))
+
+
 def test_a_report_needs_the_file_as_it_was_declared(write_study, tmp_path, capsys):
     out, report = tmp_path / "out", tmp_path / "report"
 
