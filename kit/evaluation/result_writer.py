@@ -274,9 +274,9 @@ def _rows_before(path: Path, problems: dict[str, Row], grid: set[Key]) -> dict[K
         problem = problems.get(row["id"], {})
         if key not in grid or any(row[k] != problem[k] for k in ("question", "answer")):
             raise ResultsError(
-                f"{completions} has an answer to {row['id']!r}, which is not the problem it was; "
-                "the data have changed: keep both results with --tag NAME, or replace those there "
-                "with --overwrite"
+                f"{completions} has an answer to {row['id']!r}, which is not the problem it was "
+                "or is left out now; the data, or what leave_out names, have changed: keep both "
+                "results with --tag NAME, or replace those there with --overwrite"
             )
     return rows
 

@@ -485,3 +485,12 @@ def test_problems_of_preferences_are_said_and_can_be_left_out(
     assert rest.settings["leave_out"] == [str(run.path)]
     shared = {key: row for key, row in by_key(whole).items() if key[0] in left}
     assert by_key(rest) == shared  # what is left out changes no other answer
+
+    votes = tmp_path / "votes.jsonl"
+    votes.write_text(json.dumps({"prompt": chats[0]}) + "\n")
+    grows = settings(leave_out=str(votes))
+    benchmark([bare], data, grows, base=base, tag="votes")
+    with votes.open("a") as file:
+        file.write(json.dumps({"prompt": chats[1]}) + "\n")
+    with pytest.raises(ResultsError, match="or is left out now; the data, or what leave_out"):
+        benchmark([bare], data, grows, base=base, tag="votes")
