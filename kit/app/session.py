@@ -24,7 +24,7 @@ from kit.errors import ConfigError
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject
 from kit.preferences.queue import Ballot, Standing, of_voter, pair_of, standing
-from kit.preferences.tallies import Tally, tally
+from kit.preferences.tallies import Tally, between, tally
 from kit.preferences.votes import Preference, Vote, append_vote, read_votes
 
 if TYPE_CHECKING:
@@ -236,9 +236,8 @@ class Session:
     def tallies(self, hashes: Collection[str | None], voter: str | None = None) -> list[Tally]:
         """What the blind votes between two adapters come to, told by their hashes; of one voter or
         of all."""
-        votes, _ = self.votes()
-        between = [v for v in votes if {v.left.adapter_sha256, v.right.adapter_sha256} == {*hashes}]
-        return tally(between if voter is None else of_voter(between, voter))
+        votes = between(self.votes()[0], hashes)
+        return tally(votes if voter is None else of_voter(votes, voter))
 
     def votes(self) -> tuple[Sequence[Vote], int]:
         """The file's votes, and how many of its lines are none; none where there is no file yet.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kit.preferences.queue import pair_of
@@ -121,6 +121,12 @@ class Tally:
             f"{self.first} {self.first_wins} : {self.second_wins} {self.second} ({share}), "
             f"{self.ties} tie{'s' * (self.ties != 1)}, {self.both_bad} both bad"
         )
+
+
+def between(votes: Iterable[Vote], hashes: Collection[str | None]) -> list[Vote]:
+    """Those between two adapters, told by their hashes."""
+    two = {*hashes}
+    return [vote for vote in votes if {vote.left.adapter_sha256, vote.right.adapter_sha256} == two]
 
 
 def tally(votes: Iterable[Vote], *, blind_only: bool = True) -> list[Tally]:

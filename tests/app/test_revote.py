@@ -70,6 +70,17 @@ def test_the_commands_go_on_from_the_side_that_won(tmp_path: Path, reading: Read
     assert f"output={tmp_path}/two-voted-2" in other  # nothing is overwritten
 
 
+def test_votes_between_other_adapters_do_not_decide_who_won(
+    tmp_path: Path, reading: Reading
+) -> None:
+    others = [
+        Side(name, name, sha256 * 32, name, True) for name, sha256 in (("x", "33"), ("y", "44"))
+    ]
+    elsewhere = [vote("left", left=others[0], right=others[1]) for _ in range(3)]
+    said = commands(reading, [*votes_for("one arm"), *elsewhere], 4, AppOptions(runs=tmp_path))
+    assert shlex.split(said.splitlines()[0])[-1] == f"output={tmp_path}/one arm-voted"
+
+
 def test_the_base_that_won_is_trained_as_the_other_side_was(
     tmp_path: Path, reading: Reading
 ) -> None:

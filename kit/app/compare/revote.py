@@ -18,6 +18,7 @@ from kit.app.options import AppOptions
 from kit.errors import ConfigError, ResultsError
 from kit.evaluation.compared import questions_of
 from kit.preferences.gathered import TEST_SPLIT
+from kit.preferences.tallies import between
 from kit.preferences.votes import Vote
 from kit.runs import RunFolder
 
@@ -82,9 +83,9 @@ def learned_questions(choices: Iterable[Choice]) -> set[str]:
 
 
 def _by_wins(reading: Reading, votes: Iterable[Vote]) -> tuple[Choice, Choice]:
-    """The two sides, first the one that more votes are for."""
+    """The two sides, first the one that more of the votes between them are for."""
     lead = 0
-    for vote in votes:
+    for vote in between(votes, reading.hashes):
         if vote.vote in ("left", "right"):
             side = vote.left if vote.vote == "left" else vote.right
             lead += 1 if side.adapter_sha256 == reading.hashes[0] else -1
