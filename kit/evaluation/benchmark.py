@@ -198,8 +198,8 @@ def _open_group(
 
 def _note_seen(target: Subject, writer: ResultWriter) -> None:
     """Record, and say, which of the problems the target's run was trained on."""
-    seen = seen_in_training(target, writer.problem_set)
     compared = compared_in_training(target, writer.problem_set)
+    seen = seen_in_training(target, writer.problem_set) if compared is None else len(compared)
     writer.record["seen_in_training"] = seen
     if compared is not None:
         writer.record["compared_in_training"] = compared

@@ -17,7 +17,7 @@ from kit.model.adapter_files import read_adapter_config, suggesting
 from kit.model.base_files import base_of
 from kit.runs import RunFolder, check_has_adapter
 from kit.tasks.problems import ProblemSet, load_problems, split_validation
-from kit.tasks.sources import TASK_PREFIX
+from kit.tasks.sources import is_task
 
 # fields that decide which problems there are and when an answer is right; `name` aside
 PROBLEM_FIELDS = {"categories", "options", "question_column", "answer_column", "verifier"}
@@ -162,8 +162,7 @@ def seen_in_training(target: Subject, problem_set: ProblemSet) -> int | None:
     if config.learns_from_preferences:
         compared = compared_in_training(target, problem_set)
         return None if compared is None else len(compared)
-    is_task = config.data.name == "gsm_symbolic" or config.data.name.startswith(TASK_PREFIX)
-    if config.data.name != problem_set.name or is_task:
+    if config.data.name != problem_set.name or is_task(config.data.name):
         return 0
     learned = _trained_on(config.data.model_dump_json(), config.train.seed)
     return len(learned & set(problem_set.problems["question"]))

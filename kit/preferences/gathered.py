@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Generic
 
 from kit.preferences.records import Example, LabelledCompletion, PreferencePair, Provenance
+from kit.tasks.splits import TEST_SPLIT
 
 UNREADABLE = "unreadable lines"
 EQUAL_TEXTS = "pairs of equal texts"
-TEST_SPLIT = "test"
 
 
 @dataclass(frozen=True, slots=True)

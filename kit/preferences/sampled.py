@@ -12,14 +12,13 @@ from kit.config import READERS, DataConfig
 from kit.errors import ResultsError
 from kit.evaluation.results import Result, Row, read_result, read_rows
 from kit.evaluation.subjects import data_config
-from kit.preferences.gathered import TEST_SPLIT
 from kit.preferences.records import Prompt, Provenance, Writer
 from kit.preferences.votes import Message
 from kit.reading import read_metrics
 from kit.runs import RunFolder
 from kit.tasks.problems import load_problems
-from kit.tasks.sources import KNOWN, TASK_PREFIX
-from kit.tasks.splits import Role
+from kit.tasks.sources import KNOWN, is_task
+from kit.tasks.splits import TEST_SPLIT, Role
 
 # of a line of samples.jsonl
 _SAMPLE_TYPES: dict[str, type] = {
@@ -65,7 +64,7 @@ class Sampled:
     def _own_chats(self) -> dict[str, Prompt]:
         """The prompts of a data set of the user's, which may be chats, by id."""
         name = self.problems.name
-        if name in KNOWN or name == "gsm_symbolic" or name.startswith(TASK_PREFIX):
+        if name in KNOWN or is_task(name):
             return {}
         role: Role | None = None if Path(name).suffix.lower() in READERS else _role(self.split)
         loaded = load_problems(self.problems.model_copy(update={"limit": None}), role)
@@ -121,7 +120,7 @@ def _problems(result: Result) -> DataConfig:
 
 
 def _role(split: str | None) -> Role:
-    return "test" if split == TEST_SPLIT else "train"
+    return TEST_SPLIT if split == TEST_SPLIT else "train"
 
 
 def _is_sample(record: dict[str, Any]) -> bool:

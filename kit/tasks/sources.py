@@ -43,6 +43,11 @@ class Source:
     verifier: AnswerKind
 
 
+def is_task(name: str) -> bool:
+    """Whether a data set is made by a task of reasoning_gym."""
+    return name == SYMBOLIC or name.startswith(TASK_PREFIX)
+
+
 def check_named(name: str) -> None:
     """DataError, before anything is read, for what names no data set, task or file."""
     path = Path(name).expanduser()
@@ -195,7 +200,7 @@ def task_rows(
         raise DataError(
             f"data.options of {task} do not work: {error}; its options are {allowed}"
         ) from error
-    if task == "gsm_symbolic":
+    if task == SYMBOLIC:
         return rows, NumberVerifier()
     return rows, TaskVerifier(task, arguments, entries)
 

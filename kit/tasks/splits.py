@@ -8,7 +8,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from kit.config import READERS, DataConfig
 from kit.errors import DataError, first_line
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Role = Literal["train", "test"]
+TEST_SPLIT: Final = "test"  # what problems to measure on are taken from
 
 
 def read_split(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+from accelerate import Accelerator
 
 from kit.config import Config
 from kit.errors import ConfigError, DataError
@@ -93,3 +94,8 @@ def batch_of(step: int, size: int, examples: Sequence[Example], seed: int) -> li
     """The `size` examples of a step, of all processes together."""
     positions = range(step * size, (step + 1) * size)
     return [examples[problem_index(position, len(examples), seed)] for position in positions]
+
+
+def share_of(batch: Sequence[Example], accelerator: Accelerator) -> Sequence[Example]:
+    """What this process takes of a step's examples."""
+    return batch[accelerator.process_index :: accelerator.num_processes]

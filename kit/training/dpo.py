@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from kit.config import PreferencesConfig, TrainConfig
 from kit.model.policy import Policy
-from kit.model.rollout import Request, Sampled
-from kit.training.data import batch_of
+from kit.model.rollout import Sampled
+from kit.training.data import batch_of, share_of
 from kit.training.examples import Pair
 from kit.training.losses import dpo_loss, dpo_metrics
 from kit.training.optimizer import Optimizer
@@ -26,38 +27,23 @@ from kit.training.records import single_update_metrics
 from kit.training.whole_logprobs import fixed_logprobs, whole_logprobs
 
 
+@dataclass(frozen=True, slots=True)
 class DPO:
     """Direct preference optimization on given pairs; prompts carry no loss."""
 
-    def __init__(
-        self,
-        preferences_config: PreferencesConfig,
-        train_config: TrainConfig,
-        policy: Policy,
-        optimizer: Optimizer,
-        pairs: Sequence[Pair],
-        accelerator: Accelerator,
-    ) -> None:
-        self.preferences_config = preferences_config
-        self.train_config = train_config
-        self.policy = policy
-        self.optimizer = optimizer
-        self.pairs = pairs
-        self.accelerator = accelerator
-
-    def requests(self, step: int) -> list[Request]:
-        """None: completions are given."""
-        return []
-
-    def problem_of(self, request: Request) -> str:
-        raise ValueError("nothing is sampled")
+    preferences_config: PreferencesConfig
+    train_config: TrainConfig
+    policy: Policy
+    optimizer: Optimizer
+    pairs: Sequence[Pair]
+    accelerator: Accelerator
 
     def learn(self, step: int, sampled: Sampled) -> dict[str, float]:
         """One optimizer step on `preferences.batch` pairs, shared over the processes."""
         started = time.perf_counter()
         config, chunk = self.preferences_config, self.train_config.logprob_chunk
         pairs = batch_of(step, config.batch, self.pairs, self.train_config.seed)
-        mine = pairs[self.accelerator.process_index :: self.accelerator.num_processes]
+        mine = share_of(pairs, self.accelerator)
         rows = [row for pair in mine for row in pair.rows]
         reference = fixed_logprobs(
             self.policy, self.optimizer, rows, self.policy.reference, chunk

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from kit.config import PreferencesConfig, TrainConfig
 from kit.model.policy import Policy
-from kit.model.rollout import Request, Sampled
-from kit.training.data import batch_of
+from kit.model.rollout import Sampled
+from kit.training.data import batch_of, share_of
 from kit.training.examples import Labelled
 from kit.training.losses import kto_loss, kto_metrics
 from kit.training.optimizer import Optimizer
@@ -29,41 +30,26 @@ from kit.training.records import single_update_metrics
 from kit.training.whole_logprobs import Row, fixed_logprobs, whole_logprobs
 
 
+@dataclass(frozen=True, slots=True)
 class KTO:
     """Kahneman-Tversky optimization on labelled completions; prompts carry no loss."""
 
-    def __init__(
-        self,
-        preferences_config: PreferencesConfig,
-        train_config: TrainConfig,
-        policy: Policy,
-        optimizer: Optimizer,
-        examples: Sequence[Labelled],
-        accelerator: Accelerator,
-    ) -> None:
-        self.preferences_config = preferences_config
-        self.train_config = train_config
-        self.policy = policy
-        self.optimizer = optimizer
-        self.examples = examples
-        self.accelerator = accelerator
-
-    def requests(self, step: int) -> list[Request]:
-        """None: completions are given."""
-        return []
-
-    def problem_of(self, request: Request) -> str:
-        raise ValueError("nothing is sampled")
+    preferences_config: PreferencesConfig
+    train_config: TrainConfig
+    policy: Policy
+    optimizer: Optimizer
+    examples: Sequence[Labelled]
+    accelerator: Accelerator
 
     def learn(self, step: int, sampled: Sampled) -> dict[str, float]:
         """One optimizer step on `preferences.batch` completions, shared over the processes."""
         started = time.perf_counter()
         config, chunk = self.preferences_config, self.train_config.logprob_chunk
         batch = batch_of(step, config.batch, self.examples, self.train_config.seed)
-        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        rows = [example.row for example in batch][mine]
-        labels = torch.tensor([example.label for example in batch][mine], dtype=torch.bool)
-        drifted = mismatched(batch)[mine]
+        mine = share_of(batch, self.accelerator)
+        rows = [example.row for example in mine]
+        labels = torch.tensor([example.label for example in mine], dtype=torch.bool)
+        drifted = share_of(mismatched(batch), self.accelerator)
         kl = self._drift(drifted)
         reference = self._fixed(rows, self.policy.reference)
 

@@ -50,11 +50,7 @@ VALIDATION_SEED = 7
 
 
 class Method(Protocol):
-    """What is repeated: say what to sample, then learn from it."""
-
-    def requests(self, step: int) -> list[Request]: ...
-
-    def problem_of(self, request: Request) -> str: ...
+    """What is repeated: learn from what was sampled, or from what is given."""
 
     def learn(self, step: int, sampled: Sampled) -> dict[str, float]: ...
 
@@ -226,6 +222,15 @@ class Learner:
         """Merge facts into run.json, from the main process."""
         if self.accelerator.is_main_process:
             self.run.describe(**facts)
+
+    def requests(self, step: int) -> list[Request]:
+        """What is to be sampled for a step; nothing where completions are given."""
+        return self.method.requests(step) if isinstance(self.method, GRPO) else []
+
+    def problem_of(self, request: Request) -> str:
+        """The id of the problem that one of its requests was made for."""
+        assert isinstance(self.method, GRPO)  # nothing else samples
+        return self.method.problem_of(request)
 
     # --- setting up ------------------------------------------------------------------------------
 

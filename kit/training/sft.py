@@ -18,9 +18,9 @@ from kit.config import TrainConfig
 from kit.errors import DataError
 from kit.model.batching import make_batch
 from kit.model.policy import Policy
-from kit.model.rollout import Request, Sampled
+from kit.model.rollout import Sampled
 from kit.model.tokenizer import text_ids
-from kit.training.data import batch_of
+from kit.training.data import batch_of, share_of
 from kit.training.optimizer import Optimizer
 from kit.training.records import single_update_metrics
 
@@ -49,20 +49,13 @@ class SFT:
         self.accelerator = accelerator
         self.examples = self._tokenize(problems, max_tokens)
 
-    def requests(self, step: int) -> list[Request]:
-        """None: solutions are given."""
-        return []
-
-    def problem_of(self, request: Request) -> str:
-        raise ValueError("nothing is sampled")
-
     def learn(self, step: int, sampled: Sampled) -> dict[str, float]:
         """One optimizer step on `train.sft_batch` examples, shared over the processes."""
         started = time.perf_counter()
         size, seed = self.train_config.sft_batch, self.train_config.seed
         chosen = batch_of(step, size, self.examples, seed)
         total = sum(len(solution) for _, solution in chosen)
-        mine = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
+        mine = share_of(chosen, self.accelerator)
 
         def loss_of(rows: list[int]) -> tuple[Tensor, None]:
             batch = make_batch(

@@ -249,9 +249,7 @@ class Trainer:
         started = time.perf_counter()
         while True:
             asked = {
-                learner: learner.method.requests(step)
-                for learner in learners
-                if learner in self.learners
+                learner: learner.requests(step) for learner in learners if learner in self.learners
             }
             requests = list(itertools.chain.from_iterable(asked.values()))
             try:
@@ -262,7 +260,7 @@ class Trainer:
             except NotFiniteError as error:
                 whose = {learner.policy.trained: learner for learner in asked}
                 learner = whose[error.request.adapter]
-                problem = learner.method.problem_of(error.request)
+                problem = learner.problem_of(error.request)
                 with self._left_out_if_it_fails(learner):
                     raise TrainingError(f"step {step + 1}, problem {problem}: {error}") from error
         seconds = time.perf_counter() - started

@@ -102,7 +102,6 @@ def kit_step(
     )
     policy.activate()
     step = method(config.preferences, config.train, policy, optimizer, examples, accelerator)
-    step.policy = policy
     metrics = step.learn(0, Sampled([], [], 0.0))
     return metrics[f"{config.method}/loss"], torch.cat(gradients), metrics
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from kit.app.inert import short
 from kit.app.library.adapters import Catalogue
@@ -16,10 +16,10 @@ from kit.preferences.votes import VotedProblem
 from kit.recipe import load_config
 from kit.runs import RunFolder
 from kit.tasks.problems import load_problems
-from kit.tasks.sources import KNOWN, TASK_PREFIX
+from kit.tasks.sources import KNOWN, SYMBOLIC, TASK_PREFIX
+from kit.tasks.splits import TEST_SPLIT
 from kit.tasks.verifiers import Verifier
 
-TEST: Final = "test"  # the split that problems are picked from
 LISTED = 500  # problems that the page offers at once
 TITLE = 89  # characters of a problem in the list
 
@@ -33,7 +33,7 @@ class Problems:
         if catalogue.model.id in EMBEDDED_RECIPES:
             # the problems it has learned
             runs.append(load_config(EMBEDDED_RECIPES[catalogue.model.id]).data)
-        names = dict.fromkeys([*(config.name for config in runs), "gsm_symbolic", *KNOWN])
+        names = dict.fromkeys([*(config.name for config in runs), SYMBOLIC, *KNOWN])
         self.configs: dict[str, DataConfig] = {
             name: data_config(name, *runs, data_dir=options.data_dir) for name in names
         }
@@ -63,7 +63,7 @@ class Problems:
     def find(self, name: str, question: str) -> VotedProblem | None:
         """Which problem of a data set a question is; None where it is none of them."""
         found = (p["id"] for p in self.load(name) if p["question"] == question)
-        return next((VotedProblem(name, TEST, str(one)) for one in found), None)
+        return next((VotedProblem(name, TEST_SPLIT, str(one)) for one in found), None)
 
     def titles(self, name: str, search: str = "") -> list[tuple[str, int]]:
         """(first words, index) of up to `LISTED` problems with `search` in the question."""
@@ -81,7 +81,7 @@ class Problems:
     def _load(self, name: str) -> tuple[list[Mapping[str, Any]], Verifier]:
         with self._lock:
             if name not in self._loaded:
-                problem_set = load_problems(self._config(name), TEST)
+                problem_set = load_problems(self._config(name), TEST_SPLIT)
                 self._loaded[name] = list(problem_set.problems), problem_set.verifier
             return self._loaded[name]
 
