@@ -382,7 +382,7 @@ def test_problems_that_changed_are_noticed(opened, data, tmp_path):
     with pytest.raises(ResultsError, match=r"an answer to 'p3', which is not the problem it was"):
         opened()
     path.write_text("\n".join(path.read_text().splitlines()[:3]) + "\n")
-    with pytest.raises(ResultsError, match="the data have changed"):
+    with pytest.raises(ResultsError, match="the data, or what leave_out names, have changed"):
         opened()
 
 
