@@ -70,6 +70,20 @@ def test_the_commands_go_on_from_the_side_that_won(tmp_path: Path, reading: Read
     assert f"output={tmp_path}/two-voted-2" in other  # nothing is overwritten
 
 
+def test_votes_are_learned_from_at_a_lower_rate_than_samples(
+    tmp_path: Path, reading: Reading
+) -> None:
+    def said(**changes) -> list[str]:
+        sides = tuple(replace(side, **changes) for side in reading.sides)
+        known = replace(reading, sides=sides)
+        return commands(known, votes_for("one arm"), 4, AppOptions(runs=tmp_path)).split()
+
+    assert {"optim.learning_rate=0.0001", "optim.schedule=linear"} <= {*said(learning_rate=1e-3)}
+    # once it is that of votes it stays
+    assert "optim.learning_rate=0.0003" in said(learning_rate=3e-4, preferences="votes.jsonl")
+    assert not any("learning_rate" in word for word in said())  # of no run
+
+
 def test_votes_between_other_adapters_do_not_decide_who_won(
     tmp_path: Path, reading: Reading
 ) -> None:

@@ -17,31 +17,34 @@ from kit.app.library.adapters import Choice
 from kit.app.options import AppOptions
 from kit.errors import ConfigError, ResultsError
 from kit.evaluation.compared import questions_of
-from kit.preferences.gathered import TEST_SPLIT
 from kit.preferences.tallies import between
 from kit.preferences.votes import Vote
 from kit.runs import RunFolder
+from kit.tasks.splits import TEST_SPLIT
 
 EPOCHS = 10  # times each pair is learned from: votes are few
 BATCH = 16  # pairs of a step at most
+# of the learning rate that samples were learned from: what is given once is soon learned by heart
+RATE = 0.1
 
 
 def commands(reading: Reading, votes: Sequence[Vote], pairs: int, options: AppOptions) -> str:
     """What trains on the votes, and what measures the new adapter as the two were; for a shell.
 
     Training goes on from the side that won more votes, with the settings of its run, or from the
-    base with those of the other side. `pairs`: how many the votes come to.
+    base with those of the other side; but at a lower rate, which falls (docs/feedback.md).
+    `pairs`: how many the votes come to.
     """
     start, other = _by_wins(reading, votes)
-    run = start.run or other.run
-    recipe = str(Path(run) / "config.yaml") if run else "RECIPE.yaml"
+    trained = start if start.run else other
+    recipe = str(Path(trained.run) / "config.yaml") if trained.run else "RECIPE.yaml"
     adapter = str(RunFolder(start.run).adapter) if start.run else start.adapter
     new = _free(options.runs, f"{Path(start.run).name if start.run else start.label}-voted")
     batch = max(1, min(BATCH, pairs))
     training = [
         *("kit", "train", recipe, "method=dpo", f"preferences.source={options.votes}"),
         *(f"preferences.batch={batch}", f"train.steps={math.ceil(EPOCHS * pairs / batch)}"),
-        "train.updates_per_rollout=1",
+        *("train.updates_per_rollout=1", *_rate(trained)),
         f"model.adapter={adapter or 'null'}",
         *(["preferences.test_problems=true"] if any(map(_is_on_test, votes)) else []),
         f"output={new}",
@@ -104,6 +107,13 @@ def _evaluating(reading: Reading, start: Choice, new: Path, options: AppOptions)
         *(f"max_new_tokens={settings.max_new_tokens}", f"top_p={settings.top_p:g}"),
         *(f"seed={settings.seed}", f"split={settings.split}", f"limit={2 * about.n}"),
     ]
+
+
+def _rate(trained: Choice) -> list[str]:
+    if trained.learning_rate is None:
+        return []
+    rate = trained.learning_rate * (1 if trained.preferences else RATE)
+    return [f"optim.learning_rate={rate:.3g}", "optim.schedule=linear"]
 
 
 def _free(runs: Path, name: str) -> Path:

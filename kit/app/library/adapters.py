@@ -48,6 +48,7 @@ class Choice:
     is_named: bool = False  # the user asked for it with --adapters
     preferences: str | None = None  # what its run learned from, where that was preferences
     parent: str | None = None  # the adapter that its run began with; None: a fresh one
+    learning_rate: float | None = None  # of its run
     guidelines: Mapping[str, Guideline] = field(default_factory=dict, compare=False)  # of its run
 
 
@@ -233,7 +234,7 @@ def _describe(label: str, source: str, run: RunFolder | None) -> _Found:
     base_id, revision = settings["base_model_name_or_path"], settings.get("revision")
     model, prompt, data, region, where = ModelConfig(id=base_id), SYSTEM_PROMPT, None, None, None
     guidelines: Mapping[str, Guideline] = {}
-    preferences = parent = None
+    preferences = parent = learning_rate = None
     if run is not None:
         path = run.path / "config.yaml"
         try:
@@ -244,6 +245,7 @@ def _describe(label: str, source: str, run: RunFolder | None) -> _Found:
         guidelines = config.guidelines
         region = config.objective.trust_region.name if config.method == "grpo" else None
         where, parent = str(run.path), config.model.adapter
+        learning_rate = config.optim.learning_rate
         preferences = config.preferences.source if config.learns_from_preferences else None
     # the adapter's own word on its base is what it is checked against when it is loaded
     own = {"id": base_id, "revision": revision or model.revision, "adapter": None}
@@ -253,6 +255,7 @@ def _describe(label: str, source: str, run: RunFolder | None) -> _Found:
         *(label, source, base_id, prompt, data, where, region),
         preferences=preferences,
         parent=parent,
+        learning_rate=learning_rate,
         guidelines=guidelines,
     )
     return _Found(choice, model.model_copy(update=own), changed)
