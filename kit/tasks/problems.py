@@ -65,7 +65,8 @@ def load_problems(config: DataConfig, split: Role | None = None, *, seed: int = 
 
     `split` asks for a role and overrides `config.split`: 'train' or 'test', or whichever split
     there is where there is only one; for a reasoning_gym task, 'test' problems come from another
-    seed. `seed` decides which problems `config.limit` keeps. `options.size` of a task is the
+    seed. `seed` decides which problems `config.limit` keeps; of 'train' they are others than those
+    that a run of this seed holds out, as far as there are others. `options.size` of a task is the
     number of problems made before `categories` selects among them.
 
     Raises DataError for anything that is missing, unknown, empty or malformed, and when a gold
@@ -83,7 +84,7 @@ def load_problems(config: DataConfig, split: Role | None = None, *, seed: int = 
     else:
         own = True
         rows, verifier = own_rows(name, config, split), VERIFIERS[config.verifier]()
-    rows = _select(rows, config, seed)
+    rows = _select(rows, config, seed, split)
     for row in rows:
         row.setdefault("prompt", _chat(config.system_prompt, row["question"]))
     problem_set = ProblemSet(config.name, datasets.Dataset.from_list(rows), verifier)
@@ -167,7 +168,9 @@ def split_validation(
     return problem_set.select(kept), problem_set.select([first[key] for key in held_out])
 
 
-def _select(rows: list[dict[str, Any]], config: DataConfig, seed: int) -> list[dict[str, Any]]:
+def _select(
+    rows: list[dict[str, Any]], config: DataConfig, seed: int, split: Role | None
+) -> list[dict[str, Any]]:
     """Apply `categories`, then `limit`."""
     if config.categories is not None:
         there = sorted({row["category"] for row in rows} - {""})
@@ -179,7 +182,10 @@ def _select(rows: list[dict[str, Any]], config: DataConfig, seed: int) -> list[d
             )
         rows = [row for row in rows if row["category"] in config.categories]
     if config.limit is not None and config.limit < len(rows):
-        rows = _shuffled(rows, seed)[: config.limit]
+        shuffled = _shuffled(rows, seed)
+        # a run holds out the first of these for validation, and votes on them could not be learned
+        # from: of training problems that are asked for, the last are taken
+        rows = shuffled[-config.limit :] if split == "train" else shuffled[: config.limit]
     if not rows:
         raise DataError(f"{config.name} holds no problems")
     return rows

@@ -66,7 +66,7 @@ def test_the_commands_go_on_from_the_side_that_won(tmp_path: Path, reading: Read
     assert settings <= {*evaluate}
     (tmp_path / "two-voted").mkdir()
     other = commands(reading, votes_for("two", split="train"), 3, options)
-    assert "test_problems" not in other and "preferences.batch=3" in other
+    assert "test_problems" not in other and "preferences.batch=1" in other
     assert f"output={tmp_path}/two-voted-2" in other  # nothing is overwritten
 
 
@@ -78,9 +78,9 @@ def test_votes_are_learned_from_at_a_lower_rate_than_samples(
         known = replace(reading, sides=sides)
         return commands(known, votes_for("one arm"), 4, AppOptions(runs=tmp_path)).split()
 
-    assert {"optim.learning_rate=0.0001", "optim.schedule=linear"} <= {*said(learning_rate=1e-3)}
+    assert {"optim.learning_rate=0.0003", "optim.schedule=linear"} <= {*said(learning_rate=1e-3)}
     # once it is that of votes it stays
-    assert "optim.learning_rate=0.0003" in said(learning_rate=3e-4, preferences="votes.jsonl")
+    assert "optim.learning_rate=0.0002" in said(learning_rate=2e-4, preferences="votes.jsonl")
     assert not any("learning_rate" in word for word in said())  # of no run
 
 

@@ -501,6 +501,15 @@ def test_split_validation_is_disjoint_and_deterministic() -> None:
     }
 
 
+def test_training_problems_that_are_asked_for_are_those_that_are_trained_on() -> None:
+    """What is voted on there can be learned from, as far as there are problems enough."""
+    config = DataConfig(name="gsm_symbolic", options={"size": 40})
+    train, validation = split_validation(load_problems(config, seed=3), 16, seed=3)
+    some = load_problems(config.model_copy(update={"limit": 24}), "train", seed=3)
+    assert {*some.problems["question"]} == {*train.problems["question"]}
+    assert not {*some.problems["question"]} & {*validation.problems["question"]}
+
+
 def test_split_validation_never_leaks_a_duplicate() -> None:
     whole = problem_set(["same", "Same", "same ", "other", "third"])
     for seed in range(10):

@@ -31,7 +31,7 @@ class ResultView:
         with gr.Column(visible=False, elem_id="kit-result") as self.box:
             self.text = gr.Markdown()
             self.commands = gr.Code(
-                language="shell", label="Train on these votes, and measure what came of it",
+                label="Train on these votes, and measure what came of it",
                 interactive=False, lines=2, wrap_lines=True,
             )  # fmt: skip
             self.again = gr.Button("Vote again: the new adapter against the old one", size="sm")

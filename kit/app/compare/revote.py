@@ -25,7 +25,7 @@ from kit.tasks.splits import TEST_SPLIT
 EPOCHS = 10  # times each pair is learned from: votes are few
 BATCH = 16  # pairs of a step at most
 # of the learning rate that samples were learned from: what is given once is soon learned by heart
-RATE = 0.1
+RATE = 0.3
 
 
 def commands(reading: Reading, votes: Sequence[Vote], pairs: int, options: AppOptions) -> str:
@@ -40,7 +40,7 @@ def commands(reading: Reading, votes: Sequence[Vote], pairs: int, options: AppOp
     recipe = str(Path(trained.run) / "config.yaml") if trained.run else "RECIPE.yaml"
     adapter = str(RunFolder(start.run).adapter) if start.run else start.adapter
     new = _free(options.runs, f"{Path(start.run).name if start.run else start.label}-voted")
-    batch = max(1, min(BATCH, pairs))
+    batch = max(1, min(BATCH, pairs // 2))  # a run leaves out those on its validation problems
     training = [
         *("kit", "train", recipe, "method=dpo", f"preferences.source={options.votes}"),
         *(f"preferences.batch={batch}", f"train.steps={math.ceil(EPOCHS * pairs / batch)}"),
