@@ -19,7 +19,8 @@ Update = dict[Any, Any]
 STYLE = """
 #kit-result { padding: 1rem 0; max-width: 60rem; }
 #kit-result > * { flex: 0 0 auto; }
-#kit-result .cm-editor { height: auto; min-height: 0; }
+#kit-result .cm-editor { height: auto; }
+#kit-result .cm-scroller { min-height: 0 !important; }
 """
 
 
@@ -47,7 +48,8 @@ class ResultView:
             text = "\n\n".join(self._words(reading))
             if self.desk.votes()[0]:
                 pairs = pairs_of_votes(self.desk.options.votes)
-                text += "\n\nTraining on all votes: " + inert_markdown("; ".join(pairs.words)) + "."
+                points = (f"* {inert_markdown(words)}" for words in pairs.words)
+                text += "\n\n".join(("", "Training on all votes:", "\n".join(points)))
                 training = self._commands(reading, len(pairs.examples))
         except KitError as error:
             text = inert_markdown(str(error))

@@ -74,7 +74,8 @@ STYLE = """
   #kit-foot button { padding: .5rem .25rem; font-size: .8rem; }
   #kit-foot button::after { content: none; }
   #kit-foot:has(#kit-votes p) { flex-wrap: wrap; }
-  #kit-votes { order: -1; flex: 1 0 calc(100% + 5.5rem); margin-left: -5.5rem; }
+  #kit-votes { order: -1; flex: 1 0 calc(100% - 2.5rem); margin-left: -5.5rem; }
+  #kit-voter { order: -1; flex: 0 0 7.5rem; }
   #kit-votes:not(:has(p)) { display: none; }
   #kit-votes p { white-space: nowrap; overflow-x: auto; scrollbar-width: none; }
   #kit-scores { display: none; }
