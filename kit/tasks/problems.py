@@ -182,13 +182,22 @@ def _select(
             )
         rows = [row for row in rows if row["category"] in config.categories]
     if config.limit is not None and config.limit < len(rows):
-        shuffled = _shuffled(rows, seed)
-        # a run holds out the first of these for validation, and votes on them could not be learned
-        # from: of training problems that are asked for, the last are taken
-        rows = shuffled[-config.limit :] if split == "train" else shuffled[: config.limit]
+        if split == "train":
+            # a run holds out the first of these for validation, where votes teach nothing
+            place = _places((row["question"] for row in rows), seed)
+            rows = sorted(rows, key=lambda row: place[same_question(row["question"])])
+            rows = rows[-config.limit :]
+        else:
+            rows = _shuffled(rows, seed)[: config.limit]
     if not rows:
         raise DataError(f"{config.name} holds no problems")
     return rows
+
+
+def _places(questions: Iterable[str], seed: int) -> dict[str, int]:
+    """Where each different question stands in the order that validation problems are drawn in."""
+    different = dict.fromkeys(map(same_question, questions))
+    return {key: place for place, key in enumerate(_shuffled(different, seed))}
 
 
 def _shuffled(items: Iterable[T], seed: int) -> list[T]:

@@ -712,6 +712,12 @@ def test_the_page_opens_on_the_newest_results_that_differ(tmp_path: Path) -> Non
     queue = open_reading([tmp_path], one, two, "new")
     assert queue is not None and [case.key for case in queue.cases] == [("gsm8k/1", 0)]
     assert open_reading([tmp_path], one, two, "other") is None
+    assert "problems of gsm8k (test):" in reading.words  # what it is that is read
+    assert "problems of gsm8k (test), new:" in queue.words
+    write(tmp_path / "one", [row(1)], name="gsm8k.later", tag="later", started="2026-01-03")
+    (first, *_, last) = stored_pairs(find_stored([tmp_path]).stored, one, two)
+    assert [a.about.tag for a in first] == ["new", "new"]  # of one evaluation before others
+    assert len({a.about.tag for a in last}) == 2
 
 
 def test_all_pairs_that_are_read_are_exported(tmp_path: Path) -> None:

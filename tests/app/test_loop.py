@@ -113,7 +113,6 @@ def votes(page: Any, voter: Callable[[str, list[str]], str]) -> str:
     """A session to its end, by keys; what it came to."""
     page.wait_for_function("/^0 of/.test(document.querySelector('#kit-votes').innerText.trim())")
     total = int(page.inner_text("#kit-votes").split(" of ")[1])
-    page.evaluate("document.activeElement.blur()")
     assert not violations(page)
     for number in range(total):
         cells = page.locator("#kit-text .kit-row .kit-cell").all_inner_texts()

@@ -384,8 +384,7 @@ def test_a_session_of_blind_votes_by_keys_alone(page, runs):
     page.wait_for_selector("#kit-vote-left")
     page.focus("#kit-voter input, #kit-voter textarea")
     page.keyboard.type("Ada 1")  # a key typed there is no vote
-    page.keyboard.press("Enter")
-    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Enter")  # after it keys are votes again
     page.wait_for_function("/^0 of/.test(document.querySelector('#kit-votes').innerText.trim())")
     skipped = page.input_value("#kit-question textarea")
     page.keyboard.press("n")

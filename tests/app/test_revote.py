@@ -15,10 +15,13 @@ from kit.app.compare.stored import Reading, open_reading
 from kit.app.library.adapters import Choice
 from kit.app.options import AppOptions
 from kit.errors import ResultsError
+from kit.guideline import Guideline, prompted
 from kit.preferences.votes import Side, Vote, VotedProblem
+from kit.recipe import load_config
 from tests.app.test_browse import WRONG, row, write
 from tests.preferences.test_votes import vote
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 HASHES = {"one arm": "11" * 32, "two": "22" * 32}
 
 
@@ -84,6 +87,57 @@ def test_votes_are_learned_from_at_a_lower_rate_than_samples(
     assert not any("learning_rate" in word for word in said())  # of no run
 
 
+def test_pairs_that_came_twice_count_once_and_of_equals_the_parent_goes_on(
+    tmp_path: Path, reading: Reading
+) -> None:
+    def goes_on(votes: list[Vote], sides: tuple[Choice, Choice] = reading.sides) -> str:
+        said = commands(replace(reading, sides=sides), votes, 4, AppOptions(runs=tmp_path))
+        return shlex.split(said.splitlines()[0])[-1].removeprefix(f"output={tmp_path}/")
+
+    (two,) = votes_for("two")
+    again = [replace(two, id="again", repeat_of=two.id) for _ in range(3)]
+    assert goes_on([*votes_for("one arm", "one arm"), two, *again]) == "one arm-voted"
+    one, other = reading.sides
+    for parent, child in ((one, other), (other, one)):
+        sides = (parent, replace(child, parent=parent.adapter))
+        equal = votes_for("one arm", "two")
+        assert goes_on(equal, sides) == goes_on(equal, sides[::-1]) == f"{parent.label}-voted"
+
+
+def test_what_learning_from_pairs_has_not_is_left_out_of_the_runs_settings(
+    tmp_path: Path, reading: Reading
+) -> None:
+    guidelines = {
+        "one": Guideline(prompt='Say "why": é.', checks=[{"name": "equations", "weight": 0.1}])
+    }
+
+    def said(*guided: bool, **changes) -> list[str]:
+        sides = tuple(
+            replace(side, guidelines=guidelines if is_guided else {}, **changes)
+            for side, is_guided in zip(reading.sides, guided, strict=True)
+        )
+        words = commands(
+            replace(reading, sides=sides), votes_for("one arm"), 4, AppOptions(runs=tmp_path)
+        )
+        return shlex.split(words.splitlines()[0])[3:]
+
+    both = load_config(CONFIGS / "embedded-dpo.yaml", said(True, True))
+    assert not both.guidelines  # and what the votes were on is asked
+    assert both.data.system_prompt == prompted("Be brief.", guidelines)
+    assert "guidelines=[]" in said(True, False)
+    assert not any("system_prompt" in word for word in said(True, False))
+    assert not any("guidelines" in word for word in said(False, False))
+    assert "preferences.desirable_weight=1" in said(False, False, preferences="votes.jsonl")
+
+
+def test_the_second_command_has_the_tag_of_what_was_read(tmp_path: Path, reading: Reading) -> None:
+    assert "--tag" not in commands(reading, votes_for("two"), 4, AppOptions(runs=tmp_path))
+    left = reading.pairing.left
+    tagged = replace(left, about=replace(left.about, tag="read"))
+    read = replace(reading, pairing=replace(reading.pairing, left=tagged))
+    assert "--tag read" in commands(read, votes_for("two"), 4, AppOptions(runs=tmp_path))
+
+
 def test_votes_between_other_adapters_do_not_decide_who_won(
     tmp_path: Path, reading: Reading
 ) -> None:
@@ -126,9 +180,11 @@ def test_questions_that_were_learned_from_are_left_out(tmp_path: Path, reading: 
         "prompt": [{"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 2?"}]
     }
     (tmp_path / "two" / "preferences.jsonl").write_text(json.dumps(line) + "\n")
-    assert learned_questions([new, choice(tmp_path, "one arm")]) == {"2 + 2?"}
+    assert learned_questions([new, choice(tmp_path, "one arm")], []) == {"2 + 2?"}
+    newer = choice(tmp_path, "three", parent=new.adapter)
+    assert learned_questions([newer], [new, newer]) == {"2 + 2?"}  # by what it went on from
     assert reading.session("", 40) is not None
     assert reading.session("", 40, {"2 + 2?"}) is None  # all of them
     (tmp_path / "two" / "preferences.jsonl").write_text("{half")
     with pytest.raises(ResultsError, match="what it has learned from is not known"):
-        learned_questions([new])
+        learned_questions([new], [])

@@ -501,13 +501,23 @@ def test_split_validation_is_disjoint_and_deterministic() -> None:
     }
 
 
-def test_training_problems_that_are_asked_for_are_those_that_are_trained_on() -> None:
+def test_training_problems_that_are_asked_for_are_those_that_are_trained_on(tmp_path: Path) -> None:
     """What is voted on there can be learned from, as far as there are problems enough."""
-    config = DataConfig(name="gsm_symbolic", options={"size": 40})
+    questions = [f"What is {i} + 1?" for i in range(40)] + ["what is 3 + 1?", "What is  7 + 1?"]
+    rows = [{"question": q, "answer": str(int(q.split()[2]) + 1)} for q in questions]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(name=str(path))
+
+    def asked(found: ProblemSet) -> set[str]:
+        return {q.casefold().replace("  ", " ") for q in found.problems["question"]}
+
     train, validation = split_validation(load_problems(config, seed=3), 16, seed=3)
     some = load_problems(config.model_copy(update={"limit": 24}), "train", seed=3)
-    assert {*some.problems["question"]} == {*train.problems["question"]}
-    assert not {*some.problems["question"]} & {*validation.problems["question"]}
+    assert len(some.problems) == 24 and not asked(some) & asked(validation)
+    assert asked(some) <= asked(train)
+    other = load_problems(config.model_copy(update={"limit": 24}), "train", seed=4)
+    assert asked(other) & asked(validation)  # of another seed's run it is as chance has it
 
 
 def test_split_validation_never_leaks_a_duplicate() -> None:

@@ -51,7 +51,7 @@ class Comparison:
     """The answers so far; `scores` and badges once all have ended."""
 
     setup: Setup
-    prompt: str  # exactly as it is sent, but for what the guidelines of a side add
+    prompt: str  # exactly as both are sent it; without guidelines where those of the sides differ
     answers: dict[str, tuple[Answer, ...]]  # by side, one per sample
     hashes: Mapping[str, str | None]  # of the adapters that gave them, by side
     is_over: bool = False
@@ -135,7 +135,7 @@ def to_vote(
     )
     found = Vote(
         question=setup.question,
-        prompt=[Message(message["role"], message["content"]) for message in setup.messages],
+        prompt=[Message(message["role"], message["content"]) for message in setup.shared_messages],
         answer=setup.gold,
         left=left,
         right=right,

@@ -71,7 +71,7 @@ class Engine:
                 for side, name in self._names_of(setup, hashes).items()
                 for number in range(setup.samples)
             ]
-            said = Comparison(setup, self.prompt_text(setup.messages), {}, hashes)
+            said = Comparison(setup, self.prompt_text(setup.shared_messages), {}, hashes)
             sampling = Sampling(setup.max_new_tokens, setup.temperature)
             began = time.perf_counter()
             answers: list[Any] = [None] * len(requests)

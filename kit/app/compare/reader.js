@@ -53,6 +53,8 @@ document.addEventListener("mouseover", ({ target }) => {
   if (name) link(name, false);
 });
 
+// where a key is written, or chooses; on a checkbox and among views it is a vote
+const TYPED = "input:not([type=checkbox], [type=radio]), textarea, select, [contenteditable], [role=listbox]";
 const VOTES = { 1: "left", 2: "right", 3: "tie", 4: "both_bad" };
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -61,7 +63,9 @@ document.addEventListener("keydown", (event) => {
     const tokens = [...reader().querySelectorAll(".kit-cell .kit-token")].filter((one) => one.offsetParent);
     tokens[tokens.indexOf(token) + (event.key === "ArrowRight" ? 1 : -1)]?.focus();
     event.preventDefault();
-  } else if (!event.target.closest?.("input, textarea, select, [contenteditable], [role=listbox]")) {
+  } else if (event.key === "Enter" && event.target.closest?.("#kit-voter")) {
+    event.target.blur();
+  } else if (!event.target.closest?.(TYPED)) {
     const name = event.key.toLowerCase() === "n" ? "next" : VOTES[event.key] && `vote-${VOTES[event.key]}`;
     const button = name && document.getElementById(`kit-${name}`);
     if (button && button.offsetParent && !button.disabled) button.click();

@@ -12,6 +12,7 @@ from kit.app.compare.stored import Reading, open_reading
 from kit.app.inert import inert_markdown
 from kit.app.session import Session
 from kit.errors import ConfigError, KitError
+from kit.preferences.tallies import Tally
 from kit.preferences.voted import pairs_of_votes
 
 Update = dict[Any, Any]
@@ -90,9 +91,9 @@ class ResultView:
         by = f" by {inert_markdown(reading.voter)}" if reading.voter else ""
         yield f"{now.answered} of {len(reading.ballots)} votes{by} between {names}."
         for mine in self.desk.tallies(reading.hashes, reading.voter):
-            yield inert_markdown(f"{mine}.")
+            yield f"**{_conclusion(mine)}** {inert_markdown(str(mine))}."
             if mine.agreement.repeats:
-                yield f"Agreement with yourself: {mine.agreement}."
+                yield f"Agreement with yourself: {mine.agreement}. Those count once."
         for all_votes in self.desk.tallies(reading.hashes):
             if all_votes.agreement.voters > 1:
                 yield inert_markdown(f"All {all_votes.agreement.voters} voters: {all_votes}.")
@@ -100,3 +101,13 @@ class ResultView:
         _, unreadable = self.desk.votes()
         if unreadable:
             yield f"{unreadable} lines of the file of votes could not be read."
+
+
+def _conclusion(mine: Tally) -> str:
+    """What a session says, before its numbers."""
+    from kit.evaluation.stats import SMALL_P  # which scipy comes with
+
+    if mine.p >= SMALL_P:
+        return "No difference shown."
+    better = mine.first if mine.problems[0] > mine.problems[1] else mine.second
+    return f"{inert_markdown(better)} is preferred."

@@ -7,9 +7,10 @@ what it does, and goes on where it was stopped.
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kit.app.compare.stored import Reading
@@ -17,6 +18,7 @@ from kit.app.library.adapters import Choice
 from kit.app.options import AppOptions
 from kit.errors import ConfigError, ResultsError
 from kit.evaluation.compared import questions_of
+from kit.guideline import prompted
 from kit.preferences.tallies import between
 from kit.preferences.votes import Vote
 from kit.runs import RunFolder
@@ -44,7 +46,7 @@ def commands(reading: Reading, votes: Sequence[Vote], pairs: int, options: AppOp
     training = [
         *("kit", "train", recipe, "method=dpo", f"preferences.source={options.votes}"),
         *(f"preferences.batch={batch}", f"train.steps={math.ceil(EPOCHS * pairs / batch)}"),
-        *("train.updates_per_rollout=1", *_rate(trained)),
+        *("train.updates_per_rollout=1", *_rate(trained), *_instead(reading, trained)),
         f"model.adapter={adapter or 'null'}",
         *(["preferences.test_problems=true"] if any(map(_is_on_test, votes)) else []),
         f"output={new}",
@@ -67,13 +69,15 @@ def trained_on(choices: Iterable[Choice], options: AppOptions) -> list[tuple[Cho
     return sorted(found, key=lambda both: _changed(both[0]), reverse=True)
 
 
-def learned_questions(choices: Iterable[Choice]) -> set[str]:
+def learned_questions(choices: Iterable[Choice], known: Iterable[Choice]) -> set[str]:
     """The questions, as `same_question` has them, whose answers were compared in what these learned
-    from: how they answer there says nothing about other problems.
+    from, or those of `known` that they went on from: how they answer there says nothing about
+    other problems.
 
     ResultsError where they cannot be read."""
     questions: set[str] = set()
-    for choice in choices:
+    by_source = {_place(choice.adapter): choice for choice in known if choice.adapter}
+    for choice in _with_parents(choices, by_source):
         if choice.run and choice.preferences:
             try:
                 questions |= questions_of(str(RunFolder(choice.run).preferences))
@@ -85,24 +89,40 @@ def learned_questions(choices: Iterable[Choice]) -> set[str]:
     return questions
 
 
+def _with_parents(
+    choices: Iterable[Choice], by_source: Mapping[str | None, Choice]
+) -> list[Choice]:
+    found = [*choices]
+    for choice in found:  # which grows
+        parent = by_source.get(_place(choice.parent))
+        if parent is not None and parent not in found:
+            found.append(parent)
+    return found
+
+
 def _by_wins(reading: Reading, votes: Iterable[Vote]) -> tuple[Choice, Choice]:
-    """The two sides, first the one that more of the votes between them are for."""
+    """The two sides, first the one that more of the votes between them are for, repeats aside; of
+    equals the one that the other went on from."""
+    first, second = reading.sides
     lead = 0
     for vote in between(votes, reading.hashes):
-        if vote.vote in ("left", "right"):
+        if vote.vote in ("left", "right") and vote.repeat_of is None:
             side = vote.left if vote.vote == "left" else vote.right
             lead += 1 if side.adapter_sha256 == reading.hashes[0] else -1
-    return reading.sides if lead > 0 else (reading.sides[1], reading.sides[0])
+    went_on = _place(first.parent) == _place(second.adapter)
+    return (second, first) if lead < 0 or (lead == 0 and went_on) else (first, second)
 
 
 def _evaluating(reading: Reading, start: Choice, new: Path, options: AppOptions) -> list[str]:
-    """Of the new adapter and what it went on from, as the stored answers were sampled."""
+    """Of the new adapter and what it went on from, as the stored answers were sampled; beside
+    results of other problems, which may have the same tag."""
     about = reading.pairing.left.about
     settings = about.settings
     old = ["--base", start.base] if start.adapter is None else [start.run or start.adapter]
     return [
         *("kit", "evaluate", str(new), *old, "--data", about.data),
         *(["--data-dir", options.data_dir] if options.data_dir else []),
+        *(["--tag", about.tag] if about.tag else []),
         f"temperature={reading.pairing.left.temperature:g}",
         *(f"max_new_tokens={settings.max_new_tokens}", f"top_p={settings.top_p:g}"),
         *(f"seed={settings.seed}", f"split={settings.split}", f"limit={2 * about.n}"),
@@ -114,6 +134,18 @@ def _rate(trained: Choice) -> list[str]:
         return []
     rate = trained.learning_rate * (1 if trained.preferences else RATE)
     return [f"optim.learning_rate={rate:.3g}", "optim.schedule=linear"]
+
+
+def _instead(reading: Reading, trained: Choice) -> Iterator[str]:
+    """What the settings of a run have that learning from pairs has not."""
+    if trained.guidelines:
+        yield "guidelines=[]"
+        plain = reading.pairing.left.about.shared_prompt
+        asked = {prompted(plain, side.guidelines) for side in reading.sides}
+        if len(asked) == 1:  # as the votes say
+            yield f"data.system_prompt={json.dumps(*asked, ensure_ascii=False)}"
+    if trained.preferences:  # perhaps by kto
+        yield from ("preferences.desirable_weight=1", "preferences.undesirable_weight=1")
 
 
 def _free(runs: Path, name: str) -> Path:

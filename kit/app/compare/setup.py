@@ -76,6 +76,12 @@ class Setup:
         """What all sides are asked, without what the guidelines of a side add."""
         return chat(self.system_prompt, self.question)
 
+    @property
+    def shared_messages(self) -> list[dict[str, Any]]:
+        """What both sides are asked; where each has guidelines of its own, without them."""
+        left, right = (self.messages_to(side) for side in (LEFT, RIGHT))
+        return left if left == right else self.messages
+
     def messages_to(self, side: str) -> list[dict[str, Any]]:
         """What one side is asked: as it was trained, with its guidelines."""
         return chat(prompted(self.system_prompt, self.sides[side].guidelines), self.question)

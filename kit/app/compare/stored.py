@@ -157,10 +157,16 @@ def open_reading(
 def stored_pairs(
     stored: Sequence[Stored], left: Choice, right: Choice
 ) -> list[tuple[Stored, Stored]]:
-    """The results of two choices that can be compared, the newest first."""
+    """The results of two choices that can be compared: those of one tag, the newest first, then
+    others."""
     ours, theirs = ([one for one in stored if is_of(one, side)] for side in (left, right))
     pairs = [(a, b) for a in ours for b in theirs if a != b and not differences(a, b)]
-    return sorted(pairs, key=lambda pair: pair[0].about.started or "", reverse=True)
+
+    def rank(pair: tuple[Stored, Stored]) -> tuple[bool, str]:
+        a, b = pair
+        return a.about.tag == b.about.tag, a.about.started or ""
+
+    return sorted(pairs, key=rank, reverse=True)
 
 
 def reading_of(
@@ -187,8 +193,11 @@ def _in_words(pairing: Pairing) -> str:
 
     found = paired_difference([left], [right])
     bounds = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    about = pairing.left.about
+    tags = dict.fromkeys(filter(None, (about.tag, pairing.right.about.tag)))
+    of = ", ".join([f"{about.data} ({about.settings.split})", *tags])
     return (
-        f"{len(left):,} stored problems of {pairing.left.about.data}: {mean(left):.1%} right "
+        f"{len(left):,} stored problems of {of}: {mean(left):.1%} right "
         f"against {mean(right):.1%}, {100 * found.value:+.1f} points ({bounds}); alone right on "
         f"{found.only_a} against {found.only_b} ({found.test}: p = {found.p:.2g})"
     )

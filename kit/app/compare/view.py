@@ -245,7 +245,9 @@ class CompareView:
         session: Reading | None = reading
         try:
             if not reading.ballots or (voter, size) != (reading.voter, reading.size):
-                session = reading.session(voter, size, learned_questions(reading.sides))
+                session = reading.session(
+                    voter, size, learned_questions(reading.sides, self.desk.known)
+                )
             if session is None:
                 return self._show(None, reading, values) | {self.notice: _said(NO_PAIR)}
             now = self.desk.standing(session.ballots, voter)
@@ -268,7 +270,7 @@ class CompareView:
             history=before.history if before else (),
         )
         about = reading.pairing.left.about
-        gold = gr.update(value=case.left.answer, elem_classes=self._gold(shown, values))
+        gold = gr.update(value=case.left.answer, elem_classes=self._gold(shown, reading, values))
         problem = (case.left.question, gold, about.data, case.left.question)
         return {
             **self._show(shown, reading, values, said),
@@ -343,7 +345,9 @@ class CompareView:
             if values[self.pair.blind]:
                 return self._show(None, None, values)
             return {
-                self.problem.gold: gr.update(elem_classes=self._gold(values[self.shown], values))
+                self.problem.gold: gr.update(
+                    elem_classes=self._gold(values[self.shown], None, values)
+                )
             }
         update = self._read(reading, values)
         return update | self.result.show(reading) if reading.ballots else update
@@ -452,17 +456,19 @@ class CompareView:
             self.shown: shown,
             self.reading: reading,
             self.notice: gr.update(visible=False),
-            self.problem.gold: gr.update(elem_classes=self._gold(shown, values)),
+            self.problem.gold: gr.update(elem_classes=self._gold(shown, reading, values)),
             **self.reader.show(shown, values),
             **self.vote.show(shown, reading, values[self.pair.blind], said),
             **self.result.hidden(),
             **self.export.show(shown, reading),
         }
 
-    def _gold(self, shown: Shown | None, values: Update) -> list[str]:
-        """How the right answer looks: it would decide a blind vote, and is not to be read then."""
+    def _gold(self, shown: Shown | None, reading: Reading | None, values: Update) -> list[str]:
+        """How the right answer looks: it would decide a blind vote, and is not to be read then; in
+        a session neither it nor what would end that is there."""
         hides = shown.hides_names if shown else values[self.pair.blind]
-        return ["kit-unseen"] if hides else []
+        in_session = hides and reading is not None
+        return ["kit-unseen"] * hides + ["kit-session"] * in_session
 
     def _ended(self, shown: Shown, reading: Reading | None, values: Update) -> Update:
         """What a new comparison changes; adapters given by path are choices from now on."""
