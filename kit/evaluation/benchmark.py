@@ -37,6 +37,7 @@ from kit.model.policy import BASE, Policy
 from kit.run_json import environment
 from kit.tasks.guidelines import Follower, follower_of
 from kit.tasks.problems import ProblemSet, guided, load_problems
+from kit.tasks.splits import TEST_SPLIT
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def benchmark(
 def table(results: Sequence[Result]) -> str:
     """A line for each target, data set and temperature, and where to look."""
     width = max(len(result.name) for result in results)
-    across = max(len(result.data) for result in results)
+    across = max(len(_problems(result)) for result in results)
     lines = [
         "95 % intervals. Strict: the answer stands as '#### <number>'; lenient: anywhere. pass@k: "
         "one of k\nsamples is strictly right; majority@k: the most frequent answer of k is.",
@@ -113,13 +114,25 @@ def table(results: Sequence[Result]) -> str:
                 f"  pass@{k} {_share(entry['pass_at']['strict'][k])}"
                 f"  majority@{k} {_share(entry['majority_at']['strict'][k])}"
             )
+            follows = [
+                f"  {name} {value:.1%} followed"
+                for name, found in entry.get("adherence", {}).items()
+                if (value := found["value"]) is not None
+            ]
             lines.append(
-                f"{result.name:{width}}  {result.data:{across}}  {entry['temperature']:>4g} "
+                f"{result.name:{width}}  {_problems(result):{across}}  {entry['temperature']:>4g} "
                 f"{result.record['n']:>5}  {_share(entry['strict']):^22}  "
                 f"{_share(entry['lenient']):^22}  {entry['tokens']['mean']:>6.0f}  "
                 f"{entry['truncated']['value']:>7.1%}{several if entry['samples'] > 1 else ''}"
+                + "".join(follows)
             )
     return "\n".join([*lines, *(f"-> {result.path}" for result in results)])
+
+
+def _problems(result: Result) -> str:
+    """The data set; its split where that is not what is measured on, as a rule."""
+    split = result.settings["split"]
+    return result.data if split == TEST_SPLIT else f"{result.data} ({split})"
 
 
 def _share(estimate: dict[str, Any]) -> str:

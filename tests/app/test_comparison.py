@@ -34,6 +34,7 @@ from kit.app.session import Session
 from kit.app.verdicts import Judge, badge
 from kit.config import SYSTEM_PROMPT, DataConfig, ModelConfig
 from kit.errors import AdapterError, ConfigError, DataError
+from kit.guideline import Guideline
 from kit.model.rollout import Completion
 from kit.preferences.votes import read_votes
 from kit.recipe import read_guidelines
@@ -293,6 +294,10 @@ def test_lines_that_fulfil_a_guideline_are_marked_once_names_are_told():
     assert [column.marks for column in blind] == [{}, {}]
     running = comparison(said[0], right=said[1:], **asked)
     assert columns(Shown(running))[0].marks == {}
+    checks = [{"name": "equations", "weight": 0.1}, {"name": "units", "weight": 0.1}]
+    asked["sides"][RIGHT] = replace(guided, guidelines={"two": Guideline(prompt="", checks=checks)})
+    done = finish(comparison(said[0], right=said[1:], **asked), Judge())
+    assert columns(Shown(done))[0].marks == {2: "two: equations"}  # which of its checks it is
 
 
 def test_the_bases_own_column_waits_for_the_vote():

@@ -213,6 +213,11 @@ def test_all_targets_together_give_what_each_gives_alone(base, targets, data, tm
     shown = table(together)
     assert len(re.findall(r"^(?:base|first|second) .*%", shown, re.M)) == 3 * 2
     assert shown.count("pass@2") == 3 and str(together[0].path) in shown
+    assert "(test)" not in shown and "followed" not in shown
+    record["settings"]["split"] = "train"
+    record["results"][0]["adherence"] = {"concise": {"value": 0.5, "n": 6}}
+    shown = table(together)
+    assert shown.count("(train)") == 2 and shown.count("concise 50.0% followed") == 1
 
 
 @pytest.mark.smoke

@@ -12,19 +12,28 @@ from kit.tasks.guidelines import Attempt, follower_of
 
 
 def marks(answer: Answer, setup: Setup, side: str) -> dict[int, str]:
-    """Names of guidelines by number of line. No function is run that a guideline names."""
+    """Names of guidelines by number of line, and which of several checks it is that the line
+    fulfils. No function is run that a guideline names."""
     guidelines = _all(choice.guidelines for choice in setup.sides.values())
     if answer.verdict is None or not guidelines:
         return {}
     problem = {"id": "", "question": setup.question, "answer": setup.gold}
     text = printable(answer.completion.text)  # whose lines are those that are shown
     attempt = Attempt(text, problem, setup.messages_to(side), answer.verdict)
-    found: dict[int, list[str]] = {}
+    found: dict[int, dict[str, list[str]]] = {}
     for name, guideline in guidelines.items():
-        findings = follower_of(name, guideline, trusted=False)([attempt]).findings.values()
-        for line in sorted({line for (finding,) in findings for line in finding.lines}):
-            found.setdefault(line, []).append(name)
-    return {line: ", ".join(names) for line, names in found.items()}
+        findings = follower_of(name, guideline, trusted=False)([attempt]).findings
+        for check, (finding,) in findings.items():
+            for line in finding.lines:
+                found.setdefault(line, {}).setdefault(name, []).append(check)
+    several = {name for name, guideline in guidelines.items() if len(guideline.checks) > 1}
+    return {
+        line: "; ".join(
+            f"{name}: {', '.join(checks)}" if name in several else name
+            for name, checks in names.items()
+        )
+        for line, names in sorted(found.items())
+    }
 
 
 def _all(each: Iterable[Mapping[str, Guideline]]) -> dict[str, Guideline]:
