@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from kit.errors import ConfigError, DataError
 from kit.reading import parse_json
 from kit.runs import RunFolder
 from kit.tasks.problems import ProblemSet, same_question
+
+log = logging.getLogger(__name__)
 
 
 def compared_ids(questions: frozenset[str], problem_set: ProblemSet) -> list[str]:
@@ -36,33 +39,47 @@ def leave_out(problem_set: ProblemSet, sources: Iterable[str]) -> ProblemSet:
 
 
 def questions_of(source: str) -> frozenset[str]:
-    """What is asked in votes.jsonl, in a preference file of JSON lines, or in what a run learned.
+    """What users say in votes.jsonl, in a preference file of JSON lines, or in what a run learned.
 
-    Lines that are none are passed over. Raises ConfigError where nothing is asked.
+    Lines that cannot be read are counted in a warning. ConfigError where nothing is asked.
     """
     path = Path(source).expanduser()
     if RunFolder(path).exists:
         path = RunFolder(path).preferences
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
     except OSError as error:
         raise ConfigError(f"cannot read {path} of leave_out: {error.strerror}") from None
-    found = frozenset(map(same_question, _questions(lines)))
+    said = [_said_in(line) for line in lines]
+    found = frozenset(same_question(question) for questions in said for question in questions)
     if not found:
         raise ConfigError(
             f"{path} of leave_out has no prompt in any line; name votes.jsonl, a file of kit "
             "preferences, or a run that was trained on preferences"
         )
+    if unreadable := said.count([]):
+        log.warning(
+            "%s: what %d of %d lines ask cannot be read, so their problems count as not compared; "
+            "mend these lines",
+            *(path, unreadable, len(lines)),
+        )
     return found
 
 
-def _questions(lines: Iterable[bytes]) -> Iterator[str]:
-    """What the user said last in the prompt of each line."""
-    for line in lines:
-        try:
-            prompt = parse_json(line)["prompt"]
-            question: Any = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        except (ValueError, LookupError, TypeError):
-            continue
-        if isinstance(question, str):
-            yield question
+def _said_in(line: bytes) -> list[str]:
+    """What the user says in the prompt of a line, as training reads it; [] where it has none."""
+    try:
+        chat = _prompt_of(parse_json(line))
+        said = [message["content"] for message in chat if message["role"] == "user"]
+    except (ValueError, LookupError, TypeError, AttributeError):  # it is of another form
+        return []
+    return said if all(isinstance(text, str) for text in said) else []
+
+
+def _prompt_of(row: dict[str, Any]) -> Any:
+    """Messages: those before an answer that is a whole chat, else `prompt`, which may be text."""
+    for name in ("chosen", "completion"):
+        if isinstance(answer := row.get(name), list) and len(answer) > 1:
+            return answer[:-1]
+    prompt = row["prompt"]
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

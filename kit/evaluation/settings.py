@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -42,6 +43,11 @@ class EvalSettings(SettingsSection):
         if isinstance(value, str):
             return [part.strip() for part in value.split(",")]
         return list(value) if isinstance(value, list | tuple) else [value]
+
+    @field_validator("leave_out")
+    @classmethod
+    def _named_alike(cls, value: list[str]) -> list[str]:
+        return [str(Path(source)) for source in value]  # ./runs/a and runs/a/ are runs/a
 
     @field_validator("temperature")
     @classmethod

@@ -8,6 +8,7 @@ import pytest
 from kit.config import DataConfig
 from kit.errors import ConfigError, DataError
 from kit.evaluation.compared import compared_ids, leave_out, questions_of
+from kit.evaluation.settings import EvalSettings
 from kit.preferences.records import PreferencePair
 from kit.preferences.votes import Message, append_vote
 from kit.runs import RunFolder
@@ -26,8 +27,6 @@ def problems(tmp_path: Path):
 def test_votes_preference_files_and_runs_say_what_they_asked(tmp_path: Path, make_config) -> None:
     said = (Message("system", "x"), Message("user", " What is 2 + 1? "))
     append_vote(tmp_path / "votes.jsonl", vote("left", prompt=list(said)))
-    with (tmp_path / "votes.jsonl").open("ab") as file:
-        file.write(b'{cut\n[3]\n{"prompt": []}\n{"prompt": [{"content": 3}]}\n')
     line = PreferencePair(said, "a", "b").line()
     (tmp_path / "prefs.jsonl").write_text(json.dumps(line) + '\n{"prompt": "What is 3 + 1?"}\n')
     run = RunFolder(tmp_path / "run")
@@ -36,6 +35,48 @@ def test_votes_preference_files_and_runs_say_what_they_asked(tmp_path: Path, mak
     assert questions_of(str(tmp_path / "votes.jsonl")) == {"what is 2 + 1?"}
     assert questions_of(str(tmp_path / "prefs.jsonl")) == {"what is 2 + 1?", "what is 3 + 1?"}
     assert questions_of(str(run.path)) == {"what is 2 + 1?"}
+
+
+CHAT = [{"role": "user", "content": "What is 2 + 1?"}]
+ANSWER = [{"role": "assistant", "content": "3"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": CHAT, "chosen": ANSWER, "rejected": ANSWER},
+        {"chosen": CHAT + ANSWER, "rejected": CHAT + ANSWER},
+        {"prompt": "another", "chosen": CHAT + ANSWER, "rejected": CHAT + ANSWER},
+        {"prompt": "What is 2 + 1?", "chosen": "3", "rejected": "4"},
+        {"prompt": CHAT, "completion": "3", "label": True},
+        {"prompt": "another", "completion": CHAT + ANSWER, "label": True},
+    ],
+)
+def test_every_form_of_a_line_asks_what_training_reads(tmp_path: Path, row: dict) -> None:
+    path = tmp_path / "prefs.jsonl"
+    path.write_text(json.dumps({"prompt": "first", "completion": "x"}) + "\n" + json.dumps(row))
+    assert questions_of(str(path)) == {"first", "what is 2 + 1?"}
+
+
+def test_a_question_may_come_before_the_last(tmp_path: Path) -> None:
+    path = tmp_path / "prefs.jsonl"
+    turns = [*CHAT, *ANSWER, {"role": "user", "content": "Sure?"}]
+    path.write_text(json.dumps({"prompt": turns, "chosen": "3", "rejected": "4"}))
+    assert questions_of(str(path)) == {"what is 2 + 1?", "sure?"}
+
+
+def test_lines_that_cannot_be_read_are_counted(tmp_path: Path, caplog) -> None:
+    path = tmp_path / "votes.jsonl"
+    append_vote(path, vote("left", prompt=[Message("user", "What is 2 + 1?")]))
+    with path.open("ab") as file:
+        file.write(b'{cut\n\n[3]\n{"prompt": []}\n{"prompt": [{"role": "user", "content": 3}]}\n')
+    assert questions_of(str(path)) == {"what is 2 + 1?"}
+    assert "what 4 of 5 lines ask cannot be read" in caplog.text
+
+
+def test_a_source_has_one_name(tmp_path: Path) -> None:
+    for name in ("./runs/a", "runs/a/", "runs//a"):
+        assert EvalSettings.model_validate({"leave_out": name}).leave_out == ["runs/a"]
 
 
 def test_they_are_left_out(tmp_path: Path, problems) -> None:
