@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from kit.errors import RunError
 
 LONGEST_INTEGER = 100  # digits; JSON numbers beyond are damage, and no float takes them
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, maybe with the other half
 
 
 def digest(path: Path, length: int | None = None) -> str:
@@ -26,16 +28,23 @@ def digest(path: Path, length: int | None = None) -> str:
 
 def parse_json(text: str | bytes) -> Any:
     """A JSON value; ValueError, in one line, for everything that is none or that json.loads takes
-    in silence: a key that is there twice, a number that is too large."""
+    in silence: a key that is there twice, a number that is too large, half of a surrogate pair."""
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text))
     try:
-        return json.loads(
+        value = json.loads(
             text,
             object_pairs_hook=_without_repeats,
             parse_int=_parse_integer,
             parse_float=_parse_float,
         )
+        if _ESCAPED_HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a surrogate pair, which no file takes") from None
+    return value
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

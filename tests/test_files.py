@@ -189,6 +189,8 @@ def test_a_digest_is_of_the_first_bytes(tmp_path):
         (b"[" * 100_000, "nested too deeply"),
         (b"\xff", "can't decode"),
         (b"", "Expecting value"),
+        (rb'{"a": ["\ud83d"]}', "half of a surrogate pair"),
+        (b'"\xed\xa0\x80"', "can't decode"),  # the same, as bytes
     ],
 )
 def test_json_that_cannot_be_trusted(text, message):
@@ -198,5 +200,5 @@ def test_json_that_cannot_be_trusted(text, message):
 
 
 def test_json_is_read_as_it_was_written():
-    record = {"a": [1, -2.5, None, True], "n": float("inf"), "big": 2**62}
+    record = {"a": [1, -2.5, None, True], "n": float("inf"), "big": 2**62, "😀": "\\ud83d"}
     assert parse_json(json.dumps(record)) == record

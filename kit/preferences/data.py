@@ -11,7 +11,7 @@ from kit.config import READERS, DataConfig
 from kit.errors import DataError
 from kit.preferences.gather import gather_labelled, gather_pairs
 from kit.preferences.gathered import UNREADABLE, PreferenceData, is_of_test_split
-from kit.preferences.records import Example, LabelledCompletion, PreferencePair, question_of
+from kit.preferences.records import Example, LabelledCompletion, PreferencePair, asked_in
 from kit.preferences.verdicts import ONE_SIDED
 from kit.preferences.voted import BOTH_BAD
 from kit.tasks.problems import load_problems, same_question
@@ -75,8 +75,9 @@ def read_labelled(
 def on_test_problems(
     data: PreferenceData[Example], problems: DataConfig | None
 ) -> tuple[Example, ...]:
-    """The examples on problems of a test split: by what they say, else by their question."""
-    unknown = any(not (e.provenance and e.provenance.split) for e in data.examples)
+    """The examples on problems of a test split: by what they say, and by what is asked in any turn
+    where they do not say that it is of the training split."""
+    unknown = not all(map(_is_of_training_split, data.examples))
     questions = held_out_questions(problems) if problems and unknown else frozenset()
     return tuple(example for example in data.examples if _is_test(example, questions))
 
@@ -99,9 +100,13 @@ def held_out_questions(config: DataConfig) -> frozenset[str]:
 
 
 def _is_test(example: PreferencePair | LabelledCompletion, questions: Collection[str]) -> bool:
-    if example.provenance and example.provenance.split:
-        return is_of_test_split(example)
-    return same_question(question_of(example.prompt)) in questions
+    if is_of_test_split(example):
+        return True
+    return not _is_of_training_split(example) and asked_in(example.prompt, questions)
+
+
+def _is_of_training_split(example: PreferencePair | LabelledCompletion) -> bool:
+    return example.provenance is not None and example.provenance.split == "train"
 
 
 def check_any(data: PreferenceData[Any]) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from kit.preferences.votes import Message
+from kit.tasks.problems import same_question
 
 PAIR_COLUMNS = ("chosen", "rejected")  # and the prompt, unless they hold the whole chat
 LABEL_COLUMNS = ("prompt", "completion", "label")
@@ -97,9 +98,10 @@ Example = TypeVar("Example", PreferencePair, LabelledCompletion)
 _PROVENANCE = TypeAdapter(Provenance)
 
 
-def question_of(prompt: Prompt) -> str:
-    """What the user asked last."""
-    return next(message.content for message in reversed(prompt) if message.role == "user")
+def asked_in(prompt: Prompt, questions: Collection[str]) -> bool:
+    """Whether one of these questions, as `same_question` has them, is asked in any turn."""
+    said = (message.content for message in prompt if message.role == "user")
+    return any(same_question(text) in questions for text in said)
 
 
 def parse_pair(row: Row, system_prompt: str = "") -> PreferencePair:
@@ -150,7 +152,7 @@ def _parse_prompt(prompt: Any, system_prompt: str) -> Prompt:
     if not isinstance(prompt, str):
         return _checked_prompt(_messages(prompt))
     system = [Message("system", system_prompt)] if system_prompt else []
-    return _checked_prompt([*system, Message("user", prompt)])
+    return _checked_prompt([*system, *_messages([{"role": "user", "content": prompt}])])
 
 
 def _checked_prompt(messages: list[Message]) -> Prompt:
@@ -165,8 +167,10 @@ def _messages(chat: Any) -> list[Message]:
         raise ValueError(f"a prompt or answer must be text or messages, got {chat!r:.40}")
     try:
         messages = [Message(message["role"], message["content"]) for message in chat]
-    except (KeyError, TypeError):
-        raise ValueError("a message must have role and content") from None
+    except (KeyError, TypeError, ValidationError):
+        raise ValueError(
+            "a message must have a role (system, user or assistant) and a content that is text"
+        ) from None
     for message in messages:
         message.content.encode()  # ValueError for half of a surrogate pair, as no file takes
     return messages

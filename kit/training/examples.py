@@ -14,7 +14,7 @@ from kit.errors import DataError
 from kit.model.base import Base
 from kit.model.tokenizer import text_ids, warn_of_forged
 from kit.preferences.data import read_labelled, read_pairs
-from kit.preferences.records import LabelledCompletion, PreferencePair, Prompt, question_of
+from kit.preferences.records import LabelledCompletion, PreferencePair, Prompt, asked_in
 from kit.tasks.problems import ProblemSet, same_question
 from kit.training.whole_logprobs import Row
 
@@ -128,7 +128,7 @@ class _Fitting:
         tokenizer, end = self.base.tokenizer, self.base.end_id
         prompt_ids = tuple(self.base.prompt_ids(chat))
         rows = tuple(Row(prompt_ids, (*text_ids(tokenizer, text), end)) for text in texts)
-        held_out = same_question(question_of(prompt)) in self.held_out
+        held_out = asked_in(prompt, self.held_out)
         reason = "on validation problems" if held_out else self._too_long(rows)
         if reason:
             self.left_out[reason] += 1

@@ -11,7 +11,7 @@ import pytest
 from kit.config import DataConfig
 from kit.errors import DataError
 from kit.preferences.data import held_out_questions, read_labelled, read_pairs
-from kit.preferences.records import LabelledCompletion, PreferencePair, Provenance, Writer
+from kit.preferences.records import LabelledCompletion, PreferencePair, Provenance, Writer, parse_pair
 from kit.preferences.votes import Message, VotedProblem, append_vote
 from tests.preferences.test_votes import CLIP, PSPO, vote
 
@@ -276,7 +276,7 @@ def test_who_preferred_is_said(tmp_path: Path) -> None:
         ([{"prompt": CHAT, "chosen": CHAT, "rejected": said("8")}], "1 unreadable lines"),
         ([{"chosen": CHAT + said("7"), "rejected": said("x") + said("8")}], "1 unreadable lines"),
         ([PLAIN | {"prompt": [{"role": "tool", "content": "x"}]}], "1 unreadable lines"),
-        ([PLAIN | {"chosen": "\ud83d"}], "1 unreadable lines"),  # half of a surrogate pair
+        ([PLAIN | {"chosen": "\ud83d"}], "has no row that can be read"),  # half of a pair
         ([PLAIN | {"provenance": {"kit_schema": 2}}], "1 unreadable lines"),
         ([{"a\nb": 1}], r"has the columns 'a\\nb'; pref"),
         ([PLAIN | {"rejected": "7"}] * 3, r"to learn from \(3 pairs of equal texts\)"),
@@ -286,6 +286,12 @@ def test_who_preferred_is_said(tmp_path: Path) -> None:
 def test_files_that_hold_no_pairs_say_why(tmp_path: Path, rows: list, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_pairs(written(tmp_path / "p.jsonl", *rows))
+
+
+@pytest.mark.parametrize("name", ["prompt", "chosen"])
+def test_rows_whatever_they_come_from_hold_text_that_files_take(name: str) -> None:
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        parse_pair(PLAIN | {name: "\ud83d"})
 
 
 @pytest.mark.parametrize(
@@ -357,6 +363,24 @@ def test_test_problems_are_known_by_their_question(tmp_path: Path) -> None:
     assert read_pairs(path).examples  # nothing tells
     typed = voted(tmp_path / "typed.jsonl", of_problem(None, "What is love?"))
     assert read_pairs(typed, problems=problems).examples
+
+
+def test_test_problems_are_found_in_every_turn_and_whatever_the_split_is_called(
+    tmp_path: Path,
+) -> None:
+    problems = DataConfig(
+        name="reasoning_gym:basic_arithmetic", options={"size": 20}, validation_size=0
+    )
+    asked = sorted(held_out_questions(problems))[0]
+    turns = [{"role": "user", "content": asked}, *said("Hm."), {"role": "user", "content": "Go on"}]
+    path = written(tmp_path / "turns.jsonl", {"prompt": turns, "chosen": "7", "rejected": "8"})
+    with pytest.raises(DataError, match=r"1 of 1 .* on test problems"):
+        read_pairs(path, problems=problems)
+    for split in ("Test", "main", "validation"):
+        path = voted(tmp_path / f"{split}.jsonl", of_problem(split, asked))
+        with pytest.raises(DataError, match=r"1 of 1 .* on test problems"):
+            read_pairs(path, problems=problems)
+    assert read_pairs(voted(tmp_path / "train.jsonl", of_problem("train", asked)), problems=problems)
 
 
 def test_a_data_set_of_one_split_has_no_test_problems(tmp_path: Path) -> None:

@@ -190,13 +190,14 @@ def test_samples_of_one_step_are_a_group(run: Path) -> None:
         sample(3, "w3", False),
         sample(3, "r3", True),
         {"step": "4"},
+        sample(3, "r4", True, question="\ud800"),  # half of a surrogate pair
     ]
     path = run / "samples.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{cut\n")
     data = read_pairs(path, base="embedded")
     assert gather_pairs(str(run)).examples == data.examples  # the run stands for its samples
     assert [(p.chosen, p.rejected) for p in data.examples] == [("r1", "w1"), ("r3", "w3")]
-    assert data.dropped["unreadable lines"] == 2
+    assert data.dropped["unreadable lines"] == 3
     assert data.examples[0].prompt == (Message("system", SYSTEM), Message("user", "p?"))
     origin = data.examples[0].provenance
     assert (origin.base, origin.data, origin.split) == ("embedded", "gsm_symbolic", "train")
