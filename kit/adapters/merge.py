@@ -37,6 +37,7 @@ from kit.model.base import check_torchao
 from kit.model.base_files import BaseSource, base_of
 from kit.model.hardware import DTYPES
 from kit.model.tokenizer import stop_ids
+from kit.reading import parse_json
 
 SHARD = 10**9  # bytes of a file of merged weights; making one takes this and some more memory
 INDEX = "model.safetensors.index.json"
@@ -187,7 +188,13 @@ def _read_json(base: BaseSource, name: str) -> dict[str, Any]:
     path = base.file(name)
     if path is None:
         raise AdapterError(f"the base {base.id} has no {name} here; check the folder or network")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise AdapterError(f"{path} of the base {base.id} is not valid JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise AdapterError(f"{path} of the base {base.id} holds no JSON object")
+    return record
 
 
 def _check_match(base: BaseSource, updates: dict[str, Update], shards: dict[str, Path]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 
 from kit.config import EMBEDDED_PATHS
 from kit.errors import ConfigError, ModelError, first_line
+from kit.reading import parse_json
 
 PREFILL_TOKENS = 8192  # of prompts, padding included, that the sampler reads in one forward pass
 LENGTH_BUCKET = 128  # on a GPU the cache has room for a multiple of so many tokens
@@ -178,7 +178,7 @@ def find_shape(model: str, revision: str | None = None) -> tuple[Shape, str]:
     else:
         file, source = _download(model, revision), "from the hub"
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} is missing or no JSON: {error}") from None
     return read_shape(values, model), source

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from kit.errors import ResultsError
 from kit.preferences.tallies import tally
 from kit.preferences.votes import read_votes
+from kit.reading import parse_json
 from kit.reports.document import NONE, Origin, Section, Table, interval, number, percent
 
 JUDGE_SCHEMA = 1
@@ -48,7 +48,7 @@ def _tallies(path: Path) -> dict[str, Any]:
 
 def _read_judge(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_bytes())
+        record = parse_json(path.read_bytes())
     except OSError as error:
         raise ResultsError(f"cannot read the judgements {path}: {error.strerror}") from None
     except ValueError as error:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from kit.adapters import merge as module
-from kit.adapters.merge import Merged, Update, commands, merge, read_updates
+from kit.adapters.merge import Merged, Update, base_shards, commands, merge, read_updates
 from kit.adapters.merge_drift import Agreement, compare
 from kit.config import EMBEDDED_PATH, ModelConfig
 from kit.errors import AdapterError
@@ -242,6 +242,16 @@ def refused(adapter: Path, output: Path, message: str, **options) -> None:
     with pytest.raises(AdapterError, match=message):
         merge(str(adapter), output, **options)
     assert sorted(output.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[" * 100_000, r"is not valid JSON \(it is nested too deeply\)"), ("[1]", "no JSON object")],
+)
+def test_a_base_with_a_damaged_file(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(AdapterError, match=message):
+        base_shards(BaseSource(str(tmp_path)))
 
 
 @pytest.mark.parametrize(

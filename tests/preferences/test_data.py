@@ -11,7 +11,13 @@ import pytest
 from kit.config import DataConfig
 from kit.errors import DataError
 from kit.preferences.data import held_out_questions, read_labelled, read_pairs
-from kit.preferences.records import LabelledCompletion, PreferencePair, Provenance, Writer, parse_pair
+from kit.preferences.records import (
+    LabelledCompletion,
+    PreferencePair,
+    Provenance,
+    Writer,
+    parse_pair,
+)
 from kit.preferences.votes import Message, VotedProblem, append_vote
 from tests.preferences.test_votes import CLIP, PSPO, vote
 
@@ -380,7 +386,9 @@ def test_test_problems_are_found_in_every_turn_and_whatever_the_split_is_called(
         path = voted(tmp_path / f"{split}.jsonl", of_problem(split, asked))
         with pytest.raises(DataError, match=r"1 of 1 .* on test problems"):
             read_pairs(path, problems=problems)
-    assert read_pairs(voted(tmp_path / "train.jsonl", of_problem("train", asked)), problems=problems)
+    assert read_pairs(
+        voted(tmp_path / "train.jsonl", of_problem("train", asked)), problems=problems
+    )
 
 
 def test_a_data_set_of_one_split_has_no_test_problems(tmp_path: Path) -> None:

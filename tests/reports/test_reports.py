@@ -36,6 +36,7 @@ from kit.reports.figures import (
     short_names,
     styles,
 )
+from kit.reports.opinions import measure_opinions
 from kit.reports.paired import Contrast, compare_arms
 from kit.reports.paper import measure_paper
 from kit.reports.scores import Score, measure_scores
@@ -635,6 +636,13 @@ def test_adapters_outside_runs_are_refused(tmp_path):
 def test_a_comparison_of_another_schema_is_refused(tmp_path):
     with pytest.raises(ResultsError, match="has schema 7, this kit reads 1"):
         collect([write_comparison(tmp_path, schema=7)])
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 200_000])
+def test_a_judge_summary_that_is_none_is_an_error(tmp_path, text):
+    (tmp_path / "judge.json").write_text(text)
+    with pytest.raises(ResultsError, match=r"judge\.json is not valid JSON"):
+        measure_opinions([], [tmp_path / "judge.json"])
 
 
 # --- the report itself ----------------------------------------------------------------------------
