@@ -206,6 +206,11 @@ class RunFolder:
         """The copy of what is learned from, which training goes on with; None before it began."""
         return self.preferences if self.has_results and self.preferences.is_file() else None
 
+    @property
+    def learned_from_preferences(self) -> bool:
+        """Whether it learns from preferences, or has a copy of some."""
+        return self.preferences.is_file() or self.load_config().learns_from_preferences
+
     def keep_preferences(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Keep a copy of the preferences that are trained on: votes.jsonl grows.
 
@@ -316,6 +321,17 @@ def _step_of(line: bytes) -> int | None:
     except (ValueError, KeyError, TypeError):
         return None
     return step if type(step) is int else None
+
+
+def lineage(path: str | Path) -> list[RunFolder]:
+    """A run, and the runs that its adapter went on from, as far as their folders are there."""
+    found: list[RunFolder] = []
+    run = RunFolder(path)
+    while run.exists and not any(run.path.samefile(other.path) for other in found):
+        found.append(run)
+        parent = run.load_config().model.adapter
+        run = RunFolder(Path(parent).expanduser().parent if parent else os.devnull)
+    return found
 
 
 def check_has_adapter(run: RunFolder) -> None:

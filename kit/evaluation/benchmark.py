@@ -24,7 +24,6 @@ from kit.evaluation.subjects import (
     Subject,
     all_guidelines,
     check_targets,
-    compared_in_training,
     seen_in_training,
     shared_model,
 )
@@ -211,8 +210,7 @@ def _open_group(
 
 def _note_seen(target: Subject, writer: ResultWriter) -> None:
     """Record, and say, which of the problems the target's run was trained on."""
-    compared = compared_in_training(target, writer.problem_set)
-    seen = seen_in_training(target, writer.problem_set) if compared is None else len(compared)
+    seen, compared = seen_in_training(target, writer.problem_set)
     writer.record["seen_in_training"] = seen
     if compared is not None:
         writer.record["compared_in_training"] = compared

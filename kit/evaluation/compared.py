@@ -9,7 +9,7 @@ from typing import Any
 
 from kit.errors import ConfigError, DataError
 from kit.reading import parse_json
-from kit.runs import RunFolder
+from kit.runs import RunFolder, lineage
 from kit.tasks.problems import ProblemSet, same_question
 
 log = logging.getLogger(__name__)
@@ -39,13 +39,19 @@ def leave_out(problem_set: ProblemSet, sources: Iterable[str]) -> ProblemSet:
 
 
 def questions_of(source: str) -> frozenset[str]:
-    """What users say in votes.jsonl, in a preference file of JSON lines, or in what a run learned.
+    """What users say in votes.jsonl, in a preference file of JSON lines, or in what a run learned
+    from, and those that it went on from.
 
     Lines that cannot be read are counted in a warning. ConfigError where nothing is asked.
     """
     path = Path(source).expanduser()
-    if RunFolder(path).exists:
-        path = RunFolder(path).preferences
+    if not RunFolder(path).exists:
+        return _said(path)
+    copies = [run.preferences for run in lineage(path) if run.learned_from_preferences]
+    return frozenset[str]().union(*map(_said, copies or [RunFolder(path).preferences]))
+
+
+def _said(path: Path) -> frozenset[str]:
     try:
         lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
     except OSError as error:

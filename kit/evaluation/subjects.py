@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from dataclasses import field as field_of
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from kit.config import SYSTEM_PROMPT, Config, DataConfig, ModelConfig
 from kit.errors import ConfigError
@@ -15,8 +16,8 @@ from kit.evaluation.compared import compared_ids, questions_of
 from kit.guideline import Guideline
 from kit.model.adapter_files import read_adapter_config, suggesting
 from kit.model.base_files import base_of
-from kit.runs import RunFolder, check_has_adapter
-from kit.tasks.problems import ProblemSet, load_problems, split_validation
+from kit.runs import RunFolder, check_has_adapter, lineage
+from kit.tasks.problems import ProblemSet, load_problems, same_question, split_validation
 from kit.tasks.sources import is_task
 
 # fields that decide which problems there are and when an answer is right; `name` aside
@@ -148,46 +149,50 @@ def data_config(name: str, *trained_on: DataConfig, data_dir: str | None = None)
     return config.model_copy(update={"data_dir": data_dir or next(there, None)})
 
 
-def seen_in_training(target: Subject, problem_set: ProblemSet) -> int | None:
-    """How many of these problems the target's run was trained on; None where that is not known.
+class Seen(NamedTuple):
+    """Which problems a run, and the runs that it went on from, have learned from."""
+
+    count: int | None  # None: not known
+    compared: list[str] | None = None  # ids of those whose answers were compared; None: of none
+
+
+def seen_in_training(target: Subject, problem_set: ProblemSet) -> Seen:
+    """Which of these problems the target was trained on.
 
     Data sets with one split are trained on and tested on alike. A task makes its test problems
     from another seed, and the bare base has learned from none. Of preferences those problems count
     whose answers were compared.
     """
     if target.run is None:
-        return 0 if target.adapter is None else None
-    run = RunFolder(target.run)
+        return Seen(0 if target.adapter is None else None)
+    runs = lineage(target.run)
+    compared = None
+    if any(run.learned_from_preferences for run in runs):
+        try:
+            compared = compared_ids(questions_of(target.run), problem_set)
+        except ConfigError:
+            return Seen(None)
+    learned = frozenset[str]().union(*(_learned(run, problem_set.name) for run in runs))
+    return Seen(len({*(compared or ()), *compared_ids(learned, problem_set)}), compared)
+
+
+def _learned(run: RunFolder, name: str) -> frozenset[str]:
+    """The questions of a data set that a run sampled answers to, or learned solutions of."""
     config = run.load_config()
-    if config.learns_from_preferences:
-        compared = compared_in_training(target, problem_set)
-        return None if compared is None else len(compared)
-    if config.data.name != problem_set.name or is_task(config.data.name):
-        return 0
-    learned = _trained_on(config.data.model_dump_json(), config.train.seed)
-    return len(learned & set(problem_set.problems["question"]))
-
-
-def compared_in_training(target: Subject, problem_set: ProblemSet) -> list[str] | None:
-    """Ids of these problems whose answers the target's run has learned to prefer one of; None where
-    it learned from something else, or its preferences cannot be read."""
-    run = RunFolder(target.run) if target.run else None
-    if run is None or not run.load_config().learns_from_preferences:
-        return None
-    try:
-        return compared_ids(questions_of(str(run.path)), problem_set)
-    except ConfigError:
-        return None
+    if config.learns_from_preferences or config.data.name != name or is_task(name):
+        return frozenset()
+    return _trained_on(config.data.model_dump_json(), config.train.seed)
 
 
 @cache  # the arms of a comparison were trained on the same problems
 def _trained_on(data: str, seed: int) -> frozenset[str]:
-    """The questions a run learned from; `data` is its DataConfig as JSON."""
+    """The questions a run learned from, as `same_question` has them; `data` is its DataConfig as
+    JSON."""
     config = DataConfig.model_validate_json(data)
     problem_set = load_problems(config, seed=seed)
     if config.validation_size:
         problem_set, _ = split_validation(problem_set, config.validation_size, seed)
-    return frozenset(problem_set.problems["question"])
+    return frozenset(map(same_question, problem_set.problems["question"]))
 
 
 def _resolve(name: str, system_prompt: str | None) -> Subject:
