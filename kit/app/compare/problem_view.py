@@ -40,7 +40,8 @@ STYLE = """
   font-size: .875rem; color: var(--kit-dim); pointer-events: none;
 }
 #kit-gold :is(input, textarea) { padding-left: 3.2rem; }
-#kit-problem:has(.kit-session) :is(#kit-gold, #kit-run, #kit-many, #kit-chance) { display: none; }
+#kit-problem:has(.kit-session) :is(#kit-many, #kit-chance) { display: none; }
+#kit-problem:not(:focus-within) #kit-gold.kit-session { display: none; }
 #kit-problem .kit-sign { width: 2.5rem; height: 40px; font-size: 0; }
 .kit-sign::before { font-size: 1.2rem; }
 #kit-previous::before { content: "\\2039"; }

@@ -465,7 +465,7 @@ class CompareView:
 
     def _gold(self, shown: Shown | None, reading: Reading | None, values: Update) -> list[str]:
         """How the right answer looks: it would decide a blind vote, and is not to be read then; in
-        a session neither it nor what would end that is there."""
+        a session it is not there, but for who asks a problem of their own."""
         hides = shown.hides_names if shown else values[self.pair.blind]
         in_session = hides and reading is not None
         return ["kit-unseen"] * hides + ["kit-session"] * in_session
