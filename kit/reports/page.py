@@ -124,7 +124,8 @@ def table_markdown(table: Table) -> str:
 
 
 def _caption(block: Table | Figure, folder: Path) -> str:
-    lines = [_escape(block.title + ".")] if isinstance(block, Figure) else []
+    title = block.title if block.title.endswith("?") else f"{block.title}."
+    lines = [_escape(title)] if isinstance(block, Figure) else []
     lines.append(_escape(block.note))
     if block.origin.files:
         lines.append(f"From: {_escape(_files(block.origin, folder))}")
