@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import yaml
@@ -34,6 +35,7 @@ from kit.run_settings import binding_differences, binding_settings
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
+SHOWN = 80  # characters of a setting in a message
 # what ends a run without its own doing: mended, the run goes on, in a comparison too
 INTERRUPTIONS = (OutOfMemoryError, RewardError, RunError)
 # what an attempt leaves that was killed before there was a config.yaml
@@ -290,16 +292,22 @@ class RunFolder:
 
     def _accept(self, config: Config, resume: bool) -> None:
         if changed := binding_differences(self.load_config(), config):
-            listed = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+            listed = "; ".join(
+                f"{key}: {_short(old)} -> {_short(new)}" for key, (old, new) in changed.items()
+            )
             raise RunError(
-                f"{self.path} holds a run of another configuration ({listed}); "
-                "choose another output=… or run it with its own settings"
+                f"{self.path} holds a run of another configuration: choose another output=…, or "
+                f"run it with its own settings. What differs: {listed}"
             )
         if not resume:
             raise RunError(
                 f"{self.path} already holds a run (status: {self.status}); add --resume to "
                 "continue it or choose another output=…"
             )
+
+
+def _short(value: object) -> str:
+    return shorten(repr(value), SHOWN, placeholder=" …")
 
 
 @contextmanager
