@@ -45,7 +45,7 @@ def test_a_run_goes_on_with_a_copy_of_its_problems(begun):
     assert begun.load_config().data.data_dir == "/kaggle/working/runs/data"
     begun.keep_to({column: tuple(texts) for column, texts in PROBLEMS.items()})
     with pytest.raises(
-        RunError, match=r"choose another output=.*: data\.name: 'gsm8k' -> 'svamp'$"
+        RunError, match=r"another output=.*: data\.name: 'gsm8k' -> 'svamp'$"
     ):
         begun.open(config(name="svamp"), resume=True)
 
