@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -48,9 +48,16 @@ def publish(partial: Path, path: Path) -> None:
 
 def append_line(path: Path, line: bytes) -> None:
     """Append a line behind a lock beside the file: safe from several processes at once."""
+    with appending(path) as append:
+        append(line)
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Hold the lock beside a file, so that what is read there is true until a line is appended."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock_of(path)):
-        _append(path, line + b"\n")
+        yield lambda line: _append(path, line + b"\n")
 
 
 def append_json(path: Path, records: Sequence[dict[str, Any]]) -> None:

@@ -30,6 +30,12 @@ def inert(text: str) -> str:
     return _CONTROLS.sub(_spelled, text.replace("\r\n", "\n"))
 
 
+def one_line(text: str, longest: int = 60) -> str:
+    """A name that goes into a sentence: inert, without line breaks, and no longer than this."""
+    line = " ".join(inert(text).split())
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
 def _spelled(match: re.Match[str]) -> str:
     return match.group().encode("unicode_escape").decode("ascii")
 

@@ -25,7 +25,7 @@ from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject
 from kit.preferences.queue import Ballot, Standing, of_voter, pair_of, standing
 from kit.preferences.tallies import Tally, between, tally
-from kit.preferences.votes import Preference, Vote, append_vote, read_votes
+from kit.preferences.votes import Preference, Vote, read_votes, voting
 
 if TYPE_CHECKING:
     from kit.app.compare.engine import Engine
@@ -56,7 +56,6 @@ class Session:
         self._running: dict[str, Background[Any]] = {}
         self._stopped: set[str] = set()  # sessions that were stopped before their turn came
         self._lock = threading.Lock()
-        self._voting = threading.Lock()
         self._engine: Future[Engine] | None = None
 
     @property
@@ -209,7 +208,7 @@ class Session:
             raise ConfigError(
                 "only complete answers are voted on: wait for both, or run again what was stopped"
             )
-        with self._voting:
+        with voting(self.options.votes) as append:  # a page that another process serves waits
             first, again = self._cast(comparison, voter)
             before = again if is_repeat else first
             if before is not None:
@@ -217,7 +216,7 @@ class Session:
             written = to_vote(comparison, sample, vote, self.catalogue.model.id, voter)
             if is_repeat and first is not None:
                 written = replace(written, repeat_of=first.id)
-            append_vote(self.options.votes, written)
+            append(written)
             return written
 
     def _cast(self, comparison: Comparison, voter: str) -> tuple[Vote | None, Vote | None]:

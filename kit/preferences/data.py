@@ -10,7 +10,7 @@ from typing import Any
 from kit.config import READERS, DataConfig
 from kit.errors import DataError
 from kit.preferences.gather import gather_labelled, gather_pairs
-from kit.preferences.gathered import UNREADABLE, PreferenceData, is_of_test_split
+from kit.preferences.gathered import UNREADABLE, PreferenceData, is_of_test_split, tell
 from kit.preferences.records import Example, LabelledCompletion, PreferencePair, asked_in
 from kit.preferences.verdicts import ONE_SIDED
 from kit.preferences.voted import BOTH_BAD
@@ -128,8 +128,7 @@ def _check(
     other_bases: bool,
 ) -> None:
     if base and not other_bases and (others := of_other_bases(data, base)):
-        bases = Counter(example.provenance.base for example in others)
-        listed = ", ".join(f"{count} of {name}" for name, count in bases.items())
+        listed = tell(Counter(str(example.provenance.base) for example in others), "of")
         raise DataError(
             f"{data.source} has answers of another base than {base} ({listed}); leave them out "
             f"with: kit preferences --from {data.source} --for RECIPE --output FILE, or train on "

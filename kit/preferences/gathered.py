@@ -9,9 +9,11 @@ from typing import Generic
 
 from kit.preferences.records import Example, LabelledCompletion, PreferencePair, Provenance
 from kit.tasks.splits import TEST_SPLIT
+from kit.terminal import one_line
 
 UNREADABLE = "unreadable lines"
 EQUAL_TEXTS = "pairs of equal texts"
+_NAMED = 5  # voters, judges or bases that are told by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +123,7 @@ def count_contradictions(examples: Sequence[PreferencePair | LabelledCompletion]
 def _origins(examples: Sequence[PreferencePair | LabelledCompletion]) -> str:
     """By whom or what, as far as that is known; how many votes saw the names."""
     known = [example.provenance for example in examples if example.provenance]
-    counts = Counter(map(_origin, known))
-    listed = ", ".join(f"{count} by {who}" for who, count in counts.most_common())
+    listed = tell(Counter(map(_origin, known)), "by")
     seen = sum(origin.blind is False for origin in known)
     names = f"; {seen} saw the names" if seen else ""
     return f" ({listed}{names})" if listed else ""
@@ -130,6 +131,15 @@ def _origins(examples: Sequence[PreferencePair | LabelledCompletion]) -> str:
 
 def _origin(origin: Provenance) -> str:
     return f"{origin.kind} {origin.by}" if origin.by else origin.kind
+
+
+def tell(counts: Counter[str], word: str) -> str:
+    """How many there are of each, the most frequent by name: 3 by anna, 2 by bob, 9 by 7 others."""
+    ranked = counts.most_common()
+    named = [f"{count} {word} {one_line(name)}" for name, count in ranked[:_NAMED]]
+    if others := ranked[_NAMED:]:
+        named.append(f"{sum(count for _, count in others)} {word} {len(others)} others")
+    return ", ".join(named)
 
 
 def _mean(lengths: Iterable[int]) -> float:

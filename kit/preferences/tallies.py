@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from kit.preferences.queue import pair_of
 from kit.preferences.votes import Side, Vote
+from kit.terminal import one_line
 
 if TYPE_CHECKING:
     from kit.evaluation.stats import Proportion
 
-_Identity = tuple[str, str]  # name and hash of an adapter
+_NAMES = 3  # of an adapter that are told, of which the newest is its name
+_NAMED = "name "  # before a name that stands for a hash: no hash, and no outcome of a vote, has it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Agreement:
         for vote in votes:
             if vote.repeat_of is None:
                 labels.setdefault(pair_of(vote), {}).setdefault(
-                    vote.voter or "", str(_winner(vote))
+                    vote.voter or "", _winner(vote)
                 )
         shared = [unit for unit in labels.values() if len(unit) > 1]
         return cls(
@@ -132,28 +134,44 @@ def between(votes: Iterable[Vote], hashes: Collection[str | None]) -> list[Vote]
 def tally(votes: Iterable[Vote], *, blind_only: bool = True) -> list[Tally]:
     """Count the votes of each pair of adapters.
 
-    An adapter is its name and hash: a name that two adapters had is listed with the hashes. Votes
-    between an adapter and itself decide nothing and are left out.
+    An adapter is its hash, or its name where that is not known, and is called as in the newest vote
+    on it; other names it had, and the hashes of two that share a name, are added. Votes between an
+    adapter and itself decide nothing and are left out.
     """
-    by_pair: dict[tuple[_Identity, _Identity], list[Vote]] = {}
-    for vote in votes:
-        left, right = _identity(vote.left), _identity(vote.right)
-        if left != right and (vote.blind or not blind_only):
-            by_pair.setdefault((min(left, right), max(left, right)), []).append(vote)
-    names = Counter(name for name, _ in {identity for pair in by_pair for identity in pair})
-
-    def label(identity: _Identity) -> str:
-        name, sha256 = identity
-        return name if names[name] == 1 else f"{name} ({sha256[:8]})"
-
-    return [
-        _count([label(identity) for identity in pair], pair, mine)
-        for pair, mine in sorted(by_pair.items())
+    votes = [
+        vote
+        for vote in votes
+        if _identity(vote.left) != _identity(vote.right) and (vote.blind or not blind_only)
     ]
+    labels = _labels(votes)
+    by_pair: dict[tuple[str, str], list[Vote]] = {}
+    for vote in votes:
+        both = _identity(vote.left), _identity(vote.right)
+        first, second = sorted(both, key=lambda one: (labels[one], one))
+        by_pair.setdefault((first, second), []).append(vote)
+    counted = [_count([labels[one] for one in pair], pair, mine) for pair, mine in by_pair.items()]
+    return sorted(counted, key=lambda found: (found.first, found.second))
 
 
-def _count(names: Sequence[str], pair: Sequence[_Identity], votes: Sequence[Vote]) -> Tally:
-    counts: Counter[_Identity | str] = Counter()
+def _labels(votes: Iterable[Vote]) -> dict[str, str]:
+    """What each adapter is called."""
+    names: dict[str, list[str]] = {}  # the newest first
+    for vote in sorted(votes, key=lambda vote: vote.time, reverse=True):
+        for side in (vote.left, vote.right):
+            names.setdefault(_identity(side), []).append(one_line(side.name))
+    names = {identity: list(dict.fromkeys(found)) for identity, found in names.items()}
+    shared = Counter(newest for newest, *_ in names.values())
+    labels = {}
+    for identity, (newest, *older) in names.items():
+        known = "no hash" if identity.startswith(_NAMED) else identity[:8]
+        notes = [known] if shared[newest] > 1 else []
+        notes += [f"also {', '.join(older[: _NAMES - 1])}"] if older else []
+        labels[identity] = f"{newest} ({', '.join(notes)})" if notes else newest
+    return labels
+
+
+def _count(names: Sequence[str], pair: Sequence[str], votes: Sequence[Vote]) -> Tally:
+    counts: Counter[str] = Counter()
     leads: Counter[str] = Counter()  # by problem: votes for the first less those for the second
     for vote in votes:
         if vote.repeat_of is None:
@@ -175,7 +193,7 @@ def _count(names: Sequence[str], pair: Sequence[_Identity], votes: Sequence[Vote
     )
 
 
-def _winner(vote: Vote) -> _Identity | str:
+def _winner(vote: Vote) -> str:
     """The adapter a vote is for, on whichever side it stood; "tie" or "both_bad" for none."""
     sides = {"left": vote.left, "right": vote.right}
     return _identity(sides[vote.vote]) if vote.vote in sides else vote.vote
@@ -192,5 +210,5 @@ def _alpha(units: Sequence[dict[str, str]]) -> float | None:
     return float(AnnotationTask(labels).alpha())
 
 
-def _identity(side: Side) -> _Identity:
-    return side.name, side.adapter_sha256 or ""
+def _identity(side: Side) -> str:
+    return side.adapter_sha256 or f"{_NAMED}{side.name}"

@@ -6,6 +6,8 @@ The app writes them; `kit votes` counts them.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -17,7 +19,7 @@ from pydantic.dataclasses import dataclass as checked
 from kit.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from kit.errors import ResultsError
 from kit.evaluation.results import writing
-from kit.files import append_line
+from kit.files import appending
 
 SCHEMA: Literal[1] = 1  # raised when a field changes its meaning
 
@@ -92,20 +94,33 @@ def append_vote(path: Path, vote: Vote) -> None:
 
     Raises ResultsError when the file cannot be written.
     """
-    with writing(path):
-        append_line(path, _VOTE.dump_json(vote))
+    with voting(path) as append:
+        append(vote)
+
+
+@contextmanager
+def voting(path: Path) -> Iterator[Callable[[Vote], None]]:
+    """Keep others from voting meanwhile, and add votes; raises as `append_vote`."""
+    with writing(path), appending(path) as append:
+        yield lambda vote: append(_VOTE.dump_json(vote))
 
 
 def read_votes(path: Path) -> tuple[list[Vote], int]:
-    """The votes, and how many lines cannot be read as one; ResultsError without a file."""
+    """The votes, and how many lines cannot be read as one; ResultsError without a file.
+
+    A vote that is there several times, as in a copy put behind its original, is one.
+    """
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise ResultsError(f"cannot read the votes {path}: {error.strerror}") from None
-    votes, corrupt = [], 0
+    votes: dict[tuple[str, str | None], Vote] = {}
+    corrupt = 0
     for line in filter(None, lines):
         try:
-            votes.append(_VOTE.validate_json(line))
+            vote = _VOTE.validate_json(line)
         except ValidationError:
             corrupt += 1
-    return votes, corrupt
+        else:
+            votes.setdefault((vote.id, vote.voter), vote)
+    return list(votes.values()), corrupt

@@ -69,11 +69,12 @@ def write(
     *,
     name: str = "gsm8k",
     adapter: str | None = "gone/adapter",
+    sha256: str = "ab" * 32,
     settings: Mapping[str, Any] | None = None,
     **record: Any,
 ) -> Path:
     """A result file as `kit evaluate` leaves it; keyword arguments replace its fields."""
-    target = {"name": "x", "run": None, "adapter": adapter, "adapter_sha256": "ab" * 32}
+    target = {"name": "x", "run": None, "adapter": adapter, "adapter_sha256": sha256}
     target |= {"base": "Qwen", "base_revision": None, "quantization": "nf4"}
     sampled: dict[str, Any] = {"system_prompt": "Be brief.", "max_new_tokens": 64, "top_p": 1.0}
     sampled |= {"seed": 0, "split": "test", "problems": {"verifier": "number"}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import multiprocessing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,12 @@ import pytest
 from kit.app.compare.setup import LEFT, RIGHT
 from kit.app.compare.stored import Reading, open_reading
 from kit.app.compare.view import CompareView
+from kit.app.compare.vote_view import LONGEST_NAME
 from kit.app.library.adapters import Choice, find
 from kit.app.options import AppOptions
 from kit.app.pair_view import PairView
 from kit.app.session import Session
+from kit.preferences.queue import pair_of
 from kit.preferences.votes import Vote, read_votes
 from tests.app.test_browse import row, write
 
@@ -30,7 +33,7 @@ def runs(tmp_path: Path) -> Path:
     same = row(99, question="Both say the same.")
     write(tmp_path / "one", [*rows, same])
     long = [one | {"completion": f"{n}\n#### 4"} for n, one in enumerate(rows)]
-    write(tmp_path / "two", [*long, same])
+    write(tmp_path / "two", [*long, same], sha256="cd" * 32)
     return tmp_path
 
 
@@ -120,6 +123,37 @@ def test_a_session_asks_each_pair_once_and_one_in_ten_twice(runs: Path) -> None:
     assert f"{PAIRS + 1} of {PAIRS + 1} votes by Ada between **one** and **two**" in page.result
     assert f"one {PAIRS} : 0 two (100.0% [75.8%, 100.0%]" in page.result  # the second is no vote
     assert "the same vote again on 1 of 1 pair that came twice" in page.result
+
+
+def test_a_name_is_cleaned_and_cut_whoever_sends_it(runs: Path) -> None:
+    page = Page(runs, voter="A\nda\ud800" + "x" * 100_000)
+    page.blind()
+    page.votes("tie")
+    page.votes("tie")
+    (name,) = {vote.voter for vote in page.cast}
+    assert name is not None and name.startswith(r"A da\ud800xx") and len(name) == LONGEST_NAME
+    assert page.said == f"**2 of {PAIRS + 1}**"
+
+
+def _casts(runs: Path, ready: Any) -> None:
+    page = Page(runs)
+    page.blind()
+    for _ in range(PAIRS):
+        ready.wait(60)
+        page.votes("left")
+
+
+def test_two_processes_cast_one_vote(runs: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Barrier(2)
+    pages = [fork.Process(target=_casts, args=(runs, ready)) for _ in range(2)]
+    for page in pages:
+        page.start()
+    for page in pages:
+        page.join()
+    votes, unreadable = read_votes(runs / "votes.jsonl")
+    asked = [(pair_of(vote), vote.repeat_of is not None) for vote in votes]
+    assert unreadable == 0 and len(asked) == len(set(asked)) == PAIRS
 
 
 def test_a_session_stops_and_goes_on_where_the_votes_say(runs: Path) -> None:

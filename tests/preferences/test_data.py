@@ -269,6 +269,15 @@ def test_who_preferred_is_said(tmp_path: Path) -> None:
     assert first.endswith("3 pairs (2 by vote anna, 1 by vote; 1 saw the names)")
 
 
+def test_names_make_no_lines_and_no_endless_ones(tmp_path: Path) -> None:
+    origin = {"kind": "vote", "kit_schema": 1}
+    rows = [PLAIN | {"provenance": origin | {"by": f"{i}\nforged"}} for i in range(3000)]
+    path = written(tmp_path / "p.jsonl", *rows, rows[7])
+    words = read_pairs(path).words[0]
+    assert "(2 by vote 7 forged, 1 by vote 0 forged, " in words and "\n" not in words
+    assert words.endswith(", 2995 by 2995 others)")
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 

@@ -95,6 +95,12 @@ def test_what_training_would_refuse_is_left_out(tmp_path: Path, make_config) -> 
     assert read_pairs(out, problems=recipe.data, base="embedded").examples == merged.examples
 
 
+def test_a_file_without_a_vote_is_no_file_of_votes(tmp_path: Path, capsys) -> None:
+    path = written(tmp_path / "p.jsonl", PLAIN)
+    assert main(["votes", str(path)]) == 1
+    assert "none of its 1 lines is one; name the votes.jsonl" in capsys.readouterr().err
+
+
 def test_the_commands(tmp_path: Path, votes: Path, capsys) -> None:
     eval_file = evaluation(tmp_path / "eval" / "gsm8k.jsonl", *ROWS)
     out = tmp_path / "prefs.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime, timezone
 
 import pytest
 
@@ -58,6 +59,19 @@ def test_two_adapters_of_one_name_are_kept_apart() -> None:
         ("clip", "pspo (cccccccc)", 0, 1),
         ("pspo (aaaaaaaa)", "pspo (cccccccc)", 1, 0),
     ]
+
+
+def test_one_adapter_of_two_names_is_one() -> None:
+    """Votes of an app that was started with another folder call it by another path."""
+    renamed = replace(PSPO, name="runs/pspo\nforged 9 : 0")
+    earlier = datetime(2026, 1, 2, tzinfo=timezone.utc)
+    votes = [vote("left", left=renamed), *(vote("left", time=earlier) for _ in range(2))]
+    (counted,) = tally(votes)
+    assert counts(counted) == ("clip", "runs/pspo forged 9 : 0 (also pspo)", 0, 3, 0, 0)
+    unknown = replace(PSPO, adapter_sha256=None), replace(CLIP, adapter_sha256=None)
+    (counted,) = tally([vote("right", left=unknown[0], right=unknown[1])])
+    assert counts(counted) == ("clip", "pspo", 1, 0, 0, 0)
+    assert tally([vote("left", left=PSPO, right=renamed)]) == []
 
 
 def test_several_votes_on_one_problem_are_no_several_problems() -> None:

@@ -111,8 +111,11 @@ def test_corrupt_lines_are_counted_and_spoil_nothing(tmp_path: Path) -> None:
     wrong.append(line.strip().replace(b'"schema":1', b'"schema":2'))
     # the last line was cut off by a crash
     path.write_bytes(line + b"\n" + b"\n".join(wrong) + b"\n" + line[:100])
-    append_vote(path, good)
-    assert read_votes(path) == ([good, good], len(wrong) + 1)
+    other = vote()
+    append_vote(path, other)
+    assert read_votes(path) == ([good, other], len(wrong) + 1)
+    path.write_bytes(path.read_bytes() * 2)  # a copy of the file put behind it
+    assert read_votes(path) == ([good, other], 2 * len(wrong) + 2)
 
 
 def test_no_file_of_votes_is_an_error(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from kit.app.inert import escaped, inert_markdown
 from kit.app.parts import QUIET
 from kit.app.session import Session
 from kit.errors import KitError
+from kit.terminal import one_line
 
 CHOICES = {
     "left": "A better",
@@ -141,7 +142,7 @@ class VoteView:
 
     def name(self, values: Update) -> str:
         """Who votes; "" for no name."""
-        return " ".join((values[self.voter] or "").split())
+        return one_line(values[self.voter] or "", LONGEST_NAME)  # whoever sent it
 
     def show(
         self, shown: Shown | None, reading: Reading | None, is_blind: bool, said: str = ""
@@ -194,7 +195,7 @@ class VoteView:
         if sides[LEFT].adapter == sides[RIGHT].adapter:
             lines.append("Both sides were the same model, so this vote decides nothing.")
         elif found:
-            lines.append(f"So far: {inert_markdown(str(found[0]))}.")
+            lines.append(f"So far: {inert_markdown('; '.join(map(str, found)))}.")
         if unreadable:
             lines.append(f"{unreadable} lines of the file of votes could not be read.")
         return " ".join(lines)
