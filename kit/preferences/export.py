@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from kit.config import Config
-from kit.evaluation.results import writing
+from kit.evaluation.results import claimed, writing
 from kit.files import write_atomically
 from kit.preferences.data import check_any, of_other_bases, on_test_problems
 from kit.preferences.gather import gather_labelled, gather_pairs
-from kit.preferences.gathered import PreferenceData, count_contradictions
+from kit.preferences.gathered import (
+    THERE_ALREADY,
+    PreferenceData,
+    count_contradictions,
+    distinct,
+)
 from kit.preferences.records import Example
 from kit.preferences.verdicts import PER_PROBLEM
 
@@ -54,21 +59,20 @@ def export(
 def write_preferences(examples: Sequence[Example], output: Path) -> None:
     """One line each, into a new file; ResultsError where it exists or cannot be written."""
     lines = (json.dumps(example.line(), ensure_ascii=False) + "\n" for example in examples)
-    with writing(output, "; name a new file"):
+    busy = f"another process is writing {output}; name a new file"
+    with claimed(output, busy), writing(output, "; name a new file"):
         if os.path.lexists(output):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, "".join(lines))
 
 
 def _merged(found: Sequence[Gathered], source: str) -> Gathered:
     """All in one, each preference once, whatever it comes from."""
     every = [example for data in found for example in data.examples]
-    # the first of equal ones: they differ in what they come from at most
-    kept = list({replace(e, provenance=None): e for e in reversed(every)}.values())[::-1]
+    kept = distinct(every)
     dropped = sum((data.dropped for data in found), Counter[str]())
     if len(kept) < len(every):
-        dropped["that are there already"] = len(every) - len(kept)
+        dropped[THERE_ALREADY] += len(every) - len(kept)
     contradictory = sum(data.contradictory for data in found)
     return PreferenceData(
         source, tuple(kept), dropped, max(contradictory, count_contradictions(kept))

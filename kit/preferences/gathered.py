@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Generic
 
 from kit.preferences.records import Example, LabelledCompletion, PreferencePair, Provenance
 from kit.tasks.splits import TEST_SPLIT
 from kit.terminal import one_line
 
+THERE_ALREADY = "that are there already"
 UNREADABLE = "unreadable lines"
 EQUAL_TEXTS = "pairs of equal texts"
 _NAMED = 5  # voters, judges or bases that are told by name
@@ -106,6 +107,22 @@ class PreferenceData(Generic[Example]):
 def is_of_test_split(example: PreferencePair | LabelledCompletion) -> bool:
     """Whether it says that its problem is a test problem."""
     return example.provenance is not None and example.provenance.split == TEST_SPLIT
+
+
+def distinct(examples: Iterable[Example]) -> list[Example]:
+    """Each preference once: of equal ones that which tells most of what it comes from, and before
+    all that it is on a test problem."""
+    kept: dict[object, Example] = {}
+    for example in examples:
+        key = replace(example, provenance=None)
+        kept[key] = max(kept.get(key, example), example, key=_telling)
+    return list(kept.values())
+
+
+def _telling(example: PreferencePair | LabelledCompletion) -> tuple[bool, int]:
+    origin = example.provenance
+    known = origin and sum(value not in (None, ()) for value in asdict(origin).values())
+    return is_of_test_split(example), known or 0
 
 
 def count_contradictions(examples: Sequence[PreferencePair | LabelledCompletion]) -> int:

@@ -40,9 +40,7 @@ class Agreement:
         labels: dict[str, dict[str, str]] = {}  # by pair and voter, the first vote of each
         for vote in votes:
             if vote.repeat_of is None:
-                labels.setdefault(pair_of(vote), {}).setdefault(
-                    vote.voter or "", _winner(vote)
-                )
+                labels.setdefault(pair_of(vote), {}).setdefault(vote.voter or "", _winner(vote))
         shared = [unit for unit in labels.values() if len(unit) > 1]
         return cls(
             voters=len({vote.voter or "" for vote in votes}),

@@ -3,8 +3,9 @@
 The rule, which draws nothing: completions of one problem that were sampled together (in one step
 of a run, at one temperature of an evaluation) are a group. In it equal texts count once, and those
 that were cut off do not count: they have no end to learn. The first right one is paired with the
-first wrong one, the second with the second, until either runs out or a problem has its most. One by
-one, the first right and the first wrong ones count, as many of each.
+first wrong one, the second with the second, until either runs out or a problem has its most. What
+several groups of a problem have counts once. One by one, the first right and the first wrong ones
+count, as many of each.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kit.preferences.gathered import UNREADABLE, PreferenceData
+from kit.preferences.gathered import THERE_ALREADY, UNREADABLE, PreferenceData
 from kit.preferences.records import LabelledCompletion, PreferencePair
 from kit.preferences.sampled import Row, Sampled
 
 PER_PROBLEM = 4  # pairs, or completions of each label
 _BY = "strict"
+_AGAIN = f"completions {THERE_ALREADY}"
 ONE_SIDED = "groups that are all right or all wrong"
 
 
@@ -34,12 +36,17 @@ def pairs_of_verdicts(
     """Right against wrong completions of each problem, at most `per_problem` pairs of it."""
     groups, dropped = _groups(sampled)
     left = Counter[str]()  # pairs that a problem has, in all its groups
+    seen: set[tuple[str, str, str]] = set()
     pairs = []
     for group in groups:
         if not (group.right and group.wrong):
             dropped[ONE_SIDED] += 1
         for right, wrong in zip(group.right, group.wrong, strict=False):
-            if left[right["id"]] < per_problem:
+            pair = (right["id"], right["completion"], wrong["completion"])
+            if pair in seen:
+                dropped[f"pairs {THERE_ALREADY}"] += 1
+            elif left[right["id"]] < per_problem:
+                seen.add(pair)
                 left[right["id"]] += 1
                 origin = sampled.provenance(right, "verdict", _BY, *[sampled.writer] * 2)
                 texts = right["completion"], wrong["completion"]
@@ -53,9 +60,14 @@ def labelled_of_verdicts(
     """Each completion with its verdict, at most `per_problem` right and as many wrong ones."""
     groups, dropped = _groups(sampled)
     counts = Counter[tuple[str, bool]]()
+    seen: set[tuple[str, str]] = set()
     examples = []
     for group in groups:
         for row in (*group.right, *group.wrong):
+            if (row["id"], row["completion"]) in seen:
+                dropped[_AGAIN] += 1
+                continue
+            seen.add((row["id"], row["completion"]))
             counts[row["id"], row["strict"]] += 1
             if counts[row["id"], row["strict"]] <= per_problem:
                 origin = sampled.provenance(row, "verdict", _BY, sampled.writer)
@@ -76,7 +88,7 @@ def _groups(sampled: Sampled) -> tuple[list[_Group], Counter[str]]:
             dropped["completions that were cut off"] += 1
             continue
         if (*key, row["completion"]) in seen:
-            dropped["completions that are there already"] += 1
+            dropped[_AGAIN] += 1
             continue
         seen.add((*key, row["completion"]))
         group = groups.setdefault(key, _Group([], []))

@@ -11,7 +11,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from kit.preferences.gathered import EQUAL_TEXTS, UNREADABLE, PreferenceData
+from kit.preferences.gathered import (
+    EQUAL_TEXTS,
+    THERE_ALREADY,
+    UNREADABLE,
+    PreferenceData,
+    count_contradictions,
+    distinct,
+)
 from kit.preferences.records import (
     LabelledCompletion,
     PreferencePair,
@@ -44,7 +51,8 @@ def pairs_of_votes(path: Path) -> PreferenceData[PreferencePair]:
 
 
 def labelled_of_votes(path: Path) -> PreferenceData[LabelledCompletion]:
-    """The better one of a pair is good, the other is not; nor is either where both are bad."""
+    """The better one of a pair is good, the other is not; nor is either where both are bad. An
+    answer that several pairs have is one completion of each label that it gets."""
     settled, dropped, contradictory = _settle(path)
     examples: list[LabelledCompletion] = []
     for (prompt, texts), outcome, vote in settled:
@@ -56,7 +64,11 @@ def labelled_of_votes(path: Path) -> PreferenceData[LabelledCompletion]:
             LabelledCompletion(prompt, text, position == good, _provenance(vote, text))
             for position, text in enumerate(texts)
         )
-    return PreferenceData(str(path), tuple(examples), dropped, contradictory)
+    kept = distinct(examples)
+    if len(kept) < len(examples):
+        dropped[THERE_ALREADY] += len(examples) - len(kept)
+    contradictory = max(contradictory, count_contradictions(kept))
+    return PreferenceData(str(path), tuple(kept), dropped, contradictory)
 
 
 def _settle(path: Path) -> tuple[list[_Settled], Counter[str], int]:

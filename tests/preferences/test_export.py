@@ -1,7 +1,10 @@
 """`kit preferences` and `kit votes --export`: one file of many sources, which others can read."""
 
 import json
+import multiprocessing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -10,11 +13,12 @@ from kit.cli import main
 from kit.config import Config
 from kit.errors import DataError, ResultsError
 from kit.preferences.data import held_out_questions, read_labelled, read_pairs
-from kit.preferences.export import export
+from kit.preferences.export import export, write_preferences
+from kit.preferences.records import PreferencePair
 from kit.preferences.votes import Message, VotedProblem, append_vote
 from tests.preferences.test_data import PLAIN, written
 from tests.preferences.test_verdicts import ROWS, evaluation
-from tests.preferences.test_votes import CLIP, PSPO, vote
+from tests.preferences.test_votes import BASE, CLIP, PSPO, vote
 
 
 @pytest.fixture
@@ -39,6 +43,59 @@ def test_sources_are_put_together_once(tmp_path: Path, votes: Path, capsys) -> N
     assert f"{out}: 4 pairs (2 by verdict strict, 1 by vote anna)" in said
     assert "4 votes of a blind re-vote cannot tell any win rate from 50 %" not in said  # 3 prompts
     assert "3 votes of a blind re-vote cannot tell any win rate from 50 %" in said
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_of_equal_preferences_that_on_a_test_problem_stays(tmp_path: Path, turn: int) -> None:
+    origin = {"kind": "vote", "kit_schema": 1}
+    files = [
+        written(tmp_path / f"{split}.jsonl", PLAIN | {"provenance": origin | more})
+        for split, more in (("a", {"data": "d"}), ("b", {"split": "test"}), ("c", {}))
+    ]
+    out = tmp_path / "out.jsonl"
+    (kept,) = export([str(file) for file in files[::turn]], out).examples
+    assert kept.provenance.split == "test"
+    with pytest.raises(DataError, match="on test problems"):
+        read_pairs(out)
+
+
+def test_votes_are_learned_from_as_what_is_exported_of_them(tmp_path: Path) -> None:
+    """An answer that stands in several pairs: better than one, worse than the other."""
+    path, other = tmp_path / "votes.jsonl", replace(BASE, completion="Seven.")
+    for one in (vote("left"), vote("left", right=other), vote("left", left=other, right=CLIP)):
+        append_vote(path, one)
+    out = tmp_path / "labelled.jsonl"
+    export([str(path)], out, labelled=True)
+    learned = read_labelled(path)
+    assert learned.examples == read_labelled(out).examples
+    assert sorted((e.completion, e.label) for e in learned.examples) == sorted(
+        [(PSPO.completion, True), (CLIP.completion, False), ("Seven.", False), ("Seven.", True)]
+    )
+    assert learned.contradictory == read_labelled(out).contradictory == 1
+    assert learned.dropped == {"that are there already": 2}
+
+
+def _writes(name: str, out: Path, ready: Any, ends: Any) -> None:
+    pair = PreferencePair((Message("user", "3 + 4?"),), name * 1_000_000, "8")
+    ready.wait(60)
+    try:
+        write_preferences([pair], out)
+        ends.put(name)
+    except ResultsError:
+        ends.put("")
+
+
+def test_of_two_that_write_one_file_one_is_told_that_it_did_not(tmp_path: Path) -> None:
+    out, fork = tmp_path / "out.jsonl", multiprocessing.get_context("fork")
+    ready, ends = fork.Barrier(2), fork.Queue()
+    writers = [fork.Process(target=_writes, args=(name, out, ready, ends)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    said = sorted(ends.get(timeout=60) for _ in writers)
+    for writer in writers:
+        writer.join()
+    (pair,) = read_pairs(out).examples
+    assert said == ["", pair.chosen[0]]
 
 
 def test_the_file_is_a_data_set_of_trl(tmp_path: Path, votes: Path) -> None:

@@ -206,6 +206,20 @@ def test_samples_of_one_step_are_a_group(run: Path) -> None:
         read_pairs(path, base="Q/B")
 
 
+def test_what_several_steps_have_counts_once(run: Path) -> None:
+    """A policy that repeats itself leaves room for what it says later."""
+    same = [sample(step, *said) for step in range(5) for said in (("r", True), ("w", False))]
+    later = [sample(9, "r2", True), sample(9, "w2", False)]
+    lines = (json.dumps(line) + "\n" for line in [*same, *later])
+    (run / "samples.jsonl").write_text("".join(lines))
+    data = gather_pairs(str(run), per_problem=2)
+    assert [(p.chosen, p.rejected) for p in data.examples] == [("r", "w"), ("r2", "w2")]
+    assert data.dropped == {"pairs that are there already": 4}
+    labelled = gather_labelled(str(run), per_problem=2)
+    assert [e.completion for e in labelled.examples] == ["r", "w", "r2", "w2"]
+    assert labelled.dropped == {"completions that are there already": 8}
+
+
 def test_a_run_that_learned_from_preferences_stands_for_those(run: Path) -> None:
     (run / "preferences.jsonl").write_text('{"prompt": "x", "chosen": "a", "rejected": "b"}\n')
     (pair,) = gather_pairs(str(run)).examples
