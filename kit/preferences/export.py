@@ -75,7 +75,11 @@ def _merged(found: Sequence[Gathered], source: str) -> Gathered:
         dropped[THERE_ALREADY] += len(every) - len(kept)
     contradictory = sum(data.contradictory for data in found)
     return PreferenceData(
-        source, tuple(kept), dropped, max(contradictory, count_contradictions(kept))
+        source,
+        tuple(kept),
+        dropped,
+        max(contradictory, count_contradictions(kept)),
+        next((data.first_fault for data in found if data.first_fault), ""),
     )
 
 

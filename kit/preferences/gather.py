@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -9,7 +10,13 @@ from typing import Literal, TypeAlias
 from kit.config import DataConfig
 from kit.preferences.gathered import PreferenceData
 from kit.preferences.judged import pairs_of_judge
-from kit.preferences.records import LabelledCompletion, PreferencePair, Row
+from kit.preferences.records import (
+    LABEL_COLUMNS,
+    PAIR_COLUMNS,
+    LabelledCompletion,
+    PreferencePair,
+    Row,
+)
 from kit.preferences.sampled import Sampled, sampled_in_evaluation, sampled_in_run
 from kit.preferences.sources import labelled_of_rows, pairs_of_rows, read_rows, unpaired
 from kit.preferences.verdicts import PER_PROBLEM, labelled_of_verdicts, pairs_of_verdicts
@@ -26,6 +33,8 @@ _COLUMNS: tuple[tuple[Kind, set[str]], ...] = (
     ("evaluation", {"target", "settings", "results", "data"}),
     ("judge", {"judge", "order", "verdict", "asked"}),
     ("judge", {"judge", "kind", "left", "settings"}),
+    ("preferences", {*PAIR_COLUMNS}),
+    ("preferences", {*LABEL_COLUMNS}),
 )
 
 
@@ -38,13 +47,13 @@ def gather_pairs(
     `problems` give the folder in which data sets of the hub are looked for, and the system prompt
     of prompts that are plain text; of verdicts a problem gives `per_problem` pairs at most.
     """
-    path, kind, rows, unreadable = _open(source, problems)
+    path, kind, rows, faults = _open(source, problems)
     if kind == "votes":
         return pairs_of_votes(path)
     if kind == "judge":
         return pairs_of_judge(path.with_suffix(".json"))
     if kind == "preferences":
-        return pairs_of_rows(source, rows, unreadable, problems.system_prompt if problems else "")
+        return pairs_of_rows(source, rows, faults, problems.system_prompt if problems else "")
     return pairs_of_verdicts(_sampled(kind, path), per_problem)
 
 
@@ -52,28 +61,33 @@ def gather_labelled(
     source: str, problems: DataConfig | None = None, per_problem: int = PER_PROBLEM
 ) -> PreferenceData[LabelledCompletion]:
     """As `gather_pairs`, for completions that are good or bad one by one."""
-    path, kind, rows, unreadable = _open(source, problems)
+    path, kind, rows, faults = _open(source, problems)
     if kind == "votes":
         return labelled_of_votes(path)
     if kind == "judge":
         return unpaired(pairs_of_judge(path.with_suffix(".json")))
     if kind == "preferences":
         system_prompt = problems.system_prompt if problems else ""
-        return labelled_of_rows(source, rows, unreadable, system_prompt)
+        return labelled_of_rows(source, rows, faults, system_prompt)
     return labelled_of_verdicts(_sampled(kind, path), per_problem)
 
 
-def _open(source: str, problems: DataConfig | None) -> tuple[Path, Kind, Sequence[Row], int]:
-    """The file, what it is, its rows, and how many lines are none."""
+def _open(source: str, problems: DataConfig | None) -> tuple[Path, Kind, Sequence[Row], list[str]]:
+    """The file, what it is, its rows, and why the other lines are none."""
     run = RunFolder(Path(source).expanduser())
     if run.exists:
         source = str(run.preferences if run.preferences.is_file() else run.samples)
-    rows, unreadable = read_rows(source, problems.data_dir if problems else None)
-    found: Kind = next(
-        (kind for kind, columns in _COLUMNS if any(row.keys() >= columns for row in rows)),
-        "preferences",
+    rows, faults = read_rows(source, problems.data_dir if problems else None)
+    return Path(source).expanduser(), _kind(rows), rows, faults
+
+
+def _kind(rows: Sequence[Row]) -> Kind:
+    """What most rows are; preferences where they are nothing else."""
+    kinds = Counter(
+        next((kind for kind, columns in _COLUMNS if row.keys() >= columns), None) for row in rows
     )
-    return Path(source).expanduser(), found, rows, unreadable
+    del kinds[None]
+    return next((kind for kind, _ in kinds.most_common(1) if kind), "preferences")
 
 
 def _sampled(kind: Kind, path: Path) -> Sampled:

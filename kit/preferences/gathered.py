@@ -25,6 +25,7 @@ class PreferenceData(Generic[Example]):
     examples: tuple[Example, ...]
     dropped: Counter[str] = field(default_factory=Counter)  # how many, by what they are
     contradictory: int = 0  # pairs of texts preferred either way, or texts labelled either way
+    first_fault: str = ""  # why the first unreadable line is none; "": not known
 
     @property
     def chosen_length(self) -> float:
@@ -39,7 +40,8 @@ class PreferenceData(Generic[Example]):
     @property
     def left_out(self) -> str:
         """What was dropped, in words; "" where nothing was."""
-        return ", ".join(f"{count} {what}" for what, count in self.dropped.items())
+        why = {UNREADABLE: f" (the first: {self.first_fault})" if self.first_fault else ""}
+        return ", ".join(f"{n} {what}{why.get(what, '')}" for what, n in self.dropped.items())
 
     @property
     def words(self) -> list[str]:

@@ -120,7 +120,9 @@ def parse_labelled(row: Row, system_prompt: str = "") -> LabelledCompletion:
     prompt, completion = _parse_sides(row, row.get("completion"), system_prompt)
     label = row.get("label")
     if not isinstance(label, bool):
-        raise ValueError(f"label must be true or false, got {label!r:.40}")
+        raise ValueError(
+            f"label must be true or false, no number and no text in quotes; got {label!r:.40}"
+        )
     return LabelledCompletion(prompt, completion, label, parse_provenance(row))
 
 
@@ -129,7 +131,12 @@ def parse_provenance(row: Row) -> Provenance | None:
     value = row.get("provenance")
     if not isinstance(value, Mapping) or _MARK not in value:
         return None
-    found = _PROVENANCE.validate_python(value)
+    try:
+        found = _PROVENANCE.validate_python(value)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, ("provenance", *fault["loc"])))
+        raise ValueError(f"{where}: {fault['msg']}") from None
     json.dumps(dataclasses.asdict(found), ensure_ascii=False).encode()  # as for messages
     return found
 

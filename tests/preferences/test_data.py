@@ -1,6 +1,7 @@
 """Preferences as training data: every form of a source, what is refused, and what is counted."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,35 @@ def test_files_of_other_kinds_hold_the_same(tmp_path: Path, suffix: str) -> None
     else:
         datasets.Dataset.from_list([PLAIN, PLAIN]).to_parquet(str(path))
     assert read_pairs(path).examples == (SEVEN, SEVEN)
+
+
+def test_a_csv_may_begin_with_a_mark_and_have_long_cells(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(f"prompt,chosen,rejected\n3 + 4?,{'7' * 200_000},8\n", encoding="utf-8-sig")
+    (pair,) = read_pairs(path).examples
+    assert (pair.prompt, pair.chosen) == ((USER,), "7" * 200_000)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_stray_line_does_not_say_what_the_others_are(tmp_path: Path, is_first: bool) -> None:
+    labelled = {"prompt": "3 + 4?", "completion": "7", "label": True}
+    append_vote(tmp_path / "votes.jsonl", vote("left"))
+    a_vote = json.loads((tmp_path / "votes.jsonl").read_text())
+    for stray in (a_vote, labelled):
+        rows = [PLAIN, PLAIN | {"chosen": "vii"}]
+        path = written(tmp_path / "p.jsonl", *([stray, *rows] if is_first else [*rows, stray]))
+        for read, count in ((read_pairs, 2), (read_labelled, 4)):
+            data = read(path)
+            assert len(data.examples) == count and data.dropped == {"unreadable lines": 1}
+    path = written(tmp_path / "l.jsonl", *[labelled, labelled | {"label": False}] * 2, PLAIN)
+    assert len(read_labelled(path).examples) == 4
+    with pytest.raises(DataError, match="makes no pairs: train on it with method: kto"):
+        read_pairs(path)
+    (tmp_path / "votes.jsonl").open("a").write(json.dumps(PLAIN) + "\n")
+    append_vote(tmp_path / "votes.jsonl", vote("left", prompt=[Message("user", "2?")]))
+    assert [e.provenance.kind for e in read_pairs(tmp_path / "votes.jsonl").examples] == [
+        "vote"
+    ] * 2
 
 
 def test_labels_of_a_csv_are_labels(tmp_path: Path) -> None:
@@ -230,7 +260,7 @@ def test_what_is_left_out_is_counted_and_said(tmp_path: Path) -> None:
     assert data.contradictory == 1
     assert data.words == [
         f"{path}: 2 pairs",
-        "left out: 4 unreadable lines, 1 pairs of equal texts",
+        "left out: 4 unreadable lines (the first: no JSON object), 1 pairs of equal texts",
         "1 pairs are judged both ways",
         "mean length: chosen 1 characters, rejected 1",
         "one vote a problem: 1 votes of a blind re-vote cannot tell any win rate from 50 %: it "
@@ -285,14 +315,14 @@ def test_names_make_no_lines_and_no_endless_ones(tmp_path: Path) -> None:
     ("rows", "message"),
     [
         ([{"question": "x", "answer": "y"}], "has the columns question, answer; preferences need"),
-        ([3], r"has no row that can be read; preferences need"),
-        ([PLAIN | {"prompt": 3}] * 2, r"2 unreadable lines\); mend the lines"),
+        ([3], r"has no row that can be read \(the first: no JSON object\); preferences need"),
+        ([PLAIN | {"prompt": 3}] * 2, r"2 unreadable lines \(the first: .* got 3\)\); mend the lines"),
         ([{"chosen": "7", "rejected": "8"}], r"1 unreadable lines"),
         ([{"prompt": CHAT, "chosen": CHAT, "rejected": said("8")}], "1 unreadable lines"),
         ([{"chosen": CHAT + said("7"), "rejected": said("x") + said("8")}], "1 unreadable lines"),
-        ([PLAIN | {"prompt": [{"role": "tool", "content": "x"}]}], "1 unreadable lines"),
-        ([PLAIN | {"chosen": "\ud83d"}], "has no row that can be read"),  # half of a pair
-        ([PLAIN | {"provenance": {"kit_schema": 2}}], "1 unreadable lines"),
+        ([PLAIN | {"prompt": [{"role": "tool", "content": "x"}]}], "system, user or assistant"),
+        ([PLAIN | {"chosen": "\ud83d"}], "half of a surrogate pair, which no file takes"),
+        ([PLAIN | {"provenance": {"kit_schema": 2}}], r"the first: provenance\.kind: Field required"),
         ([{"a\nb": 1}], r"has the columns 'a\\nb'; pref"),
         ([PLAIN | {"rejected": "7"}] * 3, r"to learn from \(3 pairs of equal texts\)"),
         ([{"prompt": "x", "completion": "y", "label": True}], "makes no pairs: train on it with"),
@@ -335,9 +365,11 @@ def test_one_label_alone_is_refused(tmp_path: Path, label: bool, missing: str) -
         read_labelled(written(tmp_path / "l.jsonl", row))
 
 
-def test_labels_must_be_labels(tmp_path: Path) -> None:
-    row = {"prompt": "x", "completion": "y", "label": "good"}
-    with pytest.raises(DataError, match="1 unreadable lines"):
+@pytest.mark.parametrize("label", ["good", "true", 1, None])
+def test_labels_must_be_labels(tmp_path: Path, label: Any) -> None:
+    row = {"prompt": "x", "completion": "y", "label": label}
+    said = f"label must be true or false, no number and no text in quotes; got {label!r}"
+    with pytest.raises(DataError, match=re.escape(f"1 unreadable lines (the first: {said})")):
         read_labelled(written(tmp_path / "l.jsonl", row))
 
 
