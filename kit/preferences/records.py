@@ -170,6 +170,8 @@ def _checked_prompt(messages: list[Message]) -> Prompt:
 
 def _messages(chat: Any) -> list[Message]:
     """Roles and contents, and nothing else: templates act on other fields too."""
+    if chat is None:
+        raise ValueError("it lacks a prompt or an answer")
     if not isinstance(chat, list) or not chat:
         raise ValueError(f"a prompt or answer must be text or messages, got {chat!r:.40}")
     try:

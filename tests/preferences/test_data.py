@@ -118,11 +118,9 @@ def test_a_stray_line_does_not_say_what_the_others_are(tmp_path: Path, is_first:
     assert len(read_labelled(path).examples) == 4
     with pytest.raises(DataError, match="makes no pairs: train on it with method: kto"):
         read_pairs(path)
-    (tmp_path / "votes.jsonl").open("a").write(json.dumps(PLAIN) + "\n")
-    append_vote(tmp_path / "votes.jsonl", vote("left", prompt=[Message("user", "2?")]))
-    assert [e.provenance.kind for e in read_pairs(tmp_path / "votes.jsonl").examples] == [
-        "vote"
-    ] * 2
+    path = written(tmp_path / "votes.jsonl", PLAIN, a_vote)
+    append_vote(path, vote("left", prompt=[Message("user", "2?")]))
+    assert [e.provenance.kind for e in read_pairs(path).examples] == ["vote"] * 2
 
 
 def test_labels_of_a_csv_are_labels(tmp_path: Path) -> None:
@@ -316,13 +314,13 @@ def test_names_make_no_lines_and_no_endless_ones(tmp_path: Path) -> None:
     [
         ([{"question": "x", "answer": "y"}], "has the columns question, answer; preferences need"),
         ([3], r"has no row that can be read \(the first: no JSON object\); preferences need"),
-        ([PLAIN | {"prompt": 3}] * 2, r"2 unreadable lines \(the first: .* got 3\)\); mend the lines"),
-        ([{"chosen": "7", "rejected": "8"}], r"1 unreadable lines"),
+        ([PLAIN | {"prompt": 3}] * 2, r"2 unreadable lines .* got 3\)\); mend the lines"),
+        ([{"chosen": "7", "rejected": "8"}], r"1 unreadable lines \(the first: it lacks a prompt"),
         ([{"prompt": CHAT, "chosen": CHAT, "rejected": said("8")}], "1 unreadable lines"),
         ([{"chosen": CHAT + said("7"), "rejected": said("x") + said("8")}], "1 unreadable lines"),
         ([PLAIN | {"prompt": [{"role": "tool", "content": "x"}]}], "system, user or assistant"),
         ([PLAIN | {"chosen": "\ud83d"}], "half of a surrogate pair, which no file takes"),
-        ([PLAIN | {"provenance": {"kit_schema": 2}}], r"the first: provenance\.kind: Field required"),
+        ([PLAIN | {"provenance": {"kit_schema": 2}}], r"provenance\.kind: Field required"),
         ([{"a\nb": 1}], r"has the columns 'a\\nb'; pref"),
         ([PLAIN | {"rejected": "7"}] * 3, r"to learn from \(3 pairs of equal texts\)"),
         ([{"prompt": "x", "completion": "y", "label": True}], "makes no pairs: train on it with"),
