@@ -714,7 +714,10 @@ def made(tmp_path_factory) -> Path:
     }
     votes = root / "votes.jsonl"
     given = ("left", "left", "left", "right", "tie")
-    lines = [json.dumps(vote | {"vote": v, "question": f"{i}?"}) for i, v in enumerate(given)]
+    lines = [
+        json.dumps(vote | {"vote": v, "question": f"{i}?", "id": str(i)})
+        for i, v in enumerate(given)
+    ]
     votes.write_text("\n".join([*lines, "not a vote", ""]))
     outcome = {"left": 6, "right": 2, "ties": 1, "inconsistent": 1, "p": 0.2890625}
     share = {"value": 0.75, "ci95": [0.409, 0.929], "count": 6, "n": 8}
