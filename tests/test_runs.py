@@ -44,9 +44,7 @@ def test_a_run_goes_on_with_a_copy_of_its_problems(begun):
     begun.open(config(data_dir="/kaggle/working/runs/data"), resume=True).release()
     assert begun.load_config().data.data_dir == "/kaggle/working/runs/data"
     begun.keep_to({column: tuple(texts) for column, texts in PROBLEMS.items()})
-    with pytest.raises(
-        RunError, match=r"another output=.*: data\.name: 'gsm8k' -> 'svamp'$"
-    ):
+    with pytest.raises(RunError, match=r"another output=.*: data\.name: 'gsm8k' -> 'svamp'$"):
         begun.open(config(name="svamp"), resume=True)
 
 

@@ -30,11 +30,11 @@ def revote_words(votes: int) -> str:
     wins, rate = least_wins(votes), found_win_rate(votes)
     if wins is None or rate is None:
         return (
-            f"{votes} votes of a blind re-vote cannot tell any win rate from 50 %: it takes six "
+            f"a blind re-vote of {votes} votes cannot tell any win rate from 50 %: it takes six "
             "that prefer a side"
         )
     return (
-        f"{votes} votes of a blind re-vote that prefer a side tell it from chance (p < {SMALL_P}) "
-        f"where at least {wins} of them ({wins / votes:.0%}) agree; a true win rate of {rate:.0%} "
-        "is found four times in five"
+        f"a blind re-vote of {votes} votes that prefer a side must have {wins} of them "
+        f"({wins / votes:.0%}) on one side to be told from chance (p < {SMALL_P}); it finds a true "
+        f"win rate of {rate:.0%} four times in five"
     )

@@ -58,7 +58,7 @@ class PreferenceData(Generic[Example]):
             from kit.evaluation.power import revote_words  # which scipy comes with
 
             asked = len({example.prompt for example in self.examples})
-            lines += [self._length_words, f"one vote a problem: {revote_words(asked)}"]
+            lines += [self._length_words, f"with one vote a problem {revote_words(asked)}"]
         return lines
 
     @property
@@ -87,7 +87,12 @@ class PreferenceData(Generic[Example]):
         from kit.evaluation.stats import Proportion  # which scipy and statsmodels come with
 
         share = Proportion(longer, unequal)
-        return f"{said}; the longer one is chosen in {share} of {unequal} pairs (no bias: 50 %)"
+        low, high = share.interval
+        learned = "longer" if low > 0.5 else "shorter" if high < 0.5 else ""
+        return (
+            f"{said}; the longer one is chosen in {share} of {unequal} pairs (no bias: 50 %)"
+            + f": before anything else training learns to be {learned}" * bool(learned)
+        )
 
     @property
     def _pairs(self) -> list[PreferencePair]:

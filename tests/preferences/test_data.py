@@ -261,7 +261,7 @@ def test_what_is_left_out_is_counted_and_said(tmp_path: Path) -> None:
         "left out: 4 unreadable lines (the first: no JSON object), 1 pairs of equal texts",
         "1 pairs are judged both ways",
         "mean length: chosen 1 characters, rejected 1",
-        "one vote a problem: 1 votes of a blind re-vote cannot tell any win rate from 50 %: it "
+        "with one vote a problem a blind re-vote of 1 votes cannot tell any win rate from 50 %: it "
         "takes six that prefer a side",
     ]
 
@@ -275,7 +275,12 @@ def test_length_bias_is_said(tmp_path: Path) -> None:
     assert data.chosen_length == pytest.approx(14 / 5)
     assert data.rejected_length == pytest.approx(10 / 5)
     assert data.words[-2].startswith("mean length: chosen 3 characters, rejected 2; the longer one")
-    assert "75.0% [30.1%, 95.4%] of 4 pairs" in data.words[-2]
+    assert data.words[-2].endswith("75.0% [30.1%, 95.4%] of 4 pairs (no bias: 50 %)")
+    for texts, learned in ((("aaaa", "bb"), "longer"), (("aa", "bbbb"), "shorter")):
+        one = dict(zip(("chosen", "rejected"), texts, strict=True))
+        rows = [PLAIN | one | {"prompt": f"{i}?"} for i in range(6)]
+        data = read_pairs(written(tmp_path / f"{learned}.jsonl", *rows))
+        assert data.words[-2].endswith(f"training learns to be {learned}")
 
 
 def test_labels_that_contradict_each_other_are_counted(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def test_sources_are_put_together_once(tmp_path: Path, votes: Path, capsys) -> N
     assert read_pairs(out).examples == merged.examples
     said = capsys.readouterr().out
     assert f"{out}: 4 pairs (2 by verdict strict, 1 by vote anna)" in said
-    assert "4 votes of a blind re-vote cannot tell any win rate from 50 %" not in said  # 3 prompts
-    assert "3 votes of a blind re-vote cannot tell any win rate from 50 %" in said
+    assert "re-vote of 4 votes cannot tell any win rate from 50 %" not in said  # 3 prompts
+    assert "re-vote of 3 votes cannot tell any win rate from 50 %" in said
 
 
 @pytest.mark.parametrize("turn", [1, -1])
