@@ -33,4 +33,4 @@ def test_the_rate_that_is_found_four_times_in_five() -> None:
 
 def test_it_is_said_in_words() -> None:
     assert revote_words(4).startswith("a blind re-vote of 4 votes cannot tell any win rate")
-    assert "where at least 9 of them (90%) agree" in revote_words(10)
+    assert "must have 9 of them (90%) on one side" in revote_words(10)
