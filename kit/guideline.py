@@ -58,7 +58,8 @@ class Sections(CheckSettings):
 class Equations(CheckSettings):
     """The share of equations that stand alone in a line, come out and lead to the answer.
 
-    One that was there before counts against it; one that changes nothing (7 + 0 = 7) not at all.
+    One that was there before counts against it; one that changes nothing (7 + 0 = 7), or was there
+    in another spelling, not at all.
     """
 
     name: Literal["equations"]

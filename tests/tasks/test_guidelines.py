@@ -123,6 +123,8 @@ def test_four_parts_with_content():
         (SOLVED.replace("7 - 4 = 3 pears", "all of this is surely right"), 0.75),
         (SOLVED.replace("7 - 4 = 3", "3 + 4 = 7"), 0.75),  # the same equation again
         (SOLVED.replace("7 - 4 = 3", "7 + 0 = 7"), 0.75),  # changes nothing
+        (SOLVED.replace("7 - 4 = 3", "7 + 3 - 3 = 7"), 0.75),
+        (SOLVED.replace("7 - 4 = 3", "7 * 3 = 21"), 1.0),
         (SOLVED.replace("7 - 4 = 3", "7 * 2 = 14"), 0.75),  # of no known number
         (SOLVED.replace("7 - 4 = 3", "1 + 1 = 2"), 0.75),
         (SOLVED.replace("7 - 4 = 3", "7 - 4 = 2"), 0.75),  # wrong
@@ -155,6 +157,32 @@ def test_headings_match_in_any_case_of_any_alphabet():
     assert follower(attempts(text)).adherence == [1.0]
 
 
+AGAIN = "(3 + 4)|3 + 4 + 0|(3 + 4) * 1|03 + 4|3.0 + 4|4 + 3|3 + 4 + 9 - 9|2 * (3 + 4) / 2"
+
+
+@pytest.mark.parametrize("again", AGAIN.split("|"))
+def test_an_equation_in_another_spelling_is_the_same(again):
+    check = SOLVED.replace("7 - 4 = 3 pears", f"{again} = 7")
+    assert adherence("understand-plan-solve-check", check) == [0.75]
+    for name, unit in (("one-equation-per-line", ""), ("units-named", " pears")):
+        text = f"2 + 2 = 5\n3 + 4 = 7{unit}\n"
+        assert adherence(name, f"{text}{again} = 7{unit}\n#### 7") == [0.5]  # neither way
+        assert adherence(name, f"{text}{again} = 8{unit}\n#### 7") == [1 / 3]  # wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("2 * 2 = 4\n2 + 2 = 4\n#### 4", 1.0),
+        ("4 - 2 = 2\n4 / 2 = 2\n2 ^ 2 = 4\n2 ^ 4 = 16\n4 * 4 = 16\n#### 16", 1.0),
+        ("20 * 50 = 1000\n20% of 50 = 10\n1000 + 10 = 1010\n#### 1010", 1.0),
+        ("2 - 5 = -3\n5 - 2 = 3\n3 + 3 = 6\n#### 6", 1.0),
+    ],
+)
+def test_other_equations_of_the_same_numbers_are_not(text, share):
+    assert adherence("one-equation-per-line", text) == [share]
+
+
 # --- equations -----------------------------------------------------------------------------------
 
 
@@ -174,6 +202,8 @@ def test_headings_match_in_any_case_of_any_alphabet():
         ("3 + 4 = 7\n" * 4 + "#### 7", 0.25),
         ("1 + 1 = 2\n3 + 4 = 7\n#### 7", 0.5),  # padding leads nowhere
         ("7 + 0 = 7\n#### 7", 0.0),
+        ("7 * 3 / 3 = 7\n#### 7", 0.0),
+        ("0 * 4 = 0\n#### 0", 1.0),  # its own numbers are others
         ("7 = 7\n#### 7", 0.0),
         ("0 + 0 = 0\n" * 9 + "#### 7", 0.0),
         ("2 * 5 = 10\n10 + 3 = 14\n13 - 6 = 7\n#### 7", 1 / 3),

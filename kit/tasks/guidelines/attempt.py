@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
 from kit.tasks.answers import extract_lenient_text, parse_number
+from kit.tasks.arithmetic import ending, tokenize
 from kit.tasks.functions import Messages
 from kit.tasks.steps import MAX_CHARS, Step, find_steps
 from kit.tasks.verifiers import Verdict
@@ -17,6 +19,7 @@ from kit.tasks.verifiers import Verdict
 MAX_LINES = 200  # of a text, that are read
 LONG_LINE = 16  # characters from which on a line that is part of the prompt is copied from it
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+")
+_OPERAND = re.compile(rf"(?<!\^ )(?<![0-9.])(?:{_NUMBER.pattern})")  # no exponent
 _MARK = re.compile(r"\W{0,8}####")
 
 
@@ -109,11 +112,41 @@ def numbers_of(step: Step) -> set[Fraction]:
     return numbers_in(step.expression) | {abs(step.result)}
 
 
+def claim(step: Step) -> Fraction | str:
+    """What an equation computes, the same however it is written: `3 * 4`, `(4) * 3.0 + 0`.
+
+    It is computed with other numbers in the place of its own but 0 and 1, with which two
+    expressions agree where they agree with all; as it is written where that cannot be.
+    """
+    others = _OPERAND.sub(lambda number: str(_other(Fraction(number[0]))), step.expression)
+    found = ending(tokenize(others), percent=Fraction(1, 100))
+    return step.expression if found is None else found.value
+
+
+def spellings(steps: Iterable[Step]) -> set[Fraction | str]:
+    """What tells equations again: as they are written, and what they compute."""
+    return {form for step in steps for form in (step.expression, claim(step))}
+
+
+def are_retold(steps: Sequence[Step], told: Set[Fraction | str]) -> bool:
+    """Whether right equations were all told before, and each in another spelling: two things may
+    be computed by the same numbers."""
+    return all(s.is_right and s.expression not in told and claim(s) in told for s in steps)
+
+
 def changes_nothing(step: Step) -> bool:
-    """Whether an equation has its result among its own numbers, and 0 or 1 beside it."""
+    """Whether an equation has its result among its own numbers, and no others that matter."""
     result = abs(step.result)
     numbers = numbers_in(step.expression)
-    return result in numbers and numbers <= {result, Fraction(0), Fraction(1)}
+    if result not in numbers:
+        return False
+    beside = numbers - {result, Fraction(0), Fraction(1)}
+    return not beside or (result != 0 and claim(step) in (_other(result), -_other(result)))
+
+
+def _other(number: Fraction) -> int:
+    """A number that has nothing to do with this one, and always the same; 0 and 1 stay."""
+    return int(number) if number in (0, 1) else zlib.crc32(str(number).encode())
 
 
 def _plain(text: str) -> str:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from fractions import Fraction
 
 from kit.guideline import Equations
-from kit.tasks.guidelines.attempt import NOTHING, Attempt, Finding, changes_nothing, numbers_in
+from kit.tasks.guidelines.attempt import (
+    NOTHING,
+    Attempt,
+    Finding,
+    are_retold,
+    changes_nothing,
+    numbers_in,
+    spellings,
+)
 from kit.tasks.steps import Step
 
 
@@ -13,9 +21,10 @@ def equations(attempt: Attempt, settings: Equations) -> Finding:
     """The share of good lines among those that count for or against it.
 
     Good is an equation that the answer, or a later good one, takes its number from. What computes
-    with the answer, to check it, counts neither way, nor does what changes nothing.
+    with the answer, to check it, counts neither way, nor does what changes nothing, nor one told
+    before in another spelling.
     """
-    lines = _lines_with_equations(attempt)
+    lines, retold = _lines_with_equations(attempt)
     if not lines:
         return NOTHING
     end = _end(attempt, lines)
@@ -27,7 +36,7 @@ def equations(attempt: Attempt, settings: Equations) -> Finding:
             continue
         operands = numbers_in(step.expression)
         is_wanted = abs(step.result) in wanted
-        if changes_nothing(step) or (not is_wanted and end in operands):
+        if number in retold or changes_nothing(step) or (not is_wanted and end in operands):
             neutral += 1
         elif is_wanted:
             good.append(number)
@@ -36,17 +45,22 @@ def equations(attempt: Attempt, settings: Equations) -> Finding:
     return Finding(len(good) / (len(lines) - neutral), sorted(good)) if good else NOTHING
 
 
-def _lines_with_equations(attempt: Attempt) -> dict[int, Step | None]:
-    """Each line's one equation; None where it has several, a wrong one, or one told before."""
+def _lines_with_equations(attempt: Attempt) -> tuple[dict[int, Step | None], set[int]]:
+    """Each line's one equation, and the lines that only tell one again in another spelling.
+
+    It is None where a line has several equations, a wrong one, or one told before as it is.
+    """
     found: dict[int, Step | None] = {}
-    told: set[str] = set()
+    retold: set[int] = set()
+    told: set[Fraction | str] = set()
     for number, steps in enumerate(attempt.steps):
         if steps:
             step = steps[0]
             alone = len(steps) == 1 and step.is_right and step.is_computed
             found[number] = step if alone and step.expression not in told else None
-            told |= {step.expression for step in steps}
-    return found
+            retold |= {number} if are_retold(steps, told) else set()
+            told |= spellings(steps)
+    return found, retold
 
 
 def _end(attempt: Attempt, lines: dict[int, Step | None]) -> Fraction:

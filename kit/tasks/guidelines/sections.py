@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from kit.guideline import Sections
-from kit.tasks.guidelines.attempt import NOTHING, Attempt, Finding, changes_nothing, numbers_of
+from kit.tasks.guidelines.attempt import (
+    NOTHING,
+    Attempt,
+    Finding,
+    changes_nothing,
+    claim,
+    numbers_of,
+)
 from kit.tasks.steps import Step
 
 LEAST_WORDS = 3  # different ones, that a part must have of its own
@@ -64,13 +71,13 @@ def _is_filled(attempt: Attempt, settings: Sections, parts: Sequence[_Part], i: 
 def _computes(attempt: Attempt, part: _Part, before: Sequence[_Part]) -> bool:
     """Whether it holds a right equation of the answer and a known number, which none before is."""
     earlier = [step for p in before for line in p.lines for step in attempt.steps[line]]
-    told = {step.expression for step in earlier}
+    told = {claim(step) for step in earlier}
     known = attempt.given.union(*(numbers_of(step) for step in earlier))
     return any(
         step.is_right
         and step.is_computed
         and not changes_nothing(step)
-        and step.expression not in told
+        and claim(step) not in told
         and _ties(step, attempt.answer, known)
         for line in part.lines
         for step in attempt.steps[line]

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import lru_cache
 
 from kit.guideline import Units
-from kit.tasks.guidelines.attempt import DOES_NOT_APPLY, NOTHING, Attempt, Finding
+from kit.tasks.guidelines.attempt import (
+    DOES_NOT_APPLY,
+    NOTHING,
+    Attempt,
+    Finding,
+    are_retold,
+    spellings,
+)
 from kit.tasks.units import is_unit, measure
 
 MAX_UNIT = 40  # characters after a result in which its unit stands
@@ -17,17 +25,20 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 def units(attempt: Attempt, settings: Units) -> Finding:
-    """The share of lines with equations, all right and new, whose last result has a unit."""
+    """The share of lines with equations, all right and new, whose last result has a unit.
+
+    Those told before in another spelling count neither way.
+    """
     if not _has_units(attempt.question):
         return DOES_NOT_APPLY
-    told: set[str] = set()
+    told: set[Fraction | str] = set()
     named, counted = [], 0
     for number, steps in enumerate(attempt.steps):
-        if not steps:
+        if not steps or are_retold(steps, told):
             continue
         counted += 1
         is_new = not any(step.expression in told for step in steps)
-        told |= {step.expression for step in steps}
+        told |= spellings(steps)
         if is_new and all(step.is_right for step in steps) and _names(attempt, number):
             named.append(number)
     return Finding(len(named) / counted, named) if named else NOTHING
