@@ -35,7 +35,8 @@ class CheckSettings(SettingsSection):
 class Sections(CheckSettings):
     """The share of parts that are there: each begun by its heading, in order, with content.
 
-    Content are three different words or numbers that neither the prompt nor another part has.
+    Content are three different words or numbers that no other part has, at least one of which the
+    prompt does not have either; letters alone, and five words in a row of the prompt, are none.
     """
 
     name: Literal["sections"]

@@ -148,6 +148,34 @@ def test_headings_without_work_do_not_pay(text, share):
     assert adherence("understand-plan-solve-check", text) == [share]
 
 
+@pytest.mark.parametrize(
+    ("understood", "planned"),
+    [
+        ("pears buys Ann", "many has she"),  # words of the prompt, shuffled
+        (f"x {QUESTION}", "y what is given and what is asked, in your own words"),
+        (f"so {QUESTION}", f"we know {QUESTION[:31]}"),
+        ("a b c", "d e f"),
+    ],
+)
+def test_the_prompts_words_and_letters_are_no_content(understood, planned):
+    text = f"Understand: {understood}\nPlan: {planned}\nSolve: 3 + 4 = 7\nCheck: 7 - 4 = 3\n#### 7"
+    assert adherence("understand-plan-solve-check", text) == [0.5]
+
+
+def test_a_part_in_plain_words_is_one_though_most_are_the_prompts():
+    question = "Anna has 3 bags with 4 apples in each bag. How many apples does Anna have in all?"
+    text = """Understand: Anna has 3 bags, and each bag contains 4 apples. We need the total number.
+Plan: Multiply the number of bags by the number of apples in each bag.
+Solve: 3 * 4 = 12
+Check: 12 / 4 = 3
+#### 12"""
+    assert adherence("understand-plan-solve-check", text, question=question, answer="12") == [1.0]
+    checks = [{"name": "sections", "headings": ["Known", "Solve"], "weight": 1}]
+    follower = follower_of("mine", read_guidelines(of(checks))["mine"])
+    numbers = "Known: she has three and four\nSolve: 3 + 4 = 7\n#### 7"
+    assert follower(attempts(numbers)).adherence == [1.0]
+
+
 def test_headings_match_in_any_case_of_any_alphabet():
     """`re` takes a dotless i for an i, and casefold does not."""
     assert adherence("understand-plan-solve-check", SOLVED.replace("Plan", "plan")) == [1.0]

@@ -18,6 +18,8 @@ from kit.tasks.verifiers import Verdict
 
 MAX_LINES = 200  # of a text, that are read
 LONG_LINE = 16  # characters from which on a line that is part of the prompt is copied from it
+RUN = 5  # words in a row that the prompt has, too, are copied from it
+_WORD = re.compile(r"[^\W_]+")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+")
 _OPERAND = re.compile(rf"(?<!\^ )(?<![0-9.])(?:{_NUMBER.pattern})")  # no exponent
 _MARK = re.compile(r"\W{0,8}####")
@@ -80,13 +82,26 @@ class Attempt:
         return plain in self._asked or (len(plain) >= LONG_LINE and plain in self._all_asked)
 
     @cached_property
+    def asked_words(self) -> frozenset[str]:
+        """The words and numbers of the prompt."""
+        return frozenset(words_in(self._prompted))
+
+    @cached_property
+    def asked_runs(self) -> frozenset[Sequence[str]]:
+        """Each RUN words in a row of the prompt."""
+        return frozenset(runs_of(words_in(self._prompted)))
+
+    @cached_property
     def _asked(self) -> frozenset[str]:
-        texts = (str(message.get("content", "")) for message in self.prompt)
-        return frozenset(_plain(line) for text in texts for line in text.split("\n"))
+        return frozenset(map(_plain, self._prompted.split("\n")))
 
     @cached_property
     def _all_asked(self) -> str:
-        return _plain("\n".join(str(message.get("content", "")) for message in self.prompt))
+        return _plain(self._prompted)
+
+    @cached_property
+    def _prompted(self) -> str:
+        return "\n".join(str(message.get("content", "")) for message in self.prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +114,16 @@ class Finding:
 
 NOTHING = Finding(0.0)
 DOES_NOT_APPLY = Finding(None)
+
+
+def words_in(text: str) -> list[str]:
+    """The words and numbers of a text, in order, in small letters."""
+    return _WORD.findall(text.casefold())
+
+
+def runs_of(words: Sequence[str]) -> list[Sequence[str]]:
+    """Each RUN words in a row."""
+    return [tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)]
 
 
 def numbers_in(text: str) -> set[Fraction]:

@@ -10,17 +10,19 @@ from fractions import Fraction
 from kit.guideline import Sections
 from kit.tasks.guidelines.attempt import (
     NOTHING,
+    RUN,
     Attempt,
     Finding,
     changes_nothing,
     claim,
     numbers_of,
+    runs_of,
+    words_in,
 )
 from kit.tasks.steps import Step
 
-LEAST_WORDS = 3  # different ones, that a part must have of its own
+LEAST_WORDS = 3  # different ones, that a part must have and no other part has
 MAX_HEADING = 80  # characters of a line in which its heading must end
-_WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(slots=True)
@@ -55,9 +57,18 @@ def _split(attempt: Attempt, headings: Sequence[str]) -> list[_Part]:
             parts.append(_Part(headings[begun.lastindex - 1], number))
             line = line[begun.end() :]
         if parts and line and not attempt.answers_in(number) and not attempt.is_echo(line):
-            parts[-1].words |= set(_WORD.findall(line.casefold()))
+            parts[-1].words |= _written(attempt, line)
             parts[-1].lines.append(number)
     return parts
+
+
+def _written(attempt: Attempt, line: str) -> set[str]:
+    """The words and numbers of a line, but for letters alone and what is copied from the prompt."""
+    words = words_in(line)
+    runs = (range(i, i + RUN) for i, run in enumerate(runs_of(words)) if run in attempt.asked_runs)
+    copied = {i for run in runs for i in run}
+    kept = (word for i, word in enumerate(words) if i not in copied)
+    return {word for word in kept if len(word) > 1 or word.isnumeric()}
 
 
 def _is_filled(attempt: Attempt, settings: Sections, parts: Sequence[_Part], i: int) -> bool:
@@ -65,7 +76,7 @@ def _is_filled(attempt: Attempt, settings: Sections, parts: Sequence[_Part], i: 
     own = parts[i].words.difference(*others)
     if parts[i].heading in settings.computed:
         return _computes(attempt, parts[i], before=parts[:i])
-    return len(own) >= LEAST_WORDS
+    return len(own) >= LEAST_WORDS and not own <= attempt.asked_words
 
 
 def _computes(attempt: Attempt, part: _Part, before: Sequence[_Part]) -> bool:
