@@ -67,9 +67,9 @@ class Equations(CheckSettings):
 
 
 class Units(CheckSettings):
-    """The share of equations whose result has a unit: one of measure, or one of the problem's.
+    """The share of equations whose result has a unit: the problem's, or one of the same kind.
 
-    Where the problem has none it does not apply.
+    Of the same kind are minutes where the problem has hours. Where it has none it does not apply.
     """
 
     name: Literal["units"]

@@ -60,6 +60,16 @@ _SPELLINGS = {
     "gb": "gigabyte",
 }
 _MEASURES = {word: name for name, words in _SPELLINGS.items() for word in (name, *words.split())}
+# what is measured: by which units, and words that tell of it without one; a unit that is not here
+# measures something of its own
+_KINDS = {
+    "length": "km m cm mm mile yard foot inch acre mph kmh long far tall high wide deep distance",
+    "weight": "kg g mg ton ounce pound weigh weight heavy",
+    "volume": "liter ml gallon quart pint cup tablespoon teaspoon ounce",
+    "time": "year month week day hour minute second mph kmh long old older age clock",
+    "money": "dollar cent euro pound money coin penny pennies nickel dime pay price cost",
+    "data": "byte kb mb gb",
+}
 _POWERS = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cu": 3}
 
 # what is counted in the problems of GSM8K, SVAMP and ASDiv, singular
@@ -142,6 +152,14 @@ def measure(text: str) -> str | None:
         return None
     found = f"{name}^{powers[0]}" if powers else name
     return f"{found}/{below}" if below else found
+
+
+def kinds(word: str) -> frozenset[str]:
+    """What a unit of measure may measure, or a word tells of: length or time of `mph`."""
+    name = measure(word)
+    names = {name} if name else set(_singulars(word.lower()))
+    found = frozenset(kind for kind, known in _KINDS.items() if names & set(known.split()))
+    return found or frozenset([name] if name else [])
 
 
 def is_unit(text: str) -> bool:

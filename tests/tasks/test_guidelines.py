@@ -254,7 +254,9 @@ def test_lines_of_equations_are_told():
     [
         ("3 + 4 = 7 pears\n#### 7", 1.0),
         ("3 + 4 = **7** pears\n#### 7", 0.0),  # not read with certainty
-        ("3 + 4 = 7 kg\n#### 7", 1.0),
+        *((f"3 + 4 = 7 {unit}\n#### 7", 0.0) for unit in ("kg", "km", "%", "units", "years")),
+        ("3 + 4 = 7 in total\n#### 7", 0.0),  # no inches
+        ("3 + 4 = 7 dollars per pear\n#### 7", 0.0),
         ("3 + 4 = 7\n#### 7", 0.0),
         ("3 + 4 = 7 apples\n#### 7", 0.0),  # of which there are none in the problem
         ("3 + 4 = 7 has\n#### 7", 0.0),
@@ -275,6 +277,25 @@ def test_units_of_a_problem_without_any_do_not_apply():
     money = "A pen costs $3 and a book $4. How much are both?"
     assert adherence("units-named", "3 + 4 = $7\n#### 7", question=money) == [1.0]
     assert adherence("units-named", "3 + 4 = $7\n#### 7") == [0.0]
+    assert adherence("units-named", "3 + 4 = 7\n#### 7", question="In short: 3 + 4?") == [None]
+
+
+@pytest.mark.parametrize(
+    ("question", "named", "foreign"),
+    [
+        ("A train goes 3 km in 2 hours.", "miles|minutes|km/h|mph|km per day", "kg|liters"),
+        ("A board of 3m is 2 inches wide.", "cm|cm^2|square meters|in", "liters|hours|dollars"),
+        ("Ann's pens cost $3 each.", "cents|dollars|euros|pens|dollars per pen", "seconds|kg|feet"),
+        ("Ann is 3 and half as old as Bob.", "years", "pears|meters"),
+        ("Tax is 3% of 4.", "%|percent", "km|degrees"),
+        ("It took from 3 to 4 o'clock. How long?", "minutes", "kg"),
+    ],
+)
+def test_units_of_measure_are_of_the_questions_kinds(question, named, foreign):
+    for units, share in ((named, 1.0), (foreign, 0.0)):
+        for unit in units.split("|"):
+            text = f"3 + 4 = 7 {unit}\n#### 7"
+            assert adherence("units-named", text, question=question) == [share], unit
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,14 @@ from kit.tasks.guidelines.attempt import (
     are_retold,
     spellings,
 )
-from kit.tasks.units import is_unit, measure
+from kit.tasks.units import is_unit, kinds, measure
 
 MAX_UNIT = 40  # characters after a result in which its unit stands
 _CURRENCY = re.compile(r"[$€£¥]")
 _RESULT = re.compile(r"(?P<sign>[$€£¥])? {0,2}-?[0-9][0-9,]{0,30}(?:\.[0-9]{1,30})?(?P<after>.*)")
 _WORDS = re.compile(r" {0,2}\(?(%|[^\W\d_]+)((?: [^\W\d_]+){0,2})")
-_WORD = re.compile(r"[^\W\d_]+")
+_TELLING = re.compile(r"(?!in\b)[^\W\d_]{2,}", re.IGNORECASE)  # `in`, `s` are seldom units
+_AT_A_NUMBER = re.compile(r"[0-9][ -]?([^\W\d_]{1,2})(?![^\W\d_])")
 
 
 def units(attempt: Attempt, settings: Units) -> Finding:
@@ -54,25 +55,33 @@ def _names(attempt: Attempt, line: int) -> bool:
     words = _WORDS.match(result["after"][:MAX_UNIT])
     if words is None:
         return False
-    said = f"{words[1]} {words[2]}".split()
+    said = f"{words[1]} {words[2]}".replace("%", "percent").split()
     return any(_is_named(" ".join(said[: n + 1]), attempt.question) for n in range(len(said)))
 
 
 def _is_named(unit: str, question: str) -> bool:
-    """A unit of measure, or a thing that the question counts."""
-    if measure(unit) is not None:
-        return True
-    return is_unit(unit) and bool(_things(unit) & _things(question))
+    """A unit of measure, or a thing that the question counts; all of it of the question's kinds."""
+    measured = (kinds(word) for word in unit.split() if measure(word))
+    if not is_unit(unit) or not all(kind & _kinds(question) for kind in measured):
+        return False
+    return measure(unit) is not None or bool(_things(unit) & _things(question))
 
 
 def _has_units(question: str) -> bool:
-    if _CURRENCY.search(question):
-        return True
-    return any(is_unit(word) for word in _things(question))
+    return bool(_kinds(question) or _things(question))
+
+
+@lru_cache(maxsize=1024)
+def _kinds(question: str) -> frozenset[str]:
+    """What the question has units of measure of, or words for."""
+    words = [word.casefold() for word in _TELLING.findall(question.replace("%", " percent "))]
+    short = _AT_A_NUMBER.findall(question)
+    money = ["dollar"] if _CURRENCY.search(question) else []
+    return frozenset().union(*map(kinds, [*words, *short, *money]))
 
 
 @lru_cache(maxsize=1024)
 def _things(text: str) -> frozenset[str]:
     """The words that may be units, singular."""
-    words = (word.casefold() for word in _WORD.findall(text))
+    words = (word.casefold() for word in _TELLING.findall(text))
     return frozenset(word.removesuffix("s") for word in words if is_unit(word))
