@@ -229,6 +229,8 @@ def test_other_equations_of_the_same_numbers_are_not(text, share):
         ("3 + 4 = 7\n3 + 4 = 7\n#### 7", 0.5),  # repeated
         ("3 + 4 = 7\n" * 4 + "#### 7", 0.25),
         ("1 + 1 = 2\n3 + 4 = 7\n#### 7", 0.5),  # padding leads nowhere
+        ("3 + 4 = 7\n1 + 1 = 2\n#### 7", 0.5),  # nor after the answer
+        ("1 + 1 = 2\n2 + 2 = 4\n#### 7", 0.0),  # none gives the answer
         ("7 + 0 = 7\n#### 7", 0.0),
         ("7 * 3 / 3 = 7\n#### 7", 0.0),
         ("0 * 4 = 0\n#### 0", 1.0),  # its own numbers are others
@@ -410,6 +412,32 @@ def test_a_function_of_the_users_is_a_check(mine):
     found = follower_of("mine", mine(SAYS_THANKS))(attempts("thanks #### 7", "#### 7", "thanks"))
     assert found.adherence == [1.0, 0.0, 0.0]  # the last states no answer
     assert found.rewards == {"mine.thanks": [0.5, 0.0, 0.0]}
+
+
+def test_the_prompts_own_answer_is_none(mine):
+    """It holds an example, which verifiers find."""
+    guideline = mine("return [1.0 for _ in completions]").model_copy(
+        update={"prompt": "Do it like so:\n3 + 4 = 7 and then #### 7"}
+    )
+    prompt = [{"role": "system", "content": guideline.prompt}, {"role": "user", "content": "2?"}]
+    (plain,) = attempts("")
+    for text, share in (
+        (guideline.prompt, 0.0),
+        (f"{guideline.prompt}\n2?\nWell.", 0.0),
+        (f"{guideline.prompt}\n#### 7", 1.0),
+        ("#### Sum\n#### 7", 1.0),
+        ("\n" * 300 + "#### 7", 1.0),
+    ):
+        attempt = Attempt(text, plain.problem, prompt, NumberVerifier().verify(text, plain.problem))
+        assert follower_of("mine", guideline)([attempt]).adherence == [share], text
+
+
+def test_a_price_is_paid_without_an_answer_too(mine):
+    price = mine(SAYS_THANKS, {"name": "equations", "weight": 1}).model_dump()
+    price["checks"][0]["weight"] = -0.5
+    follower = follower_of("mine", read_guidelines({"mine": price})["mine"])
+    rewards = follower(attempts("thanks\n#### 8", "thanks, I do not know", "no idea")).rewards
+    assert rewards["mine.thanks"] == [-0.5, -0.5, 0.0]
 
 
 def test_functions_are_run_where_they_are_trusted_alone(mine):

@@ -51,8 +51,10 @@ class Attempt:
 
     @cached_property
     def states_an_answer(self) -> bool:
-        """Whether it says which is its answer, right or wrong: a number in prose is none."""
-        if self.verdict.strict_answer is not None:
+        """Whether it says itself which is its answer, right or wrong: a number in prose is none,
+        nor is one that the prompt has."""
+        marked = (line for line in self.text.split("\n") if "####" in line)
+        if self.verdict.strict_answer is not None and not all(map(self.is_echo, marked)):
             return True
         own = "\n".join(self.lines)
         return self.verdict.lenient_answer is not None and extract_lenient_text(own) is not None

@@ -110,14 +110,17 @@ class Follower:
         ]
 
     def _find(self, check: CheckSettings, attempts: Sequence[Attempt]) -> list[Finding]:
-        """A text that states no answer follows nothing, whatever a check says of it."""
+        """A text that states no answer follows nothing, whatever a check says of it; a price is
+        paid without an answer too."""
         if isinstance(check, Function):
             findings = self._ask(check, attempts)
         else:
             findings = CHECKS[check.label](attempts, check)
         pairs = zip(attempts, findings, strict=True)
         return [
-            found if attempt.states_an_answer or found.value is None else NOTHING
+            found
+            if check.weight < 0 or attempt.states_an_answer or found.value is None
+            else NOTHING
             for attempt, found in pairs
         ]
 
