@@ -643,10 +643,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         if path.exists() and not path.is_file():
-            raise ConfigError(f"cannot read the configuration {path}: it is no file")
+            kind = "a folder" if path.is_dir() else "no file"
+            raise ConfigError(f"cannot read the configuration {path}: it is {kind}")
         if path.stat().st_size > MOST_BYTES:
             raise ConfigError(f"{path} has more than {MOST_BYTES} bytes: it is no configuration")
         values = parse_yaml(path.read_text(encoding="utf-8"))
+    except ConfigError:  # a ValueError, too
+        raise
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     except RecursionError:
@@ -662,6 +665,21 @@ def parse_yaml(text: str) -> Any:
     """What a text of any origin says in YAML; one of YAML_ERRORS for what it must not."""
     _unfolded(yaml.compose(text, yaml.SafeLoader), {})
     return yaml.safe_load(text)
+
+
+def parse_argument(text: str) -> Any:
+    """What one value on a command line says in YAML. There a comment is none: where YAML would take
+    only a part (`runs/a #1`), and where it cannot be read, it is the text itself."""
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        if node is None:
+            return text.strip()
+        beside = text[: node.start_mark.index] + text[node.end_mark.index :]
+        if beside.strip() not in ("", "..."):  # the mark of a document's end, which `dump` writes
+            return text.strip()
+        return parse_yaml(text)
+    except YAML_ERRORS:
+        return text
 
 
 def _unfolded(node: yaml.Node | None, known: dict[int, int]) -> int:

@@ -16,10 +16,9 @@ from pydantic_core import ErrorDetails
 from kit.config import (
     GUIDELINES,
     TRUST_REGION_SETTINGS,
-    YAML_ERRORS,
     Config,
     SettingsSection,
-    parse_yaml,
+    parse_argument,
     read_yaml,
 )
 from kit.errors import ConfigError
@@ -39,6 +38,10 @@ ALLOWED = {
     "union_tag_invalid": "must be {expected_tags}",
     "string_type": "must be a text",
     "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_unicode": "must have no characters that UTF-8 cannot write",
+    "string_pattern_mismatch": "must begin and end with a letter or a digit, and be one line",
+    "invalid_key": "a key must be a text",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_parsing_size": "must be a smaller number",
@@ -53,7 +56,7 @@ ALLOWED = {
     "too_short": "must have at least {min_length} entries",
     "dict_type": "must be a section with settings of its own",
     "model_type": "must be a section with settings of its own",
-    "model_attributes_type": "must be a section with a name, such as name: clip",
+    "model_attributes_type": "must be a section with a name, such as name: {example}",
 }
 
 # in pydantic's location of an error: no key, but one of the kinds that a value may have
@@ -97,18 +100,20 @@ def build_config(values: dict[str, Any]) -> Config:
 
 def read_guidelines(given: Any) -> dict[str, Guideline]:
     """Guidelines by name, from names of shipped ones and paths, or from mappings as runs have them.
+    None are none.
 
     Raises ConfigError for one that is unknown, cannot be read, or has the name of another.
     """
-    if isinstance(given, Mapping):
-        named = [(str(name), values) for name, values in given.items()]
+    if given is None or isinstance(given, Mapping):
+        named = [(str(name), values) for name, values in (given or {}).items()]
     elif isinstance(given, str) or (
         isinstance(given, list) and all(isinstance(one, str) for one in given)
     ):
         named = [(Path(one).stem, _guideline_file(one)) for one in listed(given)]
     else:
         raise ConfigError(
-            f"guidelines = {given!r:.{LONGEST_SHOWN}}{NOT_ALLOWED}must be a list of names and paths"
+            f"guidelines = {given!r:.{LONGEST_SHOWN}}{NOT_ALLOWED}must be a list of names and "
+            "paths, [] for none"
         )
     if len(named) > MOST_GUIDELINES:
         raise ConfigError(f"guidelines has {len(named)} of them, at most {MOST_GUIDELINES} work")
@@ -238,14 +243,16 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Nested mappings are merged; a trust region of another name replaces the one below."""
+    """Nested mappings are merged; a trust region of another name replaces the one below, and no
+    guidelines, {}, replace those there are."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
             renamed = "name" in value and value["name"] != old.get("name")
             replaced = key == "trust_region" and renamed
-            merged[key] = value if replaced else _merge(old, value)
+            emptied = key == "guidelines" and not value
+            merged[key] = value if replaced or emptied else _merge(old, value)
         else:
             merged[key] = value
     return merged
@@ -259,7 +266,7 @@ def _apply_override(values: dict[str, Any], override: str, prefix: str = "") -> 
     if not text.strip():
         raise ConfigError(
             f"override {prefix + override!r} has no value; write {prefix}{key}=null for none, "
-            f"{prefix}{key}=\"''\" for an empty text"
+            f"{prefix}{key}=[] for an empty list, {prefix}{key}=\"''\" for an empty text"
         )
     *parents, last = key.split(".")
     section = values
@@ -267,10 +274,7 @@ def _apply_override(values: dict[str, Any], override: str, prefix: str = "") -> 
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
             raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
-    try:
-        section[last] = parse_yaml(text)
-    except YAML_ERRORS:
-        section[last] = text
+    section[last] = parse_argument(text)
 
 
 def read_settings(section: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
@@ -317,7 +321,8 @@ def _explain(error: ErrorDetails, section: type[SettingsSection], prefix: str) -
         return error["msg"]
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ALLOWED:
-        message = ALLOWED[error["type"]].format_map(error.get("ctx", {}))
+        findings = {"example": "equations" if is_check else "clip", **error.get("ctx", {})}
+        message = ALLOWED[error["type"]].format_map(findings)
     if not location:
         return f"{prefix.rstrip('.: ')}: {message}" if prefix else message
     given = repr(error["input"])

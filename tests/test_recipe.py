@@ -234,9 +234,10 @@ def test_preferences_that_go_with_their_method():
 def test_no_value_is_refused_in_the_words_of_pydantic():
     """Every setting, with values of every kind that it may not have."""
     fields = [key for key in flatten(build().model_dump()) if key != "reward.functions"]
+    odd = (None, "x y", -7, 1.5, [None], [[0]] * 9, {"a": 1}, {1: 1}, "\ud800", math.nan)
     for key in fields:
         section, _, name = key.rpartition(".")
-        for value in (None, "x y", -7, 1.5, [None], [[0]] * 9, {"a": 1}, math.nan):
+        for value in odd:
             values: Any = {name: value}
             if section == "objective.trust_region":
                 values["name"] = "pspo"
@@ -246,7 +247,7 @@ def test_no_value_is_refused_in_the_words_of_pydantic():
                 build(**values)
             except ConfigError as error:
                 assert not re.search(
-                    r"nput |\b(string|integer|dictionary|tuple|instance|parse|None)\b(?! is not)"
+                    r"nput |\b(strings?|integer|dictionary|tuple|instance|parse|None)\b(?! is not)"
                     r"|pydantic|literal\[",
                     re.sub(r"= .*? is not allowed", "", str(error)),
                 ), error
@@ -323,6 +324,39 @@ def test_overrides_are_typed_and_nested(write):
     assert load_config(path, ["rollout.top_k=1", "rollout.top_k=2"]).rollout.top_k == 2
 
 
+@pytest.mark.parametrize(
+    "text", ["runs/a #1", "#1", "a # b", "'a' #1", '"a" # b', "--- a", "[a] #1", "null #1", "4 #5"]
+)
+def test_what_yaml_would_cut_off_an_override_is_kept(write, text):
+    """A comment is for files."""
+    path = write("a.yaml", BASE)
+    assert load_config(path, [f"output={text}"]).output == text
+    with pytest.raises(ConfigError) as refused:
+        load_config(path, [f"lora.rank={text}"])
+    assert f"lora.rank = {text!r} is not allowed: must be a whole number" in str(refused.value)
+
+
+def test_overrides_with_a_number_sign_of_their_own(write):
+    path = write("a.yaml", BASE)
+    for text, value in (("a#1", "a#1"), ("' a #1'", " a #1"), (" a ", "a"), ("[a, 'b #1']", None)):
+        key = "data.categories" if value is None else "data.split"
+        found = load_config(path, [f"{key}={text}"]).data
+        assert (found.split, found.categories) == (value, None if value else ["a", "b #1"])
+
+
+@pytest.mark.parametrize(
+    "key", ["lora.rank", "lora.alpha", "data.limit", "objective.trust_region.alpha", "train.seed"]
+)
+def test_true_is_no_number(write, key):
+    path = write("a.yaml", BASE + "objective: {trust_region: {name: pspo}}\n")
+    with pytest.raises(ConfigError) as refused:
+        load_config(path, [f"{key}=true"])
+    assert str(refused.value) == f"{key} = True is not allowed: must be a number, not true or false"
+    kept = ["model.gradient_checkpointing=true", "rollout.cuda_graph=false", "train.seed=1"]
+    config = load_config(path, kept)
+    assert (config.model.gradient_checkpointing, config.rollout.cuda_graph) == (True, False)
+
+
 def test_an_override_of_the_region_drops_the_settings_of_the_other(write):
     path = write("a.yaml", BASE + "objective: {beta: 0.1, trust_region: {name: pspo, alpha: 0.3}}")
     same = load_config(path, ["objective.trust_region.alpha=0.5"]).objective
@@ -346,7 +380,7 @@ def test_an_override_of_the_region_drops_the_settings_of_the_other(write):
         (["=4"], "'=4' must have the form key=value"),
         (
             ["model.id="],
-            "'model.id=' has no value; write model.id=null for none, model.id=\"''\" for",
+            "'model.id=' has no value; write model.id=null for none, model.id=[] for an empty list",
         ),
         (["data.limit= "], "'data.limit= ' has no value"),
         (["model.id=''"], "model.id = '' is not allowed: must not be empty"),

@@ -15,7 +15,14 @@ import openai
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as checked
 
-from kit.config import ModelConfig, NonNegativeFloat, NonNegativeInt, PositiveInt, SettingsSection
+from kit.config import (
+    ModelConfig,
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    SettingsSection,
+)
 from kit.errors import ConfigError, ModelError
 from kit.preferences.rubric import Messages
 
@@ -25,7 +32,7 @@ MAX_REASON = 300  # characters of an endpoint's own words on a failure
 class JudgeConfig(SettingsSection):
     """Which model judges, and how it is asked."""
 
-    model: str
+    model: Name
     """Name of the model at the endpoint; without `base_url` a hub id or folder, loaded here."""
     base_url: str | None = None
     """Address of an OpenAI-compatible endpoint, up to /v1; None: the model is loaded here."""

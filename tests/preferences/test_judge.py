@@ -24,6 +24,7 @@ from kit.preferences.rubric import (
     read_points,
 )
 from kit.preferences.summaries import Outcomes
+from kit.recipe import read_pairs
 
 KEY = "sk-test-6f1c0d"
 CONCISE, AS_CONCISE = "3 + 4 = 7\n#### 7", "4 + 3 = 7\n#### 7"
@@ -532,6 +533,11 @@ def test_settings_that_an_endpoint_refuses_can_be_left_out(files, server) -> Non
     assert set(server.requests[0]) == {"model", "messages"}
     with pytest.raises(ValueError, match="only with a base_url"):
         JudgeConfig(model="embedded", max_tokens=None)
+
+
+def test_a_judge_without_a_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"judge\.model = '' is not allowed: must not be empty"):
+        read_pairs(JudgeConfig, ["judge.model=''"], "judge.")
 
 
 # --- going on, and refusing to mix

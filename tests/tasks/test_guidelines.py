@@ -16,7 +16,7 @@ from kit.config import GUIDELINES, SYSTEM_PROMPT, RewardConfig
 from kit.errors import ConfigError, RewardError
 from kit.guideline import CHECK_SETTINGS, prompted, without_parts
 from kit.reading import read_metrics
-from kit.recipe import build_config, read_guidelines
+from kit.recipe import build_config, load_config, read_guidelines
 from kit.tasks.guidelines import Attempt, follower_of
 from kit.tasks.guidelines.following import CHECKS
 from kit.tasks.rewards import build_reward
@@ -489,6 +489,15 @@ def test_a_file_of_the_users_is_named_by_its_path(tmp_path):
 EQUATIONS = {"name": "equations", "weight": 0.1}
 
 
+@pytest.mark.parametrize("none", ["null", "{}", "[]"])
+def test_none_are_none_over_those_of_a_recipe_or_a_run(tmp_path, none):
+    for some in ("[concise]", of([EQUATIONS])):
+        path = tmp_path / "mine.yaml"
+        path.write_text(f"model: {{id: x}}\ndata: {{name: x}}\nguidelines: {some}\n")
+        assert load_config(path).guidelines
+        assert load_config(path, [f"guidelines={none}"]).guidelines == {}
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -496,10 +505,18 @@ EQUATIONS = {"name": "equations", "weight": 0.1}
         (["xyz"], "there is no guideline 'xyz'; there are concise, "),
         ("nowhere/mine.yaml", "cannot read the guideline nowhere/mine.yaml: No such file"),
         (["concise", "concise"], "two guidelines are called 'concise': name each once"),
-        (3, "guidelines = 3 is not allowed: must be a list of names and paths"),
+        (3, "guidelines = 3 is not allowed: must be a list of names and paths, [] for"),
         ([["concise"]], "is not allowed: must be a list of names and paths"),
         ({"concise": "concise"}, "guidelines.concise must hold prompt, checks and metric, got"),
         ({"a b": {}}, "no guideline can be called 'a b'"),
+        (["."], "there is no guideline '.'"),
+        (of([7]), "checks.0 = 7 is not allowed: must be a section with a name, such as name: equ"),
+        (
+            of([{"name": "sections", "headings": ["So!", "B"], "weight": 1}]),
+            "'So!' is not allowed: must begin and end with a letter or a digit, and be one line",
+        ),
+        (of([EQUATIONS], prompt="\ud800"), "must have no characters that UTF-8 cannot write"),
+        (of([{**EQUATIONS, 5: 1}]), "checks.0.5 = 5 is not allowed: a key must be a text"),
         ({str(i): {} for i in range(17)}, "guidelines has 17 of them, at most 16"),
         (of([{"name": "equatoins", "weight": 1}]), "is not known, did you mean 'equations'? There"),
         (
@@ -519,7 +536,7 @@ EQUATIONS = {"name": "equations", "weight": 0.1}
             "guidelines.mine: metric names 'units'; the checks are equ",
         ),
         ({"mine": {"checks": [EQUATIONS]}}, "guidelines.mine.prompt is required"),
-        (of([EQUATIONS], prompt="x" * 2001), "guidelines.mine.prompt = 'xxx"),
+        (of([EQUATIONS], prompt="x" * 2001), "must have at most 2000 characters"),
         (of([]), "guidelines.mine.checks = [] is not allowed"),
         (of([EQUATIONS] * 2), "two checks are called 'equations'"),
         (of([{**EQUATIONS, "weight": 0}]), "guidelines.mine: all weights are 0 (equations 0)"),
@@ -571,6 +588,14 @@ def test_bad_files_are_refused_by_name(tmp_path, content, message):
     with pytest.raises(ConfigError) as refused:
         read_guidelines([str(path)])
     assert message in str(refused.value) and str(path) in str(refused.value)
+
+
+def test_a_folder_is_no_guideline(tmp_path):
+    folder = tmp_path / "mine.yaml"
+    folder.mkdir()
+    with pytest.raises(ConfigError) as refused:
+        read_guidelines([str(folder)])
+    assert str(refused.value) == f"cannot read the configuration {folder}: it is a folder"
 
 
 def test_a_run_records_guidelines_whole():
