@@ -152,7 +152,7 @@ def data_config(name: str, *trained_on: DataConfig, data_dir: str | None = None)
 class Seen(NamedTuple):
     """Which problems a run, and the runs that it went on from, have learned from."""
 
-    count: int | None  # None: not known
+    problems: int | None  # how many; None: not known
     compared: list[str] | None = None  # ids of those whose answers were compared; None: of none
 
 

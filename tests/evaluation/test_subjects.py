@@ -249,13 +249,13 @@ def test_problems_a_run_was_trained_on_are_counted(tmp_path):
     results, adapter = tmp_path / "eval", str(tmp_path / "run" / "adapter")
     trained = Subject("run", config.model, adapter, "", results, str(tmp_path / "run"))
     whole = load_problems(DataConfig(name=str(path)), "test")
-    assert seen_in_training(trained, whole).count == 7 - 3  # without those held out
+    assert seen_in_training(trained, whole).problems == 7 - 3  # without those held out
     _, held_out = split_validation(load_problems(config.data, seed=4), 3, seed=4)
-    assert seen_in_training(trained, held_out).count == 0
+    assert seen_in_training(trained, held_out).problems == 0
     other = load_problems(DataConfig(name="gsm_symbolic", options={"size": 3}), "test")
-    assert seen_in_training(trained, other).count == 0
-    assert seen_in_training(Subject("b", config.model, None, "", results), whole).count == 0
-    assert seen_in_training(Subject("a", config.model, adapter, "", results), whole).count is None
+    assert seen_in_training(trained, other).problems == 0
+    assert seen_in_training(Subject("b", config.model, None, "", results), whole).problems == 0
+    assert seen_in_training(Subject("a", config.model, adapter, "", results), whole).problems is None
 
 
 def test_problems_whose_answers_were_compared_are_counted(tmp_path):
@@ -274,13 +274,13 @@ def test_problems_whose_answers_were_compared_are_counted(tmp_path):
     rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(8)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     problems = load_problems(DataConfig(name=str(path)), "test")
-    assert seen_in_training(trained, problems).count is None  # its preferences are not there
+    assert seen_in_training(trained, problems).problems is None  # its preferences are not there
     asked = ["What is 3 + 1?", "What is 5 + 1?", "What is 5 + 1?", "What is 99 + 1?"]
     prompts = [[{"role": "user", "content": question}] for question in asked]
     run.keep_preferences([{"prompt": p, "chosen": "a", "rejected": "b"} for p in prompts])
-    assert seen_in_training(trained, problems).count == 2
+    assert seen_in_training(trained, problems).problems == 2
     run.preferences.write_text('{"prompt": 3}\n')
-    assert seen_in_training(trained, problems).count is None
+    assert seen_in_training(trained, problems).problems is None
 
 
 def test_what_a_parent_was_trained_on_counts_too(tmp_path):
@@ -303,10 +303,10 @@ def test_what_a_parent_was_trained_on_counts_too(tmp_path):
     dpo = {"method": "dpo", "preferences": {"source": "votes.jsonl"}}
     problems = load_problems(DataConfig(name=str(path)), "test")
     first = seen_in_training(begun("sampled"), problems)
-    assert (first.count, first.compared) == (3, None)
+    assert (first.problems, first.compared) == (3, None)
     begun("voted", "sampled", [0, 1, 2, 3, 4, 5, 6], **dpo)
     second = seen_in_training(begun("again", "voted", [7], **dpo), problems)
-    assert second.count == 8 and second.compared == problems.problems["id"][:]
+    assert second.problems == 8 and second.compared == problems.problems["id"][:]
     assert len(questions_of(str(tmp_path / "again"))) == 8
     third = seen_in_training(begun("later", "again"), problems)  # by samples again
     assert third == second
