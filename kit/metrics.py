@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -50,6 +51,7 @@ CURVES = (
     Curve("kto/desirable_change", "Desirable completions", "nats from the reference"),
     Curve("kto/undesirable_change", "Undesirable completions", "nats from the reference"),
 )
+ADHERENCE = "adherence/"  # and the name of a guideline, which may be the user's
 COSTS = (
     Curve("reward/zero_std_fraction", "Groups without a signal", "% of groups", is_share=True),
     Curve("time/step_seconds", "Time per step", "seconds"),
@@ -58,7 +60,7 @@ COSTS = (
 SHOWN = (*CURVES, *COSTS)
 GROUPS = {  # of SHOWN, by the beginnings of their names
     "Right or wrong": ("reward/mean", "accuracy/", "validation/"),
-    "What is written": ("completion/", "policy/entropy"),
+    "What is written": ("completion/", "policy/entropy", ADHERENCE),
     "How far the policy moves": ("ratio/", "policy/k3", "update/", "sft/"),
     "Preferences": ("dpo/", "kto/"),
     "Signal and cost": ("reward/zero", "time/", "memory/"),
@@ -110,3 +112,19 @@ NOTES = {
     "time/step_seconds": "The whole step; of runs that train together, their own share of it.",
     "memory/peak_mb": "Highest in each step: of the GPU, or of the process on the CPU.",
 }
+
+
+def adherence_curves(recorded: Iterable[str]) -> tuple[Curve, ...]:
+    """One for each guideline, by the names of the metrics that were recorded."""
+    return tuple(
+        Curve(metric, f"Follows {metric.removeprefix(ADHERENCE)}", SHARE, is_share=True)
+        for metric in sorted(set(recorded))
+        if metric.startswith(ADHERENCE)
+    )
+
+
+def note_on(curve: Curve) -> str:
+    """What is healthy, in a sentence."""
+    if curve.metric.startswith(ADHERENCE):
+        return "How far completions follow the guideline, of those it applies to: rises."
+    return NOTES[curve.metric]

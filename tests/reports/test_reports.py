@@ -585,7 +585,10 @@ def test_prompts_may_differ_by_guidelines_and_adherence_stands_beside_accuracy(t
         file.write_text(json.dumps(record))
     found = {score.arm: score.figures["adherence"] for score in scores_of(paths)}
     assert found["pspo"]["units-named"]["per_seed"] == [0.75, 0.85]
+    metrics = paths[0] / "metrics.jsonl"
+    metrics.write_text(json.dumps({"step": 1, "adherence/units-named": 0.5}) + "\n")
     page = (report(paths, tmp_path / "out") / "report.md").read_text()
+    assert "![Follows units-named](" in page
     (title,) = re.findall(r"Adherence to guidelines on d, beside accuracy", page)
     table = page.partition(title)[2]
     # sd of two values is their distance over the root of 2: 10 / 1.414 = 7.1; tokens 10 .. 49

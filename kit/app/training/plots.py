@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from kit.app.inert import escaped
 from kit.app.training.curves import Points, is_log
-from kit.metrics import NOTES, Curve
+from kit.metrics import Curve, note_on
 
 DASHES = ("", "7 3", "2 2", "9 3 2 3")
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 460, 220, 52, 340, 8, 196
@@ -56,7 +56,7 @@ def plot(curve: Curve, points: Mapping[str, Points], colours: Mapping[str, str])
         f'<figure><figcaption>{title}<label><input type="checkbox" aria-label="Pin {title}"> pin'
         f'</label></figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">'
         f"<title>{title}, {escaped(curve.unit)}</title>{''.join(parts)}</svg>"
-        f"<p>{escaped(curve.unit)}. {escaped(NOTES[curve.metric])}</p></figure>"
+        f"<p>{escaped(curve.unit)}. {escaped(note_on(curve))}</p></figure>"
     )
 
 

@@ -20,11 +20,12 @@ from kit.app.parts import PROSE, QUIET
 from kit.app.training import curves, health, plots
 from kit.app.training.plots import plot
 from kit.errors import RunError
-from kit.metrics import GROUPS, SHOWN
+from kit.metrics import GROUPS, SHOWN, adherence_curves
 
 SECONDS = 5.0  # between two looks at the files of the runs that are shown
 LONGEST_WINDOW = 50  # steps
 VALUES, DIFFERENCE = "values", "difference from "
+MOST = 12  # guidelines whose curves are drawn
 SAMPLES = 16  # of one step that are shown
 Update = dict[str, Any]  # gr.update's
 COLUMNS = ("run", "verdict", "status", "step", "last change", "remarks")
@@ -212,10 +213,12 @@ class _TrainingTab:
 def _groups(runs: Mapping[str, Run], colours: Mapping[str, str], window: int, against: str) -> str:
     """The plots that there are, group by group."""
     parts = []
+    recorded = {name for run in runs.values() for record in run.metrics for name in record}
+    drawn = (*SHOWN, *adherence_curves(recorded)[:MOST])
     for title, beginnings in GROUPS.items():
         figures = [
             plot(curve, points, colours)
-            for curve in SHOWN
+            for curve in drawn
             if curve.metric.startswith(beginnings)
             and (points := curves.draw(runs, curve, window, against))
         ]
