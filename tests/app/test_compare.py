@@ -8,6 +8,7 @@ import math
 import re
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from kit.app.pair_view import PairView
 from kit.app.session import Session
 from kit.errors import ConfigError, ModelError
 from kit.model.rollout import Completion
-from kit.preferences.votes import append_vote, read_votes
+from kit.preferences.votes import read_votes, voting
 
 REQUEST = SimpleNamespace(session_hash="mine")
 TEXTS = {LEFT: "3 + 4 = 7\n#### 7", RIGHT: "#### 8", BASE_SIDE: "#### 9"}
@@ -110,11 +111,13 @@ def comes(view, monkeypatch, *comparisons, error=None):
 
 
 def test_clicks_at_once_are_one_vote_that_all_of_them_show(view, monkeypatch):
-    def slowly(path, vote):
-        time.sleep(0.05)
-        append_vote(path, vote)
+    @contextmanager
+    def slowly(path):
+        with voting(path) as append:
+            time.sleep(0.05)
+            yield append
 
-    monkeypatch.setattr(desk_module, "append_vote", slowly)
+    monkeypatch.setattr(desk_module, "voting", slowly)
     shown = Shown(finished(view), (RIGHT, LEFT), is_blind=True)
     together, cast = threading.Barrier(3), []
 
