@@ -313,7 +313,7 @@ def _dodge(i: int, n: int) -> float:
 
 def _fitting(name: str, columns: int) -> str:
     """A panel's title, cut where it would reach into the next panel."""
-    most = int((WIDTH - 0.5) / columns / LETTER)
+    most = int((WIDTH - 0.75) / columns / LETTER)
     name = _safe(name)
     return name if len(name) <= most else name[: most - 1] + "…"
 

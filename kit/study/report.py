@@ -50,7 +50,7 @@ def report_study(
         _answers(evidence, verdicts, looks, origin),
         _accuracy(evidence, looks, origin),
         _stability(evidence, looks, origin),
-        _tuning(evidence, origin),
+        _tuning(evidence, looks, origin),
         _differences(verdicts, origin),
         _declared(declaration, origin),
     ]
@@ -316,7 +316,7 @@ def _small(value: float | None) -> str:
     return NONE if value is None else f"{value:.2g}"
 
 
-def _tuning(evidence: StudyEvidence, origin: Origin) -> Section:
+def _tuning(evidence: StudyEvidence, looks: dict[str, Style], origin: Origin) -> Section:
     settings = evidence.settings
     rates = sorted({rate for s in settings.staleness for rate in settings.rates_at(s)})
     table = Table(
@@ -338,7 +338,37 @@ def _tuning(evidence: StudyEvidence, origin: Origin) -> Section:
         "smallest or largest of the grid, and another rate may be better.",
         folded=True,
     )
-    return Section("Tuned learning rates", [table])
+    figures = (_by_rate(evidence, s, looks, origin) for s in sorted(settings.staleness))
+    return Section("Tuned learning rates", [*filter(None, figures), table])
+
+
+def _by_rate(
+    evidence: StudyEvidence, staleness: int, looks: dict[str, Style], origin: Origin
+) -> Figure | None:
+    """How much of a rate an arm bears; None below two rates."""
+    settings = evidence.settings
+    rates = sorted(settings.rates_at(staleness))
+    lines = {
+        arm: Line(sorted(scores), [scores[rate] for rate in sorted(scores)])
+        for (arm, at), scores in evidence.tuning.items()
+        if at == staleness and scores
+    }
+    if len(rates) < 2 or not lines:
+        return None
+    seeds = len(settings.tuning.seeds)
+    return Figure(
+        name=f"rates-{staleness}",
+        title=f"Validation accuracy by learning rate at staleness {staleness}",
+        drawing=draw_lines(
+            lines,
+            looks,
+            x=Scale("learning rate", places=rates),
+            y=Scale("% of validation problems", is_share=True),
+        ),
+        origin=origin,
+        note=f"{GREY_OTHERS}; {settings.tuning.measure}, after the last step, mean of {seeds} "
+        f"tuning seed{'s' * (seeds > 1)}: what a rate is chosen by, and no claim.",
+    )
 
 
 def _chosen(evidence: StudyEvidence, arm: str, staleness: int) -> str:

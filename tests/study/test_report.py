@@ -156,6 +156,8 @@ def test_the_report_opens_with_the_answers_and_is_small(study, declaration, tmp_
     assert len(record["runs"]["rows"]) == 48
     drawn = {path.name for path in (into / "figures").iterdir()}
     assert {"answer-a.svg", "accuracy-lenient-0.svg", "fallen.svg", "drift.svg"} <= drawn
+    rates = {f"rates-{staleness}.svg" for staleness in declaration.settings.staleness}
+    assert rates <= drawn and "what a rate is chosen by, and no claim" in page
     assert sum(p.stat().st_size for p in into.rglob("*") if p.suffix != ".html") < 1 << 20
     report_study(declaration, study.path, tmp_path / "again", command="kit study study.yaml")
     for name in drawn:  # the same picture has the same bytes
