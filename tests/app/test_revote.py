@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -180,11 +182,30 @@ def test_questions_that_were_learned_from_are_left_out(tmp_path: Path, reading: 
         "prompt": [{"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 2?"}]
     }
     (tmp_path / "two" / "preferences.jsonl").write_text(json.dumps(line) + "\n")
-    assert learned_questions([new, choice(tmp_path, "one arm")], []) == {"2 + 2?"}
+    old, options = choice(tmp_path, "one arm"), AppOptions(runs=tmp_path)
+
+    def learned(*sides: Choice, votes: Sequence[Vote] = (), known: Sequence[Choice] = ()):
+        return learned_questions(replace(reading, sides=sides), known, votes, options)
+
+    assert learned(new, old) == {"2 + 2?"}
     newer = choice(tmp_path, "three", parent=new.adapter)
-    assert learned_questions([newer], [new, newer]) == {"2 + 2?"}  # by what it went on from
+    assert learned(newer, old, known=[new, newer]) == {"2 + 2?"}  # by what it went on from
+    # votes that came before it count where it is of them, whatever they say; later ones do not
+    elsewhere = [Side(name, name, sha * 32, name, True) for name, sha in (("x", "33"), ("y", "44"))]
+    then = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    asked = {"left": elsewhere[0], "right": elsewhere[1], "time": then}
+    votes = [
+        vote("both_bad", question="Before?", **asked),
+        vote("left", question="After?", **asked | {"time": then + timedelta(2)}),
+        replace(votes_for("two")[0], question="Here?", time=then),
+    ]
+    ours = replace(new, preferences=str(options.votes))
+    Path(str(ours.adapter)).mkdir()
+    os.utime(str(ours.adapter), (then.timestamp() + 9,) * 2)
+    assert learned(ours, old, votes=votes) == {"2 + 2?", "before?"}
+    assert learned(new, old, votes=votes) == {"2 + 2?"}
     assert reading.session("", 40) is not None
     assert reading.session("", 40, {"2 + 2?"}) is None  # all of them
     (tmp_path / "two" / "preferences.jsonl").write_text("{half")
     with pytest.raises(ResultsError, match="what it has learned from is not known"):
-        learned_questions([new], [])
+        learned(new, old)

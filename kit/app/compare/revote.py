@@ -22,6 +22,7 @@ from kit.guideline import prompted
 from kit.preferences.tallies import between
 from kit.preferences.votes import Vote
 from kit.runs import RunFolder
+from kit.tasks.problems import same_question
 from kit.tasks.splits import TEST_SPLIT
 
 EPOCHS = 10  # times each pair is learned from: votes are few
@@ -62,22 +63,27 @@ def trained_on(choices: Iterable[Choice], options: AppOptions) -> list[tuple[Cho
     found = [
         (choice, by_source[_place(choice.parent)])
         for choice in choices
-        if choice.preferences is not None
-        and _place(choice.preferences) == _place(str(options.votes))
-        and _place(choice.parent) in by_source
+        if _is_of_the_votes(choice, options) and _place(choice.parent) in by_source
     ]
     return sorted(found, key=lambda both: _changed(both[0]), reverse=True)
 
 
-def learned_questions(choices: Iterable[Choice], known: Iterable[Choice]) -> set[str]:
-    """The questions, as `same_question` has them, whose answers were compared in what these learned
-    from, or those of `known` that they went on from: how they answer there says nothing about
-    other problems.
+def learned_questions(
+    reading: Reading, known: Iterable[Choice], votes: Sequence[Vote], options: AppOptions
+) -> set[str]:
+    """The questions, as `same_question` has them, whose answers were compared in what the two sides
+    learned from, or those of `known` that they went on from: how they answer there says nothing
+    about other problems. Of the app's votes all that came before count, ties and both bad too.
 
     ResultsError where they cannot be read."""
     questions: set[str] = set()
     by_source = {_place(choice.adapter): choice for choice in known if choice.adapter}
-    for choice in _with_parents(choices, by_source):
+    here = {vote.id for vote in between(votes, reading.hashes)}
+    for choice in _with_parents(reading.sides, by_source):
+        if _is_of_the_votes(choice, options):
+            made = _changed(choice)
+            before = (v for v in votes if v.time.timestamp() < made and v.id not in here)
+            questions |= {same_question(vote.question) for vote in before}
         if choice.run and choice.preferences:
             try:
                 questions |= questions_of(str(RunFolder(choice.run).preferences))
@@ -154,6 +160,13 @@ def _free(runs: Path, name: str) -> Path:
     while folder.exists():
         number, folder = number + 1, runs / f"{name}-{number}"
     return folder
+
+
+def _is_of_the_votes(choice: Choice, options: AppOptions) -> bool:
+    """Whether it was trained on the app's votes."""
+    return choice.preferences is not None and _place(choice.preferences) == _place(
+        str(options.votes)
+    )
 
 
 def _is_on_test(vote: Vote) -> bool:

@@ -245,9 +245,9 @@ class CompareView:
         session: Reading | None = reading
         try:
             if not reading.ballots or (voter, size) != (reading.voter, reading.size):
-                session = reading.session(
-                    voter, size, learned_questions(reading.sides, self.desk.known)
-                )
+                votes, _ = self.desk.votes()
+                learned = learned_questions(reading, self.desk.known, votes, self.desk.options)
+                session = reading.session(voter, size, learned)
             if session is None:
                 return self._show(None, reading, values) | {self.notice: _said(NO_PAIR)}
             now = self.desk.standing(session.ballots, voter)
