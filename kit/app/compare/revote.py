@@ -120,8 +120,8 @@ def _by_wins(reading: Reading, votes: Iterable[Vote]) -> tuple[Choice, Choice]:
 
 
 def _evaluating(reading: Reading, start: Choice, new: Path, options: AppOptions) -> list[str]:
-    """Of the new adapter and what it went on from, as the stored answers were sampled; beside
-    results of other problems, which may have the same tag."""
+    """Of the new adapter and what it went on from, as the stored answers were sampled, under their
+    tag: results of other problems stay."""
     about = reading.pairing.left.about
     settings = about.settings
     old = ["--base", start.base] if start.adapter is None else [start.run or start.adapter]
