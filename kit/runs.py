@@ -334,11 +334,11 @@ def _step_of(line: bytes) -> int | None:
 def lineage(path: str | Path) -> list[RunFolder]:
     """A run, and the runs that its adapter went on from, as far as their folders are there."""
     found: list[RunFolder] = []
-    run = RunFolder(path)
-    while run.exists and not any(run.path.samefile(other.path) for other in found):
+    run: RunFolder | None = RunFolder(path)
+    while run and run.exists and not any(run.path.samefile(other.path) for other in found):
         found.append(run)
         parent = run.load_config().model.adapter
-        run = RunFolder(Path(parent).expanduser().parent if parent else os.devnull)
+        run = RunFolder(Path(parent).expanduser().parent) if parent else None
     return found
 
 

@@ -47,8 +47,14 @@ def questions_of(source: str) -> frozenset[str]:
     path = Path(source).expanduser()
     if not RunFolder(path).exists:
         return _said(path)
-    copies = [run.preferences for run in lineage(path) if run.learned_from_preferences]
-    return frozenset[str]().union(*map(_said, copies or [RunFolder(path).preferences]))
+    return compared_by(lineage(path)) or _said(RunFolder(path).preferences)
+
+
+def compared_by(runs: Iterable[RunFolder]) -> frozenset[str]:
+    """What the preferences that some of these runs learned from ask; nothing where none did.
+    ConfigError for those that cannot be read."""
+    copies = (run.preferences for run in runs if run.learned_from_preferences)
+    return frozenset[str]().union(*map(_said, copies))
 
 
 def _said(path: Path) -> frozenset[str]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from kit.config import SYSTEM_PROMPT, Config, DataConfig, ModelConfig
 from kit.errors import ConfigError
-from kit.evaluation.compared import compared_ids, questions_of
+from kit.evaluation.compared import compared_by, compared_ids
 from kit.guideline import Guideline
 from kit.model.adapter_files import read_adapter_config, suggesting
 from kit.model.base_files import base_of
@@ -166,12 +166,11 @@ def seen_in_training(target: Subject, problem_set: ProblemSet) -> Seen:
     if target.run is None:
         return Seen(0 if target.adapter is None else None)
     runs = lineage(target.run)
-    compared = None
-    if any(run.learned_from_preferences for run in runs):
-        try:
-            compared = compared_ids(questions_of(target.run), problem_set)
-        except ConfigError:
-            return Seen(None)
+    try:
+        questions = compared_by(runs)
+    except ConfigError:
+        return Seen(None)
+    compared = compared_ids(questions, problem_set) if questions else None
     learned = frozenset[str]().union(*(_learned(run, problem_set.name) for run in runs))
     return Seen(len({*(compared or ()), *compared_ids(learned, problem_set)}), compared)
 

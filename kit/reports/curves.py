@@ -19,7 +19,9 @@ def measure_curves(evidence: Evidence) -> dict[str, dict[str, dict[str, Any]]]:
     """By metric and arm: `steps`, `mean`, `low` and `high` (null for one seed), `seeds`,
     `window` (steps averaged over). Metrics nobody recorded are left out."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for curve in _drawn(evidence):
+    runs = (run for arm in evidence.arms for run in arm.runs.values())
+    recorded = (name for run in runs for record in run.metrics for name in record)
+    for curve in (*CURVES, *adherence_curves(recorded)):
         for arm in evidence.arms:
             if (record := _measure(arm, curve)) is not None:
                 found.setdefault(curve.metric, {})[arm.name] = record
@@ -40,16 +42,10 @@ def describe_curves(
         "Accuracy, length and entropy while training are of the problems of each step, held-out "
         "accuracy is of problems never trained on. docs/metrics.md explains every metric."
     )
-    for curve in _drawn(evidence):
+    for curve in (*CURVES, *adherence_curves(curves)):
         if curve.metric in curves:
             section.blocks.append(_figure(evidence, curve, curves, looks))
     return section
-
-
-def _drawn(evidence: Evidence) -> tuple[Curve, ...]:
-    runs = [run for arm in evidence.arms for run in arm.runs.values()]
-    recorded = {name for run in runs for record in run.metrics for name in record}
-    return (*CURVES, *adherence_curves(recorded))
 
 
 def _measure(arm: Arm, curve: Curve) -> dict[str, Any] | None:

@@ -213,7 +213,7 @@ class _TrainingTab:
 def _groups(runs: Mapping[str, Run], colours: Mapping[str, str], window: int, against: str) -> str:
     """The plots that there are, group by group."""
     parts = []
-    recorded = {name for run in runs.values() for record in run.metrics for name in record}
+    recorded = (name for run in runs.values() for record in run.metrics for name in record)
     drawn = (*SHOWN, *adherence_curves(recorded)[:MOST])
     for title, beginnings in GROUPS.items():
         figures = [
