@@ -24,7 +24,9 @@ demo: $(READY)
 app: $(READY)
 	$(BIN)/kit app
 
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# a process for each core, up to four: each takes about 2 GB
+PROCESSES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --maxprocesses 4 --dist worksteal
 
 test: $(READY)
 	$(PYTEST) -m "not slow"

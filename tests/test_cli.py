@@ -297,15 +297,22 @@ def test_tracebacks_are_shown_on_request(arguments):
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
 
 
-def test_pipes_get_words_alone():
+@pytest.mark.parametrize(
+    "forced",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"FORCE_COLOR": "1"},
+        pytest.param({"GITHUB_ACTIONS": "true"}, marks=pytest.mark.slow),
+    ],
+)
+def test_pipes_get_words_alone(forced):
     """No colours, whoever forces them, and errors that no width breaks."""
     hostile = "\x1b[31m\x9b2J"
-    for environment in ({}, {"FORCE_COLOR": "1"}, {"GITHUB_ACTIONS": "true"}):
-        for arguments in (["--help"], ["evaluate", "--help"], [hostile], ["train", hostile]):
-            done = kit(*arguments, COLUMNS="20", **environment)
-            assert not re.search("[\x1b\x9b]", done.stdout + done.stderr)
-            assert done.returncode == (0 if "--help" in arguments else 1 + (len(arguments) == 1))
-            assert done.stderr.count("\n") == (0 if "--help" in arguments else 1)
+    for arguments in (["--help"], ["evaluate", "--help"], [hostile], ["train", hostile]):
+        done = kit(*arguments, COLUMNS="20", **forced)
+        assert not re.search("[\x1b\x9b]", done.stdout + done.stderr)
+        assert done.returncode == (0 if "--help" in arguments else 1 + (len(arguments) == 1))
+        assert done.stderr.count("\n") == (0 if "--help" in arguments else 1)
 
 
 @pytest.mark.smoke

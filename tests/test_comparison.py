@@ -40,6 +40,7 @@ def arms(make_config, tmp_path):
     """A configuration per trust region, each with its own folder under `group`."""
 
     def make(group, **sections):
+        sections["train"] = {"validate_every": 2, **sections.get("train", {})}
         return [
             make_config(objective=objective, output=str(tmp_path / group / name), **sections)
             for name, objective in REGIONS.items()
@@ -66,7 +67,8 @@ def recipes(make_config, tmp_path):
     """A recipe file per trust region."""
     paths = []
     for name, objective in REGIONS.items():
-        values = make_config(objective=objective).model_dump(mode="json")
+        validating = make_config(objective=objective, train={"validate_every": 2})
+        values = validating.model_dump(mode="json")
         del values["output"]
         paths.append(tmp_path / f"{name}.yaml")
         paths[-1].write_text(yaml.safe_dump(values))
@@ -315,6 +317,7 @@ def test_a_comparison_trains_evaluates_and_is_not_done_twice(recipes, tmp_path, 
 
 
 @pytest.mark.smoke
+@pytest.mark.slow
 def test_guidelines_are_arms(recipes, base, tmp_path, capsys):
     guided = tmp_path / "guided.yaml"
     guided.write_text("extends: clip.yaml\nguidelines: [one-equation-per-line]\n")

@@ -124,6 +124,7 @@ def reply(folder: Path) -> str:
     return run(folder, *command("load.py", "--question", question(folder))).strip()
 
 
+@pytest.mark.slow
 def test_the_kit_cannot_be_imported_where_it_must_not_be_needed(folder):
     probe = ("-c", "import kit")
     without = subprocess.run(
@@ -139,6 +140,7 @@ def test_the_examples_ask_as_the_kit_trained():
     assert json.dumps(SYSTEM_PROMPT) in CLIENT
 
 
+@pytest.mark.slow
 def test_load_answers_with_the_adapter(folder, reply, float_base):
     assert re.search(r"^#### -?\d+$", reply.splitlines()[-1])
     messages = [
@@ -223,6 +225,7 @@ def test_the_fork_cannot_import_the_kit_either(folder, forks):
 
 
 @needs_trl
+@pytest.mark.slow
 def test_sft_continues(forks, folder, float_base):
     continued(forks, folder, "continue_sft.py")
     is_taken_back(folder / "continue_sft", float_base)

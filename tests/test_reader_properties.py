@@ -172,6 +172,7 @@ def test_a_status_is_a_word(record):
 
 
 @given(damaged(RECIPE))
+@pytest.mark.slow
 def test_the_configuration_of_a_run(folder, content):
     (folder / "config.yaml").write_bytes(content)
     config = value_or_sentence(RunFolder(folder).load_config)

@@ -52,6 +52,7 @@ def test_the_users_number_of_threads_stays(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp, which says what it has read")
 @pytest.mark.parametrize("own, spins", [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77")])
+@pytest.mark.slow
 def test_torch_s_openmp_has_read_them(own, spins):
     """In a process of its own: the command line first, then torch, whose OpenMP then reports."""
     clean = {k: v for k, v in os.environ.items() if k not in (*WAITING, "KMP_BLOCKTIME")}

@@ -52,6 +52,7 @@ def here(monkeypatch):
 
 
 @pytest.mark.smoke
+@pytest.mark.slow
 def test_a_saved_adapter_passes_exactly_in_a_fresh_process_without_the_kit(
     saved, tmp_path, monkeypatch
 ):

@@ -115,21 +115,25 @@ def app(runs):
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser():
+@contextmanager
+def window_of(folder):
+    """A browser window whose scripts stay compiled in `folder` from one page to the next."""
     with playwright.sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+        context = player.chromium.launch_persistent_context(
+            folder,
+            executable_path=BROWSER,
+            args=["--no-sandbox"],
+            viewport={"width": 1280, "height": 900},
+        )
+        context.set_default_timeout(LONG)
+        yield context
+        context.close()
 
 
 @pytest.fixture(scope="module")
-def window(browser):
-    """One window for all pages: what they load is in its cache after the first."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(LONG)
-    yield context
-    context.close()
+def window(tmp_path_factory):
+    with window_of(tmp_path_factory.mktemp("browser")) as window:
+        yield window
 
 
 @pytest.fixture
@@ -521,24 +525,27 @@ def test_hostile_text_does_nothing(page):
     assert page.locator("#kit-reader :is(h1, img, script, a)").count() == 0
 
 
-@pytest.mark.parametrize(
-    ("question", "message"),
-    [("", "the problem is empty"), ("word " * 3000, "no room for an answer within the 1024")],
-)
-def test_what_cannot_be_run_is_said_in_place(page, question, message):
-    fill(page, question=question)
-    page.click("#kit-run")
-    assert message in refused(page)
+def test_what_cannot_be_run_is_said_in_place(page):
+    for question, message in (
+        ("", "the problem is empty"),
+        ("word " * 3000, "no room for an answer within the 1024"),
+    ):
+        fill(page, question=question)
+        page.click("#kit-run")
+        assert message in refused(page)
 
 
-@pytest.mark.parametrize("path", ["../../etc", "/etc/passwd", "someone/adapter"])
-def test_paths_out_of_the_folders_are_refused(page, path):
-    page.get_by_label("Left").first.fill(path)
-    page.keyboard.press("Enter")
+def test_paths_out_of_the_folders_are_refused(page):
     fill(page)
-    page.click("#kit-run")
-    notice = refused(page)
-    assert path in notice and ("--adapters-root" in notice or "--allow-hub" in notice)
+    for path in ("../../etc", "/etc/passwd", "someone/adapter"):
+        page.get_by_label("Left").first.fill(path)
+        page.keyboard.press("Enter")
+        page.click("#kit-run")
+        page.wait_for_function(
+            "path => document.querySelector('.kit-notice')?.innerText.includes(path)", arg=path
+        )
+        notice = refused(page)
+        assert "--adapters-root" in notice or "--allow-hub" in notice
 
 
 # --- the other tabs -------------------------------------------------------------------------------
@@ -614,6 +621,7 @@ def test_many_problems_are_answered_and_kept_like_an_evaluation(page, runs):
     page.wait_for_selector(".kit-cell .kit-token", state="attached")
 
 
+@pytest.mark.slow
 def test_a_queue_stops_between_problems_and_goes_on(page, runs):
     page.click(".toggle-button")
     page.get_by_label("Problems of a queue").fill("20")
@@ -692,12 +700,12 @@ def _overflowing(page, tab):
     page.get_by_role("button", name=tab, exact=True).last.click()
 
 
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
-def test_no_serious_violation_of_accessibility(browser, app, scheme):
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_serious_violation_of_accessibility(window, app, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(LONG)
-    page = context.new_page()
+    page = window.new_page()
+    page.emulate_media(color_scheme=scheme)
     opened(page, f"{app}/?__theme={scheme}")
     fill(page, Temperature=1)
     run(page)
@@ -712,7 +720,7 @@ def test_no_serious_violation_of_accessibility(browser, app, scheme):
             if violation["impact"] in ("serious", "critical"):
                 nodes = [node["html"][:200] for node in violation["nodes"][:3]]
                 found[f"{tab}: {violation['id']}"] = nodes
-    context.close()
+    page.close()
     assert not found
 
 
@@ -761,11 +769,11 @@ def test_the_api_refuses_in_words(app):
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/compare"}
 
 
-def test_a_client_who_leaves_frees_the_model(browser, app):
+@pytest.mark.slow
+def test_a_client_who_leaves_frees_the_model(window, app):
     from gradio_client import Client
 
-    page = browser.new_page()
-    page.set_default_timeout(LONG)
+    page = window.new_page()
     opened(page, app)
     fill(page, **{"Temperature": 2, "New tokens at most": 800, "Samples of each side": 8})
     page.click("#kit-run")

@@ -49,6 +49,7 @@ def looks(monkeypatch):
 
 
 @pytest.mark.smoke
+@pytest.mark.slow
 def test_without_a_card_the_rest_is_looked_at(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(machine, "read_cards", list)
     recipe = str(ROOT / "configs" / "qwen2.5-0.5b-instruct-pspo.yaml")

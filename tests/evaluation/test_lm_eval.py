@@ -126,7 +126,7 @@ def test_lm_eval_generates_the_same_texts_and_counts_the_same_answers(
             data={**data, "validation_size": 0},
             rollout={"max_new_tokens": 128},
             optim={"learning_rate": 6e-3},
-            train={"steps": 6, "sft_batch": 8, "validate_every": 0, "checkpoint_every": 6},
+            train={"steps": 6, "sft_batch": 8, "checkpoint_every": 6},
             output="runs/mine",
         ),
         base=base,

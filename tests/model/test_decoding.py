@@ -38,7 +38,7 @@ def test_the_pace_is_the_devices_and_of_who_watches():
 
 
 @pytest.mark.parametrize("pace", [Pace(16, 128, 8), Pace(7, 20, 3), Pace(1000, 1, 1)])
-@pytest.mark.parametrize("top_p", [1.0, 0.8])
+@pytest.mark.parametrize("top_p", [1.0, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_rows_say_the_same_at_every_pace(double_policy, monkeypatch, pace, top_p):
     requests = requests_for(double_policy.base, (TRAINED, BASE), 6)
     expected = sample(double_policy, requests, Sampling(70, top_p=top_p))

@@ -408,7 +408,7 @@ def test_two_steps_and_then_on_with_the_other_backend(fast, make_config, tmp_pat
         # the stand-in computes with the library's attention, and sums round alike on both sides
         attention = "sdpa" if backend == "transformers" else "auto"
         model |= {"quantization": "none", "backend": backend, "attention": attention}
-        schedule = {"validate_every": 0, "checkpoint_every": 2}
+        schedule = {"checkpoint_every": 2}
         output = str(tmp_path / name)
         return train(make_config(model=model, train=schedule, output=output))
 
@@ -456,7 +456,7 @@ def assert_same_run(left, right):
 @pytest.mark.smoke
 def test_without_a_gpu_the_reason_is_in_run_json(base, make_config, caplog):
     with caplog.at_level(logging.INFO):
-        run = train(make_config(train={"steps": 1, "validate_every": 0}), base=base)
+        run = train(make_config(train={"steps": 1}), base=base)
     said = "backend transformers: for unsloth, a CUDA GPU is needed and there is none here"
     assert said in run.read_description()["hardware"] and said in caplog.text
 

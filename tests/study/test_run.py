@@ -62,6 +62,7 @@ def loaded(base, monkeypatch):
 
 
 @pytest.mark.usefixtures("loaded")
+@pytest.mark.slow
 def test_a_study_is_done_in_parts_and_leaves_what_its_report_reads(declaration, tmp_path, capsys):
     out = tmp_path / "out"
     assert run_study(declaration, out, budget=0.0) is False

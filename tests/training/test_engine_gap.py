@@ -86,7 +86,7 @@ def test_a_sampler_that_leaves_the_adapter_out_ends_the_training(base, make_conf
         return sample(policy, [dataclasses.replace(r, adapter=BASE) for r in requests], *rest)
 
     monkeypatch.setattr("kit.training.trainer.sample", of_the_base)
-    config = make_config(optim={"learning_rate": 1e-2}, train={"steps": 6, "validate_every": 0})
+    config = make_config(optim={"learning_rate": 1e-2}, train={"steps": 6})
     with pytest.raises(TrainingError, match="the frozen reference was sampled, not the adapter"):
         train(config, base=base)
 
@@ -95,7 +95,7 @@ def test_a_sampler_that_leaves_the_adapter_out_ends_the_training(base, make_conf
 def test_an_adapter_of_its_own_is_sampled(base, make_config, caplog):
     """It moves as far, and nothing is wrong; how wide the gap is is said once."""
     caplog.set_level("INFO", "kit")
-    config = make_config(optim={"learning_rate": 1e-2}, train={"steps": 3, "validate_every": 0})
+    config = make_config(optim={"learning_rate": 1e-2}, train={"steps": 3})
     first, *_, last = read_metrics(train(config, base=base).metrics)
     assert caplog.text.count(f"sampler and trainer differ by {in_words(first)}") == 1
     assert caplog.text.count("nats per token") == 1

@@ -17,7 +17,8 @@ GLOSSARY = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
 def test_the_glossary_is_complete(base, make_config, tmp_path):
-    grpo = train(make_config(guidelines=["one-equation-per-line"]), base=base)
+    config = make_config(guidelines=["one-equation-per-line"], train={"validate_every": 2})
+    grpo = train(config, base=base)
     sft = train(
         make_config(
             method="sft",
@@ -34,7 +35,7 @@ def test_the_glossary_is_complete(base, make_config, tmp_path):
         config = make_config(
             method=method,
             preferences={"source": str(tmp_path / "pairs.jsonl"), "batch": 4},
-            train={"steps": 1, "updates_per_rollout": 1, "validate_every": 0},
+            train={"steps": 1, "updates_per_rollout": 1},
             output=f"{make_config().output}-{method}",
         )
         runs.append(train(config, base=base))

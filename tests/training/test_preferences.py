@@ -53,7 +53,7 @@ def make(make_config, tmp_path) -> Callable[..., Config]:
 
     def made(method: str, **sections: Any) -> Config:
         source = {"source": write(tmp_path / "pairs.jsonl", rows()), "batch": 5}
-        train = {"updates_per_rollout": 1, "validate_every": 0}
+        train = {"updates_per_rollout": 1}
         return make_config(
             **{
                 "method": method,
@@ -111,7 +111,7 @@ def test_validation_and_the_best_adapter_are_those_of_every_method(base, make):
 # --- the gradient does not depend on how it is computed ------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
 def test_micro_batches_of_any_size_give_the_same_gradient(base, make, monkeypatch, method):
     gradients, sizes = Gradients(monkeypatch), []
     for budget in (16, 200, 400, 100_000):  # 16: every pair or completion alone
@@ -173,7 +173,7 @@ def test_two_processes_compute_what_one_does(base, make, tmp_path, method):
 # --- going on ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(base, make, tmp_path, method):
     whole = make(method, train={"steps": 4}, output=str(tmp_path / "whole"))
     train(whole, base=base)

@@ -133,7 +133,7 @@ def test_while_the_first_update_makes_its_moments(gpu, name):
 
 def test_training_keeps_to_its_budget(gpu, make_config):
     total, before = gpu.memory, gpu.allocated
-    run = train(make_config(memory_budget="700MB"))
+    run = train(make_config(memory_budget="700MB", train={"validate_every": 2}))
     record = run.read_description()["memory"]
     assert record["budget"] == "700MB" and record["rollout.max_rows"] >= 1
     assert gpu.memory == total

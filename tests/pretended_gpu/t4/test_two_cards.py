@@ -26,7 +26,7 @@ def settings(make_config, name: str, reward: str) -> Config:
     return make_config(
         rollout={"prompts_per_step": 2, "group_size": 4, "max_new_tokens": 8},
         reward={"functions": [{"path": f"tests.reward_functions:{reward}"}]},
-        train={"steps": 2, "validate_every": 0, "updates_per_rollout": 1},
+        train={"steps": 2, "updates_per_rollout": 1},
         output=str(Path(make_config().output).with_name(name)),
     )
 
