@@ -34,7 +34,7 @@ SLOW = Pace(length=1.0, signal=1.0, bandwidth=0.4, flops=0.1, operation=25e-6)
 LAYER_OPERATIONS, LORA_OPERATIONS, BACKWARD_OPERATIONS = 50, 7, 139
 # and of a decoded token, counted on the pretended card: whatever the layers, per layer, and LoRA on
 # modules that are computed at once
-TOKEN_LAUNCHES, LAYER_LAUNCHES, LORA_LAUNCHES = 46, 37, 4
+TOKEN_LAUNCHES, LAYER_LAUNCHES, LORA_LAUNCHES = 46, 32, 4
 
 # forwards without gradient over the rows of a step: the reference of grpo and dpo; of kto also
 # mismatched completions, under the policy and under the reference

@@ -134,7 +134,6 @@ class Decoding:
             self.adapters,
             input_ids=self.batch.last,
             position_ids=self.batch.positions,
-            use_cache=True,
             **self.cache.inputs(),
         )
         self.cache.advance()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,9 +18,11 @@ from kit.errors import AdapterError
 from kit.model.attention import GROUPED
 from kit.model.base import Base
 from kit.model.batching import Batch, make_batch
+from kit.model.caches import StaticCache
 from kit.model.logprobs import token_logprobs
 from kit.model.lora import REFERENCE, TRAINED
 from kit.model.mixed_lora import is_plain, mixed_lora
+from kit.model.one_token import OneToken
 from kit.model.packing import Packed, pack
 
 if TYPE_CHECKING:
@@ -167,19 +170,36 @@ class Policy:
         alone = len(distinct) == 1
         if own and self.base.unsloth is None and is_plain(self.peft, own):
             with mixed_lora(self.peft, own, alone=alone) as rows:
+                read = self._reader()
 
                 def next_logits(names: Sequence[str], **inputs: Any) -> Tensor:
                     rows.set(names)
-                    return _last_logits(self.causal(**inputs, logits_to_keep=1))
+                    return read(**inputs)
 
                 yield next_logits
         elif alone:
             with self.view(distinct[0]):
-                yield lambda names, **inputs: _last_logits(self.causal(**inputs, logits_to_keep=1))
+                read = self._reader()
+                yield lambda names, **inputs: read(**inputs)
         else:  # slower, but PEFT knows every kind of adapter
             yield lambda names, **inputs: _last_logits(
-                self.peft(**inputs, adapter_names=list(names), logits_to_keep=1)
+                self.peft, **inputs, adapter_names=list(names)
             )
+
+    def _reader(self) -> Callable[..., Tensor]:
+        """What reads prompts, and then one token of each row in the shorter way where there is
+        one; to be asked for when the adapters are in place."""
+        loaded = list(self.model.peft_config) if self.model is not None else []
+        if not self.shares_prompts or (loaded and not is_plain(self.peft, loaded)):
+            return partial(_last_logits, self.causal)
+        one_token = OneToken(self.causal)
+
+        def read(past_key_values: Any = None, **inputs: Any) -> Tensor:
+            if isinstance(past_key_values, StaticCache):
+                return one_token(cache=past_key_values, **inputs)
+            return _last_logits(self.causal, past_key_values=past_key_values, **inputs)
+
+        return read
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
@@ -198,5 +218,6 @@ class Policy:
             raise AdapterError(f"no adapter {adapter!r} is loaded; there are {self.adapters}")
 
 
-def _last_logits(output) -> Tensor:
+def _last_logits(model: Any, **inputs: Any) -> Tensor:
+    output = model(**inputs, use_cache=True, logits_to_keep=1)
     return output.logits[:, -1].float()

@@ -57,7 +57,6 @@ def read_prompts(
                 attention_mask=mask[some],
                 position_ids=(mask[some].cumsum(1) - 1).clamp(min=0),
                 past_key_values=caches[-1],
-                use_cache=True,
             )
         )
     rows = torch.tensor(owner, device=device)

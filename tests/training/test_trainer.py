@@ -333,7 +333,8 @@ def test_two_processes_compute_what_one_does(base, make_config, tmp_path):
     `accelerate launch --cpu` would start one process, unless there is MPI; for several GPUs it
     starts what is started here.
     """
-    one = make_config(rollout={"prompts_per_step": 5}, train={"updates_per_rollout": 1, "steps": 1})
+    once = {"updates_per_rollout": 1, "steps": 1, "validate_every": 2}
+    one = make_config(rollout={"prompts_per_step": 5}, train=once)
     two = one.model_copy(update={"output": one.output + "-two"})
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     train(one, base=base)
