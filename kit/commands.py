@@ -158,16 +158,25 @@ def estimate(
     ] = None,
     as_json: Annotated[bool, _Flag("--json", help="print JSON, in bytes and seconds")] = False,
 ) -> None:
-    """Say part by part what kit train would need on a GPU, and which overrides make it fit. The
-    exit status is 1 when it does not fit.
+    """Say part by part what kit train would need on a GPU, and which overrides make it fit; of
+    several recipes, what kit compare needs to train them together. The exit status is 1 when it
+    does not fit.
     """
-    name, config = read_config("estimate", targets)
+    recipes, overrides = _split(targets)
+    if len(recipes) > 1:
+        from kit.arms import MAY_VARY, check_arms, load_arms
+
+        arms = load_arms(recipes, overrides)
+        check_arms(arms, MAY_VARY)
+        config, *others = arms.values()
+    else:
+        config, others = read_config("estimate", targets)[1], []
     from kit.estimate.forecast import estimate
 
-    found = estimate(config, gpu)
+    found = estimate(config, gpu, others)
     print(json.dumps(found.record(), indent=2) if as_json else found)
     if not found.fits:
-        raise ConfigError(f"{name} does not fit on {found.gpu.name}")
+        raise ConfigError(f"{' with '.join(recipes)} does not fit on {found.gpu.name}")
 
 
 @_train(short_help="is this machine as expected? a report to attach to an issue")

@@ -65,9 +65,9 @@ def test_a_command_that_loses_nothing_passes(tmp_path):
 
 @pytest.mark.slow
 def test_commands_lose_nothing():
-    """Five faults for each command."""
+    """Three faults for each command; `make faults` puts in more."""
     run = subprocess.run(
-        [sys.executable, "-m", "tests.faults", "--faults", "25"],
+        [sys.executable, "-m", "tests.faults", "--faults", "15"],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
@@ -76,5 +76,5 @@ def test_commands_lose_nothing():
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
     table, said = run.stdout.splitlines()[-2:]
     counts = {name: sum(faults.values()) for name, faults in json.loads(table).items()}
-    assert counts == dict.fromkeys(("train", "evaluate", "compare", "merge", "votes"), 5)
+    assert counts == dict.fromkeys(("train", "evaluate", "compare", "merge", "votes"), 3)
     assert said == "nothing was lost"

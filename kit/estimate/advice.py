@@ -65,7 +65,8 @@ def _halves(value: int, least: int) -> list[int]:
 
 
 def _with(memory: Memory, key: str, value: Any) -> Memory:
-    return Memory(memory.shape, with_value(memory.config, key, value), memory.gpu)
+    first, *others = (with_value(arm, key, value) for arm in memory.arms)
+    return Memory(memory.shape, first, memory.gpu, others)
 
 
 def _missing(memory: Memory) -> int:

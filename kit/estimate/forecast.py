@@ -8,6 +8,7 @@ memory is in kit.estimate.memory; the times are a range from the GPU's data shee
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,6 +29,7 @@ class Forecast:
 
     model: str
     source: str
+    arms: int  # that train together
     dtype: str
     gpu: GPU
     phases: tuple[Phase, ...]
@@ -61,7 +63,8 @@ class Forecast:
         return (
             f"{self.model} {verdict} on {self.gpu.name}: {_gib(self.peak)} of "
             f"{_gib(self.gpu.memory)} GiB at the fullest moment, {fullest}.\n"
-            f"Shape of the model: {self.source}; computed in {self.dtype}."
+            f"Shape of the model: {self.source}; computed in {self.dtype}"
+            + (f"; {self.arms} arms that train together." if self.arms > 1 else ".")
         )
 
     def _memory(self) -> str:
@@ -123,8 +126,9 @@ class Forecast:
         )
 
 
-def estimate(config: Config, gpu: str | None = None) -> Forecast:
-    """Memory and time of `kit train` with this configuration on one GPU.
+def estimate(config: Config, gpu: str | None = None, others: Sequence[Config] = ()) -> Forecast:
+    """Memory and time of `kit train` with this configuration on one GPU, or of `kit compare` with
+    `others` that train together with it, without its evaluation.
 
     Raises ConfigError for an unknown GPU, ModelError when the shape of the model is not known.
     """
@@ -134,13 +138,14 @@ def estimate(config: Config, gpu: str | None = None) -> Forecast:
     if config.memory_budget is not None:
         room = min(device.memory, memory_size(config.memory_budget))
         device = replace(device, name=f"{config.memory_budget} of {device.name}", memory=room)
-        config = fit(shape, config, room)
-    memory = Memory(shape, config, device.memory)
+        config = fit(shape, config, room, others)
+    memory = Memory(shape, config, device.memory, others)
     seconds = step_seconds(memory, device)
     dtype = config.model.dtype
     found = Forecast(
         model=config.model.id,
         source=source,
+        arms=len(memory.arms),
         dtype=dtype if dtype != "auto" else "bfloat16" if device.bfloat16 else "float16",
         gpu=device,
         phases=tuple(memory.phases()),

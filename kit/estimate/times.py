@@ -52,9 +52,9 @@ def step_seconds(memory: Memory, gpu: GPU) -> dict[str, tuple[float, float, floa
             wave.name: _sampling(memory, wave, pace, gpu.bandwidth, gpu.flops)
             for wave in memory.waves
         }
-        update = _update(memory, pace, gpu.flops)
+        update = sum(_update(memory, arm, pace, gpu.flops) for arm in memory.arms)
         step = sampling.get("steps", 0.0) + update
-        validation = sampling.get("validation", 0.0)
+        validation = len(memory.arms) * sampling.get("validation", 0.0)
         times = 1 + math.ceil(train.steps / train.validate_every) if train.validate_every else 0
         run = train.steps * step + times * validation + sampling.get("pre-flight", 0.0)
         ends.append(
@@ -102,9 +102,9 @@ def _sampling(memory: Memory, wave: Wave, pace: Pace, bandwidth: float, flops: f
     return math.ceil(wave.rows / rows) * new * token + prompts / (flops * pace.flops)
 
 
-def _update(memory: Memory, pace: Pace, flops: float) -> float:
+def _update(memory: Memory, config: Config, pace: Pace, flops: float) -> float:
     """Forward (again with checkpointing) and backward to the inputs; what is fixed, once."""
-    shape, config = memory.shape, memory.config
+    shape = memory.shape
     updates = config.train.updates_per_rollout if config.method == "grpo" else 1
     fixed = FIXED_PASSES[config.method]
     again = memory.checkpointed

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch.autograd.graph import saved_tensors_hooks
 
+from kit.cli import main
 from kit.config import EMBEDDED, EMBEDDED_PATH, PREFLIGHT_SAMPLES, LoraConfig, ModelConfig
 from kit.errors import ConfigError, ModelError
 from kit.estimate.forecast import estimate
@@ -25,6 +27,7 @@ from kit.estimate.memory import (
     lora_size,
     optimizer_bytes,
     weight_bytes,
+    with_value,
 )
 from kit.model import rollout
 from kit.model.batching import make_batch
@@ -607,6 +610,56 @@ def test_the_answer_in_words_and_as_json():
     unknown = estimate(load_config(RECIPE), "16")
     assert unknown.seconds == {} and "the speed of 16 GiB is not known" in str(unknown)
     assert unknown.dtype == "bfloat16"
+
+
+def test_arms_that_train_together():
+    """Each brings LoRA weights, optimizer state, rows and updates; the base is there once."""
+    one = config(train={"steps": 10, "validate_every": 5, "preflight_problems": 0})
+    more = one.model_copy(update={"train": one.train.model_copy(update={"updates_per_rollout": 8})})
+    alone, both = estimate(one, "T4"), estimate(one, "T4", [more])
+    part = {name: size for phase in alone.phases for name, size in phase.parts.items()}
+    parts = {name: size for phase in both.phases for name, size in phase.parts.items()}
+    for name in ("LoRA weights", "optimizer state"):
+        assert parts[name] == 2 * part[name]
+    linear = "weights, linear layers (nf4)"
+    assert parts[linear] == part[linear]
+    assert both.rows["steps"][1] == 2 * alone.rows["steps"][1]
+    assert both.rows["validation"] == alone.rows["validation"]  # one arm after the other
+    updates = one.train.updates_per_rollout
+    fixed, each = 1, 2 + 1  # the reference; forward, again with checkpointing, and backward
+    ratio = (2 * fixed + (updates + 8) * each) / (fixed + updates * each)
+    head = (2 * fixed + (updates + 8) * 3) / (fixed + updates * 3)
+    assert (
+        sorted([ratio, head])[0] * 0.999
+        <= (both.likely["update"] / alone.likely["update"])
+        <= sorted([ratio, head])[1] * 1.001
+    )
+    assert both.likely["validation"] == 2 * alone.likely["validation"]
+    assert "2 arms that train together" in str(both) and "arms" not in str(alone)
+    assert both.record()["arms"] == 2
+
+
+def test_the_command_takes_the_arms_of_a_comparison(capsys):
+    recipes = [str(RECIPE.with_name(f"qwen2.5-0.5b-{arm}.yaml")) for arm in ("clip", "pspo")]
+    assert main(["estimate", *recipes, "--gpu", "3060", "train.steps=10"]) == 0
+    assert "2 arms that train together" in capsys.readouterr().out
+    other = str(RECIPE.with_name("qwen2.5-1.5b-clip.yaml"))
+    assert main(["estimate", recipes[0], other]) == 1
+    assert "the arms differ in more than" in capsys.readouterr().err
+    assert main(["estimate", *recipes, "--gpu", "1"]) == 1
+    assert "clip.yaml with " in capsys.readouterr().err
+
+
+def test_what_is_advised_holds_for_all_arms():
+    large = config(model={"id": "Qwen/Qwen2.5-7B"}, rollout={"max_new_tokens": 2048})
+    found = estimate(large, "4", [large, large])
+    assert not found.fits and len(found.advice) > 2
+    memory = Memory(find_shape(large.model.id)[0], large, 4 * GIB, [large, large])
+    for advice in found.advice:
+        key, _, value = advice.override.partition("=")
+        arms = [with_value(arm, key, yaml.safe_load(value)) for arm in memory.arms]
+        memory = Memory(memory.shape, arms[0], memory.gpu, arms[1:])
+        assert memory.peak == advice.peak
 
 
 def test_estimating_loads_no_torch():
