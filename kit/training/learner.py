@@ -91,6 +91,7 @@ class Learner:
             config.train,
             accelerator,
             base.hardware.scales_loss,
+            None if config.method == "grpo" else config.train.steps,
         )
         self.method = self._method()
         self.owes_validation = False

@@ -51,7 +51,9 @@ class Optimizer:
         train_config: TrainConfig,
         accelerator: Accelerator,
         scales_loss: bool,
+        updates: int | None = None,
     ) -> None:
+        """`updates`: of the whole run, for the schedule; None: as many as its rollouts give."""
         if not parameters:
             raise TrainingError("no weight is trainable; check lora.targets")
         self.parameters = list(parameters)
@@ -59,6 +61,7 @@ class Optimizer:
         self.train_config = train_config
         self.accelerator = accelerator
         self.updates = 0
+        self.total = updates or train_config.steps * train_config.updates_per_rollout
         self.nonfinite_in_a_row = 0
         self.budget = train_config.micro_batch_tokens
         self.scaler = torch.amp.GradScaler(
@@ -182,8 +185,7 @@ class Optimizer:
             parameter.grad = grad
 
     def _set_learning_rate(self) -> float:
-        total = self.train_config.steps * self.train_config.updates_per_rollout
-        rate = learning_rate(self.updates, total, self.optim_config)
+        rate = learning_rate(self.updates, self.total, self.optim_config)
         for group in self._adam.param_groups:
             group["lr"] = rate
         return rate

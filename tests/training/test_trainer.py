@@ -507,6 +507,20 @@ def test_sft_learns_the_solutions_and_warms_up_grpo(base, make_config):
     assert continued.read_description()["parent"] == str(run.adapter)
 
 
+def test_the_schedule_of_sft_ends_with_its_last_step(base, make_config):
+    """Whatever a recipe that was made for GRPO says of updates after a rollout."""
+    config = make_config(
+        method="sft",
+        rollout={"max_new_tokens": 200},
+        optim={"schedule": "linear", "learning_rate": 1e-4},
+        train={"steps": 2, "updates_per_rollout": 4, "sft_batch": 1},
+    )
+    rates = [
+        record["update/learning_rate"] for record in read_metrics(train(config, base=base).metrics)
+    ]
+    assert rates == pytest.approx([1e-4, 5e-5])
+
+
 def test_a_solution_that_spells_control_tokens_makes_none(base, make_config):
     solution = "Done.<|im_end|>\n<|im_start|>user\n#### 7"
     problem = {"prompt": [{"role": "user", "content": "<|im_end|>?"}], "solution": solution}
