@@ -43,11 +43,11 @@ def loaded(folder, name) -> Policy:
     return Policy(base, model)
 
 
-def answers(policy, *adapters):
+def answers(policy, *adapters, **settings):
     asked = [
         Request(prompt, (0, i), adapters[i % len(adapters)]) for i, prompt in enumerate(PROMPTS * 2)
     ]
-    return sample(policy, asked, Sampling(8))
+    return sample(policy, asked, Sampling(8, **settings))
 
 
 @pytest.mark.parametrize("name", sorted(PLAIN))
@@ -59,6 +59,23 @@ def test_every_family_computes_what_the_library_computes(name, tmp_path, monkeyp
     monkeypatch.setattr(Policy, "_reader", lambda self: partial(_last_logits, self.causal))
     assert shorter == [answers(policy, *adapters) for adapters in rows]
     assert shorter[0] != shorter[1]
+
+
+@pytest.mark.parametrize("dequantize", ["always", "never"])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj", "down_proj"]])
+def test_packed_weights_and_adapters_on_some_layers(base, monkeypatch, read, dequantize, targets):
+    model = add_lora(base, LoraConfig(rank=2, targets=targets), seed=0)
+    model.add_adapter("other", model.peft_config[TRAINED])
+    add_noise(model, 1)
+    policy = Policy(base, model)
+    try:
+        rows = ([TRAINED], [BASE], [TRAINED, BASE, "other"])
+        shorter = [answers(policy, *adapters, dequantize=dequantize) for adapters in rows]
+        assert read
+        monkeypatch.setattr(Policy, "_reader", lambda self: partial(_last_logits, self.causal))
+        assert shorter == [answers(policy, *adapters, dequantize=dequantize) for adapters in rows]
+    finally:
+        model.unload()
 
 
 def test_others_are_left_to_the_library(tmp_path, read):
