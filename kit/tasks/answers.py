@@ -29,15 +29,10 @@ _NUMBER = (
     rf"(?:(?:{_INTEGER} )?{_INTEGER}/{_INTEGER}"  # 3/4, 1 1/2
     rf"|(?:{_INTEGER}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{{1,3}}(?![0-9]))?)"
 )
-_MAGNITUDES = {
-    "hundred": 10**2,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-}
+# powers of ten
+MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _WORD = re.compile(r"[A-Za-z]+")
-_MAGNITUDE = rf"(?i:{'|'.join(_MAGNITUDES)})\b"
+_MAGNITUDE = rf"(?i:{'|'.join(MAGNITUDES)})\b"
 # words that make another number of the one before
 _ANOTHER = (
     "squared|cubed|halves|half(?!-)|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenths"
@@ -257,7 +252,7 @@ def _value(sign: str, number: str, magnitudes: str) -> Fraction | None:
             return None
         value += int(whole)
     for word in _WORD.findall(magnitudes):
-        value *= _MAGNITUDES[word.lower()]
+        value *= 10 ** MAGNITUDES[word.lower()]
     return -value if sign == "-" else value
 
 

@@ -75,7 +75,7 @@ _READING = frozenset({"os.listdir", "os.scandir"})
 _WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-def _audit(event: str, arguments: tuple[Any, ...], names: frozenset[str] | set[str]) -> None:
+def _audit(event: str, arguments: tuple[Any, ...], names: frozenset[str]) -> None:
     if event == "compile":
         if not _is_plain(arguments[0], names) and not _is_loading():
             raise Refused("this may not be compiled")
@@ -87,7 +87,7 @@ def _audit(event: str, arguments: tuple[Any, ...], names: frozenset[str] | set[s
         raise Refused(f"{event} is not allowed")
 
 
-def _is_plain(source: Any, names: frozenset[str] | set[str]) -> bool:
+def _is_plain(source: Any, names: frozenset[str]) -> bool:
     """Whether code can name nothing by which it could act: strings are short and plain."""
     if source is None or isinstance(source, ast.AST):  # its text was compiled before
         return True

@@ -134,8 +134,4 @@ def _users_code(what: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise RewardError(what + _brief(error)) from error
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+        raise RewardError(f"{what}{type(error).__name__}: {error}") from error

@@ -101,10 +101,9 @@ def _same_equation(gold: Form, answer: Form) -> bool:
         if gold.name and gold.name == answer.name:
             return _same(gold.items[1], answer.items[1])
         return _ratio(gold, answer) != 0
-    equation, _other = (gold, answer) if gold.kind == "equation" else (answer, gold)
-    return bool(equation.name) and _same(
-        *(form.items[1] if form is equation else form for form in (gold, answer))
-    )
+    if gold.kind == "equation":
+        return gold.name != "" and _same(gold.items[1], answer)
+    return answer.name != "" and _same(gold, answer.items[1])
 
 
 def _same_quantity(gold: Form, answer: Form) -> bool:

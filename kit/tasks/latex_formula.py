@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from kit.tasks.answers import MAGNITUDES
+
 MAX_CHARS = 1000  # longer answers are compared as text only
 MAX_DEPTH = 24  # groups within groups
 
@@ -16,13 +18,12 @@ _MIXED = re.compile(r"(?<![0-9.^_{}A-Za-z])([0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+
 _SLASHED = re.compile(r"(?<![0-9./^])([0-9]+) ([0-9]+)/([0-9]+)(?![0-9/])")
 _DECIMAL = re.compile(r"(?<![0-9.])([0-9]*)\.([0-9]+)(?![0-9.])")
 _DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?°")
-_POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _STEPS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\*", r"\\cdot "),
         (r"(?<![A-Za-z\\])sqrt ?(?=[({])", r"\\sqrt "),
-        (rf" ?\b({'|'.join(_POWERS)})\b", lambda m: rf"\cdot 10^{{{_POWERS[m[1]]}}}"),
+        (rf" ?\b({'|'.join(MAGNITUDES)})\b", lambda m: rf"\cdot 10^{{{MAGNITUDES[m[1]]}}}"),
         (r"\^ ?(-?[0-9]+)", r"^{\1}"),
         (r"\^ ?\(([^()]*)\)", r"^{\1}"),
         (r"\\exp ?\(([^()]*)\)", r"e^{\1}"),
@@ -34,8 +35,6 @@ _STEPS = [
 _SPACED_THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:[ ,][0-9]{3})+(?![0-9,])")
 # what is left of prose, punctuation and relations: no formula
 _FOREIGN = re.compile(r"[,:;=<>≤≥\"'&%$#@?⟦⟧⟨⟩°~`\[\]]|[0-9]\.|\.[0-9]|[0-9] [0-9]")
-
-
 # what may hold such signs: the degree of a root, where a sum begins
 _OWN_SIGNS = re.compile(r"\\sqrt\[[0-9a-z]{1,4}\]|\\(?:sum|prod)_\{[a-z]=-?[0-9]+\}")
 # the parser takes (2)(3) and 2\frac{3}{2} for mixed numbers

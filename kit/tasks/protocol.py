@@ -18,10 +18,7 @@ START_SECONDS = 120.0  # importing sympy from a cold disk
 Request = dict[str, Any]
 
 _CONTAINERS: dict[str, Callable[[Iterable[Any]], Any]] = {
-    "list": list,
-    "tuple": tuple,
-    "set": set,
-    "frozenset": frozenset,
+    kind.__name__: kind for kind in (list, tuple, set, frozenset)
 }
 
 

@@ -30,7 +30,7 @@ def units(attempt: Attempt, settings: Units) -> Finding:
 
     Those told before in another spelling count neither way.
     """
-    if not _has_units(attempt.question):
+    if not (_kinds(attempt.question) or _things(attempt.question)):
         return DOES_NOT_APPLY
     told: set[Fraction | str] = set()
     named, counted = [], 0
@@ -65,10 +65,6 @@ def _is_named(unit: str, question: str) -> bool:
     if not is_unit(unit) or not all(kind & _kinds(question) for kind in measured):
         return False
     return measure(unit) is not None or bool(_things(unit) & _things(question))
-
-
-def _has_units(question: str) -> bool:
-    return bool(_kinds(question) or _things(question))
 
 
 @lru_cache(maxsize=1024)
