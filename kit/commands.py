@@ -210,9 +210,11 @@ def regions(plot: Annotated[Path | None, _Folder(help="draw them too, as SVG")] 
 
     print(table())
     if plot:
+        from kit.evaluation.results import writing
         from kit.training.region_plots import write_all
 
-        print(f"{len(write_all(plot))} figures -> {plot}")
+        with writing(plot, "; choose another folder"):
+            print(f"{len(write_all(plot))} figures -> {plot}")
 
 
 @_train()

@@ -171,6 +171,7 @@ def sync_file(file: IO[bytes]) -> None:
 
 
 def _beside(path: Path, ending: str) -> Path:
+    path = path if path.name else path.absolute()  # the folder one is in
     return path.with_name(path.name + ending)
 
 

@@ -15,6 +15,7 @@ from kit import files
 from kit.files import (
     append_json,
     append_line,
+    lock_of,
     new_folder,
     only_one,
     restore_folder,
@@ -172,6 +173,12 @@ def test_one_process_at_a_time_holds_a_lock(tmp_path):
         child.communicate("")
     with only_one(lock, busy):
         pass
+
+
+def test_a_lock_of_this_folder_is_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert lock_of(Path(".")) == tmp_path.with_name(f"{tmp_path.name}.lock")
+    assert lock_of(Path("a")) == Path("a.lock")
 
 
 def test_a_digest_is_of_the_first_bytes(tmp_path):

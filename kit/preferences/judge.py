@@ -91,6 +91,10 @@ def run_judge(
     Raises ResultsError for files that cannot be compared, ConfigError and ModelError for a judge
     that cannot be asked.
     """
+    if not output.name:
+        raise ConfigError(
+            f"--output is {str(output)!r}; name the files to be written, as runs/judged"
+        )
     left, right = _matched(left_jsonl, right_jsonl, limit)
     pairs = list(map(_pair, left, right)) if right_jsonl else []
     path = output.with_name(output.name + ".json")
@@ -139,7 +143,9 @@ def read_judged(path: Path) -> Judged:
     try:
         record = parse_json(path.read_bytes())
         config = JudgeConfig.model_validate(record["settings"])
-        left, right, limit = Path(record["left"]), record["right"], record["limit"]
+        left, right = Path(record["left"]), record["right"] and Path(record["right"])
+        if (limit := record["limit"]) is not None and type(limit) is not int:
+            raise ValueError("limit is no number")
     except OSError as error:
         raise ResultsError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
@@ -148,7 +154,7 @@ def read_judged(path: Path) -> Judged:
         raise ResultsError(
             f"{path} scores the completions of one result; for pairs name two: kit judge RUN RUN"
         )
-    pairs = list(map(_pair, *_matched(left, Path(right), limit)))
+    pairs = list(map(_pair, *_matched(left, right, limit)))
     judgements = read_judgements(
         config.signature, _questions(pairs), path.with_suffix(".jsonl"), read_pair
     )
@@ -156,7 +162,7 @@ def read_judged(path: Path) -> Judged:
         _outcome(first, second)
         for first, second in zip(judgements[::2], judgements[1::2], strict=True)
     ]
-    return Judged(config.model, left, Path(right), list(zip(pairs, outcomes, strict=True)))
+    return Judged(config.model, left, right, list(zip(pairs, outcomes, strict=True)))
 
 
 def _outcome(left_first: Judgement | None, right_first: Judgement | None) -> str:
@@ -173,10 +179,12 @@ def _matched(
     left = _rows(left_jsonl)
     right = left if right_jsonl is None else _rows(right_jsonl)
     keys = _chosen(left.keys() & right.keys(), limit)
+    if not left:
+        raise ResultsError(f"{left_jsonl} has no completion yet; finish its evaluation")
     if not keys:
         raise ResultsError(
-            f"{left_jsonl} and {right_jsonl or 'itself'} have no completion of one problem, "
-            "temperature and sample in common; evaluate both with the same settings"
+            f"{left_jsonl} and {right_jsonl} have no completion of one problem, temperature and "
+            "sample in common; evaluate both with the same settings"
         )
     return [left[key] for key in keys], [right[key] for key in keys]
 

@@ -28,10 +28,7 @@ def measure_opinions(
 def describe_opinions(opinions: dict[str, list[Any]]) -> Section:
     section = Section("Votes and judges")
     section.blocks.extend(_votes_table(record) for record in opinions["votes"])
-    section.blocks.extend(
-        _pairs_table(record) if record["kind"] == "pairs" else _points_table(record)
-        for record in opinions["judgements"]
-    )
+    section.blocks.extend(_TABLES[record["kind"]](record) for record in opinions["judgements"])
     return section
 
 
@@ -55,7 +52,8 @@ def _read_judge(path: Path) -> dict[str, Any]:
         raise ResultsError(
             f"{path} is not valid JSON ({error}); give the .json that kit judge wrote"
         ) from None
-    if not isinstance(record, dict) or record.get("schema") != JUDGE_SCHEMA:
+    is_record = isinstance(record, dict) and record.get("schema") == JUDGE_SCHEMA
+    if not is_record or record.get("kind") not in tuple(_TABLES):  # other files have a schema too
         raise ResultsError(f"{path} is no summary of kit judge of schema {JUDGE_SCHEMA}")
     return record
 
@@ -134,6 +132,9 @@ def _points_table(record: dict[str, Any]) -> Table:
         note=f"{record['scored']} of {record['completions']} scored, {record['malformed']} "
         f"malformed, {record['failed']} failed.",
     )
+
+
+_TABLES = {"pairs": _pairs_table, "points": _points_table}  # by the kind of a summary
 
 
 def _share(share: dict[str, Any]) -> str:

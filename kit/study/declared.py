@@ -326,6 +326,8 @@ def _check_unchanged(kept: Path, now: Mapping[str, Any]) -> None:
     try:
         before = parse_json(kept.read_bytes())
         old, new = flatten(before), flatten(dict(now))
+    except OSError as error:
+        raise RunError(f"cannot read {kept}: {error.strerror}") from None
     except (ValueError, AttributeError) as error:
         raise RunError(f"{kept} is damaged: {error}; choose another --output") from None
     old = {key: value for key, value in _defaults().items() if key in new} | old

@@ -251,11 +251,11 @@ def own_rows(name: str, config: DataConfig, split: Role | None) -> list[dict[str
 
 def _own_problem(row: Row, default_id: str, config: DataConfig, chat: bool) -> dict[str, Any]:
     """One row; an answer column in GSM8K's form (worked, then '#### <answer>') is taken apart."""
-    question, own = row.get(config.question_column), dict[str, Any]()
+    question, own = _text(row.get(config.question_column)), dict[str, Any]()
     if chat:
         messages = _messages(row["prompt"], default_id)
         own["prompt"] = messages
-        question = [m["content"] for m in messages if m["role"] == "user"][-1]
+        question = [m["content"].strip() for m in messages if m["role"] == "user"][-1]
     if not question:
         raise DataError(f"{default_id} has no question")
     answer, solution = _text(row[config.answer_column]), _text(row.get("solution"))
@@ -264,7 +264,7 @@ def _own_problem(row: Row, default_id: str, config: DataConfig, chat: bool) -> d
         answer = answer.strip()
     solution = solution.strip().removesuffix(f"#### {answer}")
     own |= _problem(
-        str(question),
+        question,
         answer,
         solution=_solved(solution, answer) if solution else "",
         category=_text(row.get("category")),

@@ -638,6 +638,16 @@ def test_files_that_cannot_be_compared(tmp_path: Path, server: Server) -> None:
         run_judge(left, other, tmp_path / "out", config(server))
     with pytest.raises(ResultsError, match="cannot read the completions"):
         run_judge(left, tmp_path / "none.jsonl", tmp_path / "out", config(server))
+    cut_off = tmp_path / "begun.jsonl"
+    cut_off.write_text('{"id": "p0", "comp')
+    with pytest.raises(ResultsError, match=r"begun\.jsonl has no completion yet; finish its"):
+        run_judge(cut_off, None, tmp_path / "out", config(server))
+    assert server.requests == []
+
+
+def test_what_is_written_needs_a_name(files, server) -> None:
+    with pytest.raises(ConfigError, match=r"--output is '\.'; name the files to be written"):
+        run_judge(*files[:2], Path("."), config(server))
     assert server.requests == []
 
 

@@ -307,6 +307,10 @@ def test_judgements_of_other_completions_are_refused(judged: Path) -> None:
         ({"right": None}, "for pairs name two: kit judge RUN RUN"),
         ({"settings": {"model": 3}}, "is no summary that kit judge wrote"),
         ({"left": "gone.jsonl"}, "cannot read the completions"),
+        *(
+            (change, "is no summary that kit judge wrote")
+            for change in ({"right": 7}, {"limit": "5"}, {"limit": 1.5}, {"limit": True})
+        ),
     ],
 )
 def test_summaries_that_hold_no_pairs_are_refused(judged: Path, change: dict, message: str) -> None:

@@ -648,6 +648,13 @@ def test_a_judge_summary_that_is_none_is_an_error(tmp_path, text):
         measure_opinions([], [tmp_path / "judge.json"])
 
 
+def test_a_file_of_another_kind_is_no_judge_summary(tmp_path):
+    comparison = write_comparison(tmp_path) / "compare.json"
+    assert json.loads(comparison.read_text())["schema"] == 1  # as that of a summary
+    with pytest.raises(ResultsError, match=r"compare\.json is no summary of kit judge of schema 1"):
+        measure_opinions([], [comparison])
+
+
 # --- the report itself ----------------------------------------------------------------------------
 
 

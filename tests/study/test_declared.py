@@ -215,6 +215,9 @@ def test_a_report_needs_the_file_as_it_was_declared(write_study, tmp_path, capsy
     assert "nothing is measured yet" in refusal(write_study())
     asked = [{"name": "a", "asks": "Which?", "pairs": [["clip", "smooth"]]}]
     assert "declared otherwise" in refusal(write_study("b.yaml", questions=asked))
+    (out / "study.json").unlink()
+    (out / "study.json").mkdir()
+    assert "cannot read" in refusal(write_study())
 
 
 def test_a_launcher_is_refused(write_study, tmp_path, monkeypatch, capsys):

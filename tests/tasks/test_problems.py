@@ -424,6 +424,12 @@ def test_own_gold_must_verify(tmp_path) -> None:
         ("a.csv", "question,answer\n", r"cannot read .*a.csv as .csv: .*no data"),
         ("a.parquet", "nonsense", r"cannot read .*a.parquet as .parquet: "),
         ("a.jsonl", '{"question": null, "answer": "1"}\n', r"a/0 has no question"),
+        ("a.jsonl", '{"question": " \\n", "answer": "1"}\n', r"a/0 has no question"),
+        (
+            "a.jsonl",
+            '{"prompt": [{"role": "user", "content": " "}], "answer": "1"}\n',
+            r"a/0 has no question",
+        ),
     ],
 )
 def test_own_files_that_are_broken(tmp_path, name: str, content: str, message: str) -> None:

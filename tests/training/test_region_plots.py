@@ -61,6 +61,12 @@ def test_kit_regions_prints_the_table_and_draws(tmp_path, capsys):
     assert drawn == set(TRUST_REGION_SETTINGS)
 
 
+def test_figures_have_no_place_in_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["regions", "--plot", str(tmp_path / "file")]) == 1
+    assert "file: File exists; choose another folder" in capsys.readouterr().err
+
+
 def test_the_table_needs_no_torch():
     code = (
         "import sys; from kit.cli import main; main(['regions']); sys.exit('torch' in sys.modules)"
