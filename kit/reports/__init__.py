@@ -151,21 +151,16 @@ def _write(folder: Path, title: str, sections: list[Section], record: dict[str, 
 
 def _origins(sections: Sequence[Section], folder: Path) -> dict[str, dict[str, Any]]:
     """Where each figure and table comes from, in full."""
-    found: dict[str, dict[str, Any]] = {"figures": {}, "tables": {}}
-    for section in sections:
-        for block in section.blocks:
-            if isinstance(block, Figure | Table):
-                kind, name = (
-                    ("figures", figure_path(block))
-                    if isinstance(block, Figure)
-                    else ("tables", block.name)
-                )
-                found[kind][name] = {
-                    "title": block.title,
-                    "files": block.origin.relative(folder),
-                    "commands": list(block.origin.commands),
-                }
-    return found
+
+    def told(block: Figure | Table) -> dict[str, Any]:
+        files, commands = block.origin.relative(folder), list(block.origin.commands)
+        return {"title": block.title, "files": files, "commands": commands}
+
+    blocks = [block for section in sections for block in section.blocks]
+    return {
+        "figures": {figure_path(b): told(b) for b in blocks if isinstance(b, Figure)},
+        "tables": {b.name: told(b) for b in blocks if isinstance(b, Table)},
+    }
 
 
 def _finite(value: Any) -> Any:

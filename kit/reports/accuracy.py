@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kit.reports.adherence import adherence_table
-from kit.reports.document import (
-    NONE,
-    Block,
-    Figure,
-    Section,
-    Table,
-    interval,
-    number,
-    percent,
-)
+from kit.reports.document import NONE, Block, Figure, Section, Table, number, percent, share
 from kit.reports.evidence import Evidence
 from kit.reports.figures import Dot, Line, Scale, Style, draw_dots, draw_lines
 from kit.reports.scores import MEASURES, Score, label, origin
@@ -45,7 +36,8 @@ def describe_accuracy(
             if adherence := adherence_table(data, here):
                 section.blocks.append(adherence)
             section.blocks.append(_figure(data, here, looks))
-            section.blocks.extend(_over_samples(data, [s for s in here if _has_samples(s)], looks))
+            several = [score for score in here if score.figures["samples"] > 1]
+            section.blocks.extend(_over_samples(data, several, looks))
     return section
 
 
@@ -65,8 +57,8 @@ def _table(data: str, scores: Sequence[Score]) -> Table:
                 f"{score.temperature:g}",
                 _seeds(score),
                 str(score.figures["samples"]),
-                _share(score, "strict"),
-                _share(score, "lenient"),
+                share(score.figures["strict"]),
+                share(score.figures["lenient"]),
                 percent(score.figures["format"]),
                 percent(score.figures["truncated"]),
                 " / ".join(number(score.figures[f"tokens_{what}"]) for what in LENGTHS),
@@ -83,12 +75,6 @@ def _table(data: str, scores: Sequence[Score]) -> Table:
 
 def _seeds(score: Score) -> str:
     return ", ".join(str(seed) for seed in score.measured if seed is not None) or NONE
-
-
-def _share(score: Score, measure: str) -> str:
-    figures = score.figures[measure]
-    spread = "" if figures["sd"] is None else f" ± {percent(figures['sd'])}"
-    return f"{percent(figures['value'])}{spread}{interval(figures['ci95'])}"
 
 
 def _figure(data: str, scores: Sequence[Score], looks: dict[str, Style]) -> Figure:
@@ -115,10 +101,6 @@ def _figure(data: str, scores: Sequence[Score], looks: dict[str, Style]) -> Figu
     )
 
 
-def _has_samples(score: Score) -> bool:
-    return score.figures["samples"] > 1
-
-
 def _over_samples(data: str, scores: Sequence[Score], looks: dict[str, Style]) -> Iterator[Block]:
     """pass@k and majority votes where problems were sampled more than once."""
     for temperature in sorted({score.temperature for score in scores}):
@@ -134,7 +116,7 @@ def _over_samples(data: str, scores: Sequence[Score], looks: dict[str, Style]) -
                     (
                         score.arm,
                         _seeds(score),
-                        *(_estimate(score.figures[kind]["strict"].get(str(k))) for k in ks),
+                        *(share(score.figures[kind]["strict"].get(str(k))) for k in ks),
                     )
                     for score in here
                 ],
@@ -157,17 +139,6 @@ def _over_samples(data: str, scores: Sequence[Score], looks: dict[str, Style]) -
             )
 
 
-def _estimate(estimate: dict | None) -> str:
-    return NONE if estimate is None else f"{percent(estimate['value'])}{interval(estimate['ci95'])}"
-
-
 def _over_k(score: Score, kind: str) -> Line:
-    estimates = score.figures[kind]["strict"]
-    intervals = [estimate["ci95"] for estimate in estimates.values()]
-    known = None not in intervals
-    return Line(
-        [int(k) for k in estimates],
-        [estimate["value"] for estimate in estimates.values()],
-        [bounds[0] for bounds in intervals] if known else None,
-        [bounds[1] for bounds in intervals] if known else None,
-    )
+    estimates = score.figures[kind]["strict"].items()
+    return Line.of({int(k): (estimate["value"], estimate["ci95"]) for k, estimate in estimates})

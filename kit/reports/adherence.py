@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kit.reports.document import NONE, Table, number, percent
+from kit.reports.document import Table, number, percent, share
 from kit.reports.scores import Score, label, origin
 
 
@@ -23,7 +23,7 @@ def adherence_table(data: str, scores: Sequence[Score]) -> Table | None:
                 label(score.temperature),
                 percent(score.figures["strict"]["value"]),
                 number(score.figures["tokens_mean"], 1),
-                *(_cell(score, name) for name in names),
+                *(share(score.figures["adherence"].get(name)) for name in names),
             )
             for score in scores
         ],
@@ -32,11 +32,3 @@ def adherence_table(data: str, scores: Sequence[Score]) -> Table | None:
         "prompt it was trained with. Means, with the standard deviation over seeds; - where a "
         "guideline does not apply. docs/guidelines.md says what each counts.",
     )
-
-
-def _cell(score: Score, name: str) -> str:
-    figures = score.figures["adherence"].get(name)
-    if figures is None or figures["value"] is None:
-        return NONE
-    spread = "" if figures["sd"] is None else f" ± {percent(figures['sd'])}"
-    return f"{percent(figures['value'])}{spread}"

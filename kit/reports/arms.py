@@ -23,10 +23,7 @@ def describe_arms(evidence: Evidence) -> Section:
             title="Arms, and the settings in which they differ",
             header=("setting", *flat),
             rows=[
-                (
-                    "seeds",
-                    *(", ".join(str(seed) for seed in arm.runs) for arm in evidence.arms),
-                ),
+                ("seeds", *(", ".join(map(str, arm.runs)) for arm in evidence.arms)),
                 *((key, *(_value(flat[name], key) for name in flat)) for key in differing),
             ],
             origin=configs,

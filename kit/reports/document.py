@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kit.reports.figures import Drawing
 
@@ -92,3 +93,11 @@ def number(value: float | None, digits: int = 0) -> str:
 def interval(bounds: Sequence[float] | None) -> str:
     """Bounds of a share, as percentages."""
     return "" if bounds is None else f" [{percent(bounds[0])}, {percent(bounds[1])}]"
+
+
+def share(found: Mapping[str, Any] | None) -> str:
+    """A share with its spread over seeds (`sd`) and interval (`ci95`), as far as there are any."""
+    if found is None or found["value"] is None:
+        return NONE
+    spread = "" if found.get("sd") is None else f" ± {percent(found['sd'])}"
+    return f"{percent(found['value'])}{spread}{interval(found.get('ci95'))}"

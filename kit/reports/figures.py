@@ -75,6 +75,16 @@ class Line:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
 
+    @classmethod
+    def of(cls, estimates: Mapping[int, tuple[float, Sequence[float] | None]]) -> Line:
+        """By x a value and the bounds of its interval; a band where every value has bounds."""
+        x = sorted(estimates)
+        y = [estimates[at][0] for at in x]
+        known = [bounds for at in x if (bounds := estimates[at][1]) is not None]
+        if len(known) < len(x):
+            return cls(x, y)
+        return cls(x, y, [low for low, _ in known], [high for _, high in known])
+
 
 @dataclass(frozen=True, slots=True)
 class Dot:

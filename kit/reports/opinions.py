@@ -10,7 +10,7 @@ from kit.errors import ResultsError
 from kit.preferences.tallies import tally
 from kit.preferences.votes import read_votes
 from kit.reading import parse_json
-from kit.reports.document import NONE, Origin, Section, Table, interval, number, percent
+from kit.reports.document import NONE, Origin, Section, Table, number, share
 
 JUDGE_SCHEMA = 1
 
@@ -70,7 +70,7 @@ def _votes_table(record: dict[str, Any]) -> Table:
             (
                 f"{t['first']} and {t['second']}",
                 *(str(t[key]) for key in ("first_wins", "second_wins", "ties", "both_bad")),
-                _share(t["win_share"]),
+                share(t["win_share"]),
                 _p(t["p"]),
                 *_agreement(t["agreement"]),
             )
@@ -95,7 +95,7 @@ def _agreement(agreement: dict[str, Any]) -> tuple[str, str]:
 
 def _pairs_table(record: dict[str, Any]) -> Table:
     shown = record["first_shown"]
-    bias = f"; the solution shown first won {_share(shown)} %" if shown["n"] else ""
+    bias = f"; the solution shown first won {share(shown)} %" if shown["n"] else ""
     return Table(
         name=f"judge {record['file']}",
         title=f"{record['judge']} compares left ({record['left']}) with right ({record['right']})",
@@ -104,7 +104,7 @@ def _pairs_table(record: dict[str, Any]) -> Table:
             (
                 name,
                 *(str(o[key]) for key in ("left", "right", "ties", "inconsistent")),
-                _share(o["win_rate"]),
+                share(o["win_rate"]),
                 _p(o["p"]),
             )
             for name, o in record["outcomes"].items()
@@ -135,10 +135,6 @@ def _points_table(record: dict[str, Any]) -> Table:
 
 
 _TABLES = {"pairs": _pairs_table, "points": _points_table}  # by the kind of a summary
-
-
-def _share(share: dict[str, Any]) -> str:
-    return f"{percent(share['value'])}{interval(share['ci95'])}"
 
 
 def _bounds(bounds: Sequence[float]) -> str:

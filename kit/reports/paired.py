@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kit.evaluation.stats import ENOUGH_SEEDS, Difference, holm, mcnemar_exact, paired_difference
-from kit.reports.document import NONE, Figure, Section, Table, Text, number
+from kit.reports.document import NONE, Figure, Section, Table, Text, interval, percent
 from kit.reports.evidence import BASE, Arm, Evidence
 from kit.reports.figures import Dot, Style, draw_dots
 from kit.reports.scores import MEASURES, Score, label, origin, verdicts
@@ -56,19 +56,19 @@ class Contrast:
         d = self.difference
         one_seed = d.seeds == 1
         a, b = (_adapter(s.arm) if one_seed else s.arm for s in (self.a, self.b))
-        value, low, high = (100 * x for x in (d.value, d.low, d.high))
+        value, bounds = d.value, (d.low, d.high)
         if self.is_shown:
             if value < 0:
-                value, low, high = -value, -high, -low
+                value, bounds = -value, (-d.high, -d.low)
             correction = "" if self.family == 1 else f" (Holm over {self._tests()})"
             text = (
-                f"{a} is {self.finding} than {b} on {self.where} by {number(value, 1)} points "
-                f"[{number(low, 1)}, {number(high, 1)}], {_p_text(self.corrected_p)}{correction}"
+                f"{a} is {self.finding} than {b} on {self.where} by {percent(value)} points"
+                f"{interval(bounds)}, {_p_text(self.corrected_p)}{correction}"
             )
         else:
             text = (
                 f"{self.finding}{self._for_methods()} between {a} and {b} on {self.where}: "
-                f"{number(value, 1)} points [{number(low, 1)}, {number(high, 1)}]"
+                f"{percent(value)} points{interval(bounds)}"
             )
             if d.only_a == d.only_b == 0:
                 text += ", as both were right on the same problems"
@@ -283,8 +283,8 @@ def _row(c: Contrast) -> tuple[str, ...]:
         f"{c.a.temperature:g}",
         c.measure,
         ", ".join(map(str, c.seeds)),
-        number(100 * d.value, 1),
-        f"[{number(100 * d.low, 1)}, {number(100 * d.high, 1)}]",
+        percent(d.value),
+        interval((d.low, d.high)).strip(),
         f"{d.p:.4f}",
         f"{c.corrected_p:.4f}",
         d.test,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kit.reports.document import NONE, Block, Figure, Section, Table, interval, percent
+from kit.reports.document import NONE, Block, Figure, Section, Table, share
 from kit.reports.evidence import Evidence
 from kit.reports.figures import Dot, Style, draw_dots
 from kit.reports.scores import Score, label, origin
@@ -55,7 +55,7 @@ def _by_slice(
             (
                 name,
                 _size(n),
-                *(_cell(s, name) for s in slices.values()),
+                *(share(parts.get(name, {}).get("strict")) for parts in slices.values()),
             )
             for name, n in sizes.items()
         ],
@@ -89,13 +89,6 @@ def _by_slice(
 
 def _size(n: int) -> str:
     return f"{n} (few)" if n < SMALL else str(n)
-
-
-def _cell(parts: dict, name: str) -> str:
-    part = parts.get(name)
-    if part is None:
-        return NONE
-    return f"{percent(part['strict']['value'])}{interval(part['strict']['ci95'])}"
 
 
 def _reasoning(data: str, scores: Sequence[Score]) -> Table:

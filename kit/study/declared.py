@@ -122,7 +122,8 @@ class StudySettings(SettingsSection):
             ("tuning.seeds", self.tuning.seeds),
             ("names of questions", [question.name for question in self.questions]),
         ):
-            _check_different(name, values)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} must be different, got {values}")
         if again := set(self.seeds) & set(self.tuning.seeds):
             raise ValueError(f"seeds must be fresh: {sorted(again)} are in tuning.seeds too")
         if self.evaluation.samples > MOST_SAMPLES:
@@ -171,11 +172,6 @@ def _check_name(arm: str) -> None:
         raise ValueError(
             f"no arm can be called {arm!r}: a name has letters, digits, _, - and ., not . first"
         )
-
-
-def _check_different(name: str, values: Sequence[Any]) -> None:
-    if len(set(values)) < len(values):
-        raise ValueError(f"{name} must be different, got {list(values)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ def _grid(settings: StudySettings) -> str:
     return ", ".join(
         f"staleness {staleness} ({_count(settings.rollouts_at(staleness), 'rollout')}, "
         f"{_count(staleness * settings.rollouts_at(staleness), 'update')}; rates "
-        f"{', '.join(f'{rate:g}' for rate in settings.rates_at(staleness))})"
+        f"{_listed(settings.rates_at(staleness))})"
         for staleness in settings.staleness
     )
 

@@ -14,9 +14,19 @@ import numpy as np
 from kit.errors import RunError
 from kit.evaluation.stats import seeds_and_problems
 from kit.reports import write_report
-from kit.reports.document import NONE, Block, Figure, Origin, Section, Table, Text, percent
+from kit.reports.document import (
+    NONE,
+    Block,
+    Figure,
+    Origin,
+    Section,
+    Table,
+    Text,
+    interval,
+    percent,
+)
 from kit.reports.figures import Dot, Line, Scale, Style, draw_dots, draw_lines, styles
-from kit.reports.scores import label
+from kit.reports.scores import label, mean
 from kit.study.declared import BASE, Declaration, check_begun
 from kit.study.evidence import StudyEvidence, fairness, gather
 from kit.study.folder import StudyFolder
@@ -158,7 +168,7 @@ def _accuracy_at(
 
 # --- figures by arm and staleness -----------------------------------------------------------------
 
-Value = tuple[float, float | None, float | None]  # with the bounds of its interval, or none
+Value = tuple[float, tuple[float, float] | None]  # with the bounds of its interval, or none
 Grid = dict[str, dict[int, Value]]
 
 
@@ -180,9 +190,9 @@ def _mean(
         return None
     values = np.stack(list(verdicts.values()))
     if len(values) == 1:
-        return float(values.mean()), None, None
+        return float(values.mean()), None
     estimate = seeds_and_problems(values, 0, 1)
-    return estimate.value, estimate.low, estimate.high
+    return estimate.value, (estimate.low, estimate.high)
 
 
 def _places(evidence: StudyEvidence) -> Scale:
@@ -190,26 +200,14 @@ def _places(evidence: StudyEvidence) -> Scale:
 
 
 def _lines(grid: Grid) -> dict[str, Line]:
-    lines = {}
-    for arm, values in grid.items():
-        at = sorted(values)
-        lows = [values[s][1] for s in at]
-        highs = [values[s][2] for s in at]
-        known = None not in lows
-        lines[arm] = Line(
-            at,
-            [values[s][0] for s in at],
-            [low for low in lows if low is not None] if known else None,
-            [high for high in highs if high is not None] if known else None,
-        )
-    return lines
+    return {arm: Line.of(values) for arm, values in grid.items()}
 
 
 def _cell(grid: Grid, arm: str, staleness: int) -> str:
     if staleness not in grid.get(arm, {}):
         return NONE
-    value, low, high = grid[arm][staleness]
-    return percent(value) + ("" if low is None else f" [{percent(low)}, {percent(high)}]")
+    value, bounds = grid[arm][staleness]
+    return percent(value) + interval(bounds)
 
 
 # --- stability, tuning ----------------------------------------------------------------------------
@@ -247,19 +245,12 @@ def _stability(evidence: StudyEvidence, looks: dict[str, Style], origin: Origin)
     )
     ratios = _over_staleness(evidence, lambda a, s: _range(evidence.fresh(a, s), "largest_ratio"))
     drift = _over_staleness(evidence, lambda a, s: _range(evidence.fresh(a, s), "k3_to_base"))
+    spread = "; lines: geometric means, bands: from the lowest to the highest seed"
+    share = Scale("% of runs", is_share=True, top=1.05)
     for name, title, grid, scale, note in (
-        (
-            *("fallen", "Runs that fell below the base", fallen),
-            *(Scale("% of runs", is_share=True, top=1.05), ""),
-        ),
-        (
-            *("largest-ratio", "Largest ratio", ratios, Scale("ratio", is_log=True)),
-            "; lines: geometric means, bands: from the lowest to the highest seed",
-        ),
-        (
-            *("drift", "Drift from the base", drift, Scale("k3, nats", is_log=True)),
-            "; lines: geometric means, bands: from the lowest to the highest seed",
-        ),
+        ("fallen", "Runs that fell below the base", fallen, share, ""),
+        ("largest-ratio", "Largest ratio", ratios, Scale("ratio", is_log=True), spread),
+        ("drift", "Drift from the base", drift, Scale("k3, nats", is_log=True), spread),
     ):
         if grid:
             section.blocks.append(
@@ -277,22 +268,20 @@ def _stability(evidence: StudyEvidence, looks: dict[str, Style], origin: Origin)
 def _share_fallen(evidence: StudyEvidence, records: Sequence[Record]) -> Value | None:
     if not records:
         return None
-    return statistics.fmean(evidence.has_fallen(record) for record in records), None, None
+    return statistics.fmean(evidence.has_fallen(record) for record in records), None
 
 
 def _range(records: Sequence[Record], field: str) -> Value | None:
-    values = [value for record in records if (value := getattr(record, field))]
-    values = [value for value in values if value > 0]
+    values = [value for record in records if (value := getattr(record, field) or 0.0) > 0]
     if not values:
         return None
-    return statistics.geometric_mean(values), min(values), max(values)
+    return statistics.geometric_mean(values), (min(values), max(values))
 
 
 def _stability_row(evidence: StudyEvidence, arm: str, staleness: int) -> tuple[str, ...]:
     records = evidence.fresh(arm, staleness)
     reached = [record.level_step for record in records if record.level_step is not None]
     ratios = [record.largest_ratio for record in records if record.largest_ratio is not None]
-    silenced = _average(record.silenced for record in records)
     return (
         arm,
         str(staleness),
@@ -300,16 +289,11 @@ def _stability_row(evidence: StudyEvidence, arm: str, staleness: int) -> tuple[s
         f"{sum(map(evidence.has_fallen, records))} of {len(records)}",
         str(sum(record.has_failed for record in records)),
         f"{max(ratios):.3g}" if ratios else NONE,
-        _small(_average(record.k3_to_base for record in records)),
-        _small(_average(record.mismatch for record in records)),
-        percent(silenced),
+        _small(mean(record.k3_to_base for record in records)),
+        _small(mean(record.mismatch for record in records)),
+        percent(mean(record.silenced for record in records)),
         f"{statistics.median(reached):g} ({len(reached)} of {len(records)})" if reached else NONE,
     )
-
-
-def _average(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
 
 
 def _small(value: float | None) -> str:
@@ -347,7 +331,7 @@ def _by_rate(
 ) -> Figure | None:
     """How much of a rate an arm bears; None below two rates."""
     settings = evidence.settings
-    rates = sorted(settings.rates_at(staleness))
+    rates = settings.rates_at(staleness)
     lines = {
         arm: Line(sorted(scores), [scores[rate] for rate in sorted(scores)])
         for (arm, at), scores in evidence.tuning.items()

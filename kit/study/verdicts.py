@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.evaluation.stats import ENOUGH_SEEDS, Difference, family_p, paired_difference
-from kit.reports.document import number
+from kit.reports.document import interval, percent
 from kit.reports.scores import label
 from kit.study.declared import ALL, BASE, Question
 from kit.study.evidence import StudyEvidence
@@ -55,8 +55,7 @@ class Contrast:
     def points(self) -> str:
         """`+1.2 [-0.3, 2.7]`."""
         d = self.difference
-        low, high = (number(100 * bound, 1) for bound in (d.low, d.high))
-        return f"{'+' if d.value > 0 else ''}{number(100 * d.value, 1)} [{low}, {high}]"
+        return f"{'+' if d.value > 0 else ''}{percent(d.value)}{interval((d.low, d.high))}"
 
     @property
     def said(self) -> str:
