@@ -42,7 +42,6 @@ def read_pairs(
     test problems unless `test_problems`; for pairs of another base unless `other_bases`.
     """
     data = gather_pairs(str(source), problems)
-    check_any(data)
     _check(data, problems, test_problems, base, other_bases)
     return data
 
@@ -60,7 +59,6 @@ def read_labelled(
     Of a pair, chosen is good and rejected is not. DataError too where all have one label.
     """
     data = gather_labelled(str(source), problems)
-    check_any(data)
     labels = {example.label for example in data.examples}
     if len(labels) == 1:
         one, other = ("true", "false") if True in labels else ("false", "true")
@@ -127,6 +125,7 @@ def _check(
     base: str | None,
     other_bases: bool,
 ) -> None:
+    check_any(data)
     if base and not other_bases and (others := of_other_bases(data, base)):
         listed = tell(Counter(str(example.provenance.base) for example in others), "of")
         raise DataError(

@@ -71,8 +71,7 @@ def _merged(found: Sequence[Gathered], source: str) -> Gathered:
     every = [example for data in found for example in data.examples]
     kept = distinct(every)
     dropped = sum((data.dropped for data in found), Counter[str]())
-    if len(kept) < len(every):
-        dropped[THERE_ALREADY] += len(every) - len(kept)
+    dropped += Counter({THERE_ALREADY: len(every) - len(kept)})
     contradictory = sum(data.contradictory for data in found)
     return PreferenceData(
         source,

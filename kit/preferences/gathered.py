@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Generic
 
-from kit.preferences.records import Example, LabelledCompletion, PreferencePair, Provenance
+from kit.preferences.records import Example, LabelledCompletion, PreferencePair
 from kit.tasks.splits import TEST_SPLIT
 from kit.terminal import one_line
 
@@ -23,7 +23,7 @@ class PreferenceData(Generic[Example]):
 
     source: str
     examples: tuple[Example, ...]
-    dropped: Counter[str] = field(default_factory=Counter)  # how many, by what they are
+    dropped: Counter[str] = field(default_factory=Counter)  # how many, by what they are; no zeros
     contradictory: int = 0  # pairs of texts preferred either way, or texts labelled either way
     first_fault: str = ""  # why the first unreadable line is none; "": not known
 
@@ -147,14 +147,10 @@ def count_contradictions(examples: Sequence[PreferencePair | LabelledCompletion]
 def _origins(examples: Sequence[PreferencePair | LabelledCompletion]) -> str:
     """By whom or what, as far as that is known; how many votes saw the names."""
     known = [example.provenance for example in examples if example.provenance]
-    listed = tell(Counter(map(_origin, known)), "by")
+    listed = tell(Counter(f"{o.kind} {o.by}" if o.by else o.kind for o in known), "by")
     seen = sum(origin.blind is False for origin in known)
     names = f"; {seen} saw the names" if seen else ""
     return f" ({listed}{names})" if listed else ""
-
-
-def _origin(origin: Provenance) -> str:
-    return f"{origin.kind} {origin.by}" if origin.by else origin.kind
 
 
 def tell(counts: Counter[str], word: str) -> str:

@@ -36,13 +36,8 @@ def pair_id(question: str, temperature: float, one: Said, other: Said) -> str:
 
 def pair_of(vote: Vote) -> str:
     """The `pair_id` of what was voted on."""
-    return pair_id(vote.question, vote.settings.temperature, *both_said(vote))
-
-
-def both_said(vote: Vote) -> tuple[Said, Said]:
-    """What was said, left then right."""
-    left, right = vote.left, vote.right
-    return (left.adapter_sha256, left.completion), (right.adapter_sha256, right.completion)
+    left, right = ((side.adapter_sha256, side.completion) for side in (vote.left, vote.right))
+    return pair_id(vote.question, vote.settings.temperature, left, right)
 
 
 def ordered(one: Said, other: Said) -> list[Said]:

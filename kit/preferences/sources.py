@@ -74,9 +74,7 @@ def pairs_of_rows(
         raise _without_columns(source, rows, faults)
     found, faults = _parsed(rows, faults, lambda row: parse_pair(row, system_prompt))
     pairs = [pair for pair in found if pair.chosen != pair.rejected]
-    dropped = _unreadable(faults)
-    if len(pairs) < len(found):
-        dropped[EQUAL_TEXTS] = len(found) - len(pairs)
+    dropped = +Counter({UNREADABLE: len(faults), EQUAL_TEXTS: len(found) - len(pairs)})
     contradictory = count_contradictions(pairs)
     return PreferenceData(source, tuple(pairs), dropped, contradictory, next(iter(faults), ""))
 
@@ -91,7 +89,7 @@ def labelled_of_rows(
     if not with_label:
         raise _without_columns(source, rows, faults)
     found, faults = _parsed(rows, faults, lambda row: parse_labelled(row, system_prompt))
-    dropped, contradictory = _unreadable(faults), count_contradictions(found)
+    dropped, contradictory = +Counter({UNREADABLE: len(faults)}), count_contradictions(found)
     return PreferenceData(source, tuple(found), dropped, contradictory, next(iter(faults), ""))
 
 
@@ -113,10 +111,6 @@ def _parsed(
         except ValueError as error:
             said.append(one_line(str(error), LONGEST_FAULT))
     return found, tuple(said)
-
-
-def _unreadable(faults: Sequence[str]) -> Counter[str]:
-    return Counter({UNREADABLE: len(faults)} if faults else {})
 
 
 def _json_rows(path: Path) -> tuple[Sequence[Row], list[str]]:

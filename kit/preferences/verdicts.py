@@ -80,7 +80,7 @@ def labelled_of_verdicts(
 
 def _groups(sampled: Sampled) -> tuple[list[_Group], Counter[str]]:
     """By step or temperature and sample; and what is left out."""
-    dropped = Counter({UNREADABLE: sampled.unreadable} if sampled.unreadable else {})
+    dropped = +Counter({UNREADABLE: sampled.unreadable})
     groups: dict[tuple[object, ...], _Group] = {}
     seen: set[tuple[object, ...]] = set()
     for key, row in _keyed(sampled):

@@ -7,7 +7,7 @@ The outcome with the most voices counts, and none where two have equally many.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -65,8 +65,7 @@ def labelled_of_votes(path: Path) -> PreferenceData[LabelledCompletion]:
             for position, text in enumerate(texts)
         )
     kept = distinct(examples)
-    if len(kept) < len(examples):
-        dropped[THERE_ALREADY] += len(examples) - len(kept)
+    dropped += Counter({THERE_ALREADY: len(examples) - len(kept)})
     contradictory = max(contradictory, count_contradictions(kept))
     return PreferenceData(str(path), tuple(kept), dropped, contradictory)
 
@@ -74,7 +73,7 @@ def labelled_of_votes(path: Path) -> PreferenceData[LabelledCompletion]:
 def _settle(path: Path) -> tuple[list[_Settled], Counter[str], int]:
     """Every pair of answers with its outcome; what is left out; pairs with a vote each way."""
     votes, unreadable = read_votes(path)
-    dropped = Counter({UNREADABLE: unreadable} if unreadable else {})
+    dropped = +Counter({UNREADABLE: unreadable})
     ballots: dict[_Pair, list[Vote]] = {}
     for vote in votes:
         first, second = sorted((vote.left.completion, vote.right.completion))
@@ -118,20 +117,16 @@ def _outcome(vote: Vote) -> Outcome:
 def _provenance(vote: Vote, *texts: str) -> Provenance:
     """Of a vote, with what wrote these texts."""
     problem = vote.problem
+    sides: dict[str, Side] = {side.completion: side for side in (vote.left, vote.right)}
     return Provenance(
         kind="vote",
         by=vote.voter,
         blind=vote.blind,
         base=vote.base,
-        writers=tuple(_writers(vote, texts)),
+        writers=tuple(Writer(sides[t].name, sides[t].adapter_sha256) for t in texts),
         data=problem.data if problem else None,
         split=problem.split if problem else None,
         problem=problem.id if problem else None,
         vote=vote.id,
         time=vote.time.isoformat(),
     )
-
-
-def _writers(vote: Vote, texts: Iterable[str]) -> Iterable[Writer]:
-    sides: dict[str, Side] = {side.completion: side for side in (vote.left, vote.right)}
-    return (Writer(sides[text].name, sides[text].adapter_sha256) for text in texts)
