@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 import time
 from functools import cached_property
@@ -17,15 +16,15 @@ from kit.config import DEMO_RECIPE, EMBEDDED, Config
 from kit.doctor.private import model_name
 from kit.doctor.stand_in import write_stand_in
 from kit.errors import ModelError
+from kit.estimate.fit import shape_of
 from kit.estimate.forecast import Forecast, estimate
-from kit.estimate.gpus import GPUS
+from kit.estimate.gpus import known_as
 from kit.estimate.memory import GIB
 from kit.model.base import Base, load_base
 from kit.model.shape import Shape, find_shape
 from kit.recipe import load_config
 
 MINUTES = {True: 2, False: 10}  # of the quick form, of the full one
-OTHERS = {"Ti", "SUPER", "Laptop", "Mobile"}  # of the same number, but other cards
 PATIENCE = 5  # seconds to wait for the hub
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"  # where no recipe names one
 SMALL = {"prompts_per_step": 2, "group_size": 4, "max_new_tokens": 48}
@@ -54,9 +53,8 @@ class Patient:
     @cached_property
     def shape(self) -> Shape:
         """Of the recipe's model; of the usual one where the arithmetic does not know that."""
-        model = self.recipe.model
         try:
-            return find_shape(model.source if model.path else model.id, model.revision)[0]
+            return shape_of(self.recipe)
         except ModelError:
             return find_shape(MODEL)[0]
 
@@ -103,16 +101,6 @@ class Patient:
             return estimate(config, self.gpu)
         except ModelError:
             return None
-
-
-def known_as(name: str, memory: float) -> str:
-    """A driver's name ("NVIDIA A100-SXM4-40GB") as the estimate's table has it; else the memory."""
-    words = set(re.split(r"[\s-]+", name))
-    alike = [known for known in GPUS if known.partition("-")[0] in words and not words & OTHERS]
-    nearest = min(alike, key=lambda known: abs(GPUS[known][0] - memory), default=None)
-    if nearest is None or abs(GPUS[nearest][0] - memory) > 0.1 * memory:
-        return f"{memory:.1f}"
-    return nearest
 
 
 def _small(recipe: Config) -> Config:

@@ -28,10 +28,14 @@ def advise(memory: Memory) -> Iterator[Advice]:
             continue
         missing = min(left)
         value, memory = tried[left.index(missing)]  # the mildest of those that help most
-        text = str(value).lower() if isinstance(value, bool) else value
-        yield Advice(f"{key}={text}", memory.peak, price)
+        yield Advice(overriding(key, value), memory.peak, price)
         if missing == 0:
             return
+
+
+def overriding(key: str, value: Any) -> str:
+    """A setting as an override has it."""
+    return f"{key}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 def _levers(memory: Memory) -> list[tuple[str, list[Any], str]]:

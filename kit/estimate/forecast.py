@@ -15,7 +15,7 @@ from typing import Any
 from tabulate import tabulate
 
 from kit.config import Config, memory_size
-from kit.estimate.advice import Advice, advise
+from kit.estimate.advice import Advice, advise, overriding
 from kit.estimate.fit import chosen, fit
 from kit.estimate.gpus import DEFAULT_GPU, GPU, GPUS, KNOWN, find_gpu
 from kit.estimate.memory import GIB, Memory, Phase
@@ -90,7 +90,7 @@ class Forecast:
         lines = [f"Rows decoded at once: {decoded}."] if decoded else []
         lines.append(f"Micro-batches of {tokens} tokens; the longest row there can be has {row}.")
         if self.chosen:
-            settled = " ".join(f"{key}={_shown(value)}" for key, value in self.chosen.items())
+            settled = " ".join(overriding(key, value) for key, value in self.chosen.items())
             lines.append(f"Chosen to fit into memory_budget: {settled}.")
         return "\n".join([*lines, "The columns follow each other in time: the largest one counts."])
 
@@ -161,11 +161,6 @@ def estimate(config: Config, gpu: str | None = None, others: Sequence[Config] = 
 
 def _gib(size: int) -> str:
     return f"{size / GIB:.2f}"
-
-
-def _shown(value: Any) -> str:
-    """A setting as an override has it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _span(least: float, most: float, likely: float) -> str:

@@ -28,6 +28,7 @@ GPUS = {
     "4090": (23.6, 1008, 165, True),
 }
 KNOWN = ", ".join(GPUS)
+OTHERS = {"Ti", "SUPER", "Laptop", "Mobile"}  # of the same number, but other cards
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +57,13 @@ def find_gpu(name: str) -> GPU:
             f"unknown GPU {name!r}; known are {KNOWN}, or give its memory in GiB, e.g. --gpu 16"
         )
     return GPU(f"{size:g} GiB", int(size * GIB))
+
+
+def known_as(name: str, memory: float) -> str:
+    """A driver's name ("NVIDIA A100-SXM4-40GB") as the table has it; else the memory, in GiB."""
+    words = set(re.split(r"[\s-]+", name))
+    alike = [known for known in GPUS if known.partition("-")[0] in words and not words & OTHERS]
+    nearest = min(alike, key=lambda known: abs(GPUS[known][0] - memory), default=None)
+    if nearest is None or abs(GPUS[nearest][0] - memory) > 0.1 * memory:
+        return f"{memory:.1f}"
+    return nearest

@@ -19,7 +19,7 @@ from pathlib import Path
 from kit.config import Config
 from kit.errors import AdapterError, ConfigError, RunError, first_line
 from kit.estimate.forecast import estimate as estimate_arm
-from kit.estimate.gpus import DEFAULT_GPU, find_gpu
+from kit.estimate.gpus import DEFAULT_GPU, known_as
 from kit.files import only_one, publish, sync_file
 from kit.notebook import process
 from kit.notebook.kaggle_inputs import locate
@@ -156,7 +156,8 @@ def examine(place: Place, keep: str = "") -> Path:
 
 def describe_cost(plan: Plan, gpu: str = "") -> str:
     """`kit estimate` of one arm, and what the whole notebook takes; `gpu` "": the one here."""
-    gpu = gpu or _gpu_here(plan.place)
+    card = plan.place.card
+    gpu = gpu or (known_as(card.name, card.memory) if card else DEFAULT_GPU)
     one_arm = estimate_arm(next(iter(plan.configs.values())), gpu)
     span = hours(plan, gpu)
     if span is None:
@@ -296,13 +297,3 @@ def _token(place: Place) -> Iterator[None]:
         yield
     finally:
         del os.environ[SECRET]
-
-
-def _gpu_here(place: Place) -> str:
-    """As `kit estimate` takes it: by name, or by its memory where the name is not known."""
-    if place.card is None:
-        return DEFAULT_GPU
-    try:
-        return find_gpu(place.card.name).name
-    except ConfigError:
-        return f"{place.card.memory:.1f}"

@@ -19,7 +19,7 @@ from kit.cli import main
 from kit.config import EMBEDDED, ModelConfig
 from kit.doctor import doctor, is_well, machine, private, summary
 from kit.doctor.findings import Finding, judged, measured, not_measured
-from kit.doctor.patient import Patient, known_as
+from kit.doctor.patient import Patient
 from kit.doctor.stand_in import write_stand_in
 from kit.doctor.step import one_step, step, tell_apart
 from kit.doctor.versions import versions
@@ -245,25 +245,6 @@ def test_a_base_that_the_hub_does_not_give_is_made_up(monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(ModelError, match=r"take 0\.0 GiB of the disk, which has 0\.0 GiB left"):
         _ = Patient.base.func(patient)
-
-
-@pytest.mark.parametrize(
-    ("name", "memory", "known"),
-    [
-        ("Tesla T4", 14.56, "T4"),
-        ("NVIDIA A100-SXM4-40GB", 39.4, "A100-40"),
-        ("NVIDIA A100-SXM4-80GB", 79.2, "A100-80"),
-        ("NVIDIA H100 80GB HBM3", 79.1, "H100"),
-        ("Tesla V100-SXM2-16GB", 15.8, "V100"),
-        ("NVIDIA GeForce RTX 3060", 11.7, "3060"),
-        ("NVIDIA GeForce RTX 3060", 7.8, "7.8"),
-        ("NVIDIA GeForce RTX 4060 Ti", 7.6, "7.6"),
-        ("NVIDIA A10G", 22.1, "A10G"),
-        ("NVIDIA RTX A4000", 15.7, "15.7"),
-    ],
-)
-def test_cards_are_known_by_what_their_driver_calls_them(name, memory, known):
-    assert known_as(name, memory) == known
 
 
 @pytest.mark.parametrize(("name", "longest"), [("pspo", 48), ("sft", 512), ("instruct-dpo", 48)])

@@ -19,7 +19,7 @@ from kit.cli import main
 from kit.config import EMBEDDED, EMBEDDED_PATH, PREFLIGHT_SAMPLES, LoraConfig, ModelConfig
 from kit.errors import ConfigError, ModelError
 from kit.estimate.forecast import estimate
-from kit.estimate.gpus import find_gpu
+from kit.estimate.gpus import find_gpu, known_as
 from kit.estimate.memory import (
     GIB,
     Memory,
@@ -593,6 +593,25 @@ def test_gpus_by_name_and_by_size():
 def test_an_unknown_gpu_is_refused_with_the_list(name):
     with pytest.raises(ConfigError, match=r"known are T4, V100, L4.*--gpu 16"):
         find_gpu(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "known"),
+    [
+        ("Tesla T4", 14.56, "T4"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, "A100-40"),
+        ("NVIDIA A100-SXM4-80GB", 79.2, "A100-80"),
+        ("NVIDIA H100 80GB HBM3", 79.1, "H100"),
+        ("Tesla V100-SXM2-16GB", 15.8, "V100"),
+        ("NVIDIA GeForce RTX 3060", 11.7, "3060"),
+        ("NVIDIA GeForce RTX 3060", 7.8, "7.8"),
+        ("NVIDIA GeForce RTX 4060 Ti", 7.6, "7.6"),
+        ("NVIDIA A10G", 22.1, "A10G"),
+        ("NVIDIA RTX A4000", 15.7, "15.7"),
+    ],
+)
+def test_cards_are_known_by_what_their_driver_calls_them(name, memory, known):
+    assert known_as(name, memory) == known
 
 
 def test_the_answer_in_words_and_as_json():

@@ -673,9 +673,21 @@ def test_hours_are_those_of_all_arms_and_of_the_answers(tmp_path):
 def test_the_estimate_is_for_the_gpu_that_is_here(tmp_path):
     shown = [
         cells.describe_cost(make_plan(tmp_path, Place("local", card, online=True)))
-        for card in (None, Card("NVIDIA L4", 22.5, 8.9), Card("Tesla P100-PCIE-16GB", 15.9, 6.0))
+        for card in (
+            None,
+            Card("NVIDIA L4", 22.5, 8.9),
+            Card("Tesla P100-PCIE-16GB", 15.9, 6.0),
+            Card("NVIDIA A100-SXM4-40GB", 40.0, 8.0),
+            Card("NVIDIA GeForce RTX 3060", 8.0, 8.6),  # there is one of 12 GiB as well
+        )
     ]
-    assert [re.search(r"fits on (.+): ", text)[1] for text in shown] == ["T4", "L4", "15.9 GiB"]
+    assert [re.search(r"fits on (.+): ", text)[1] for text in shown] == [
+        "T4",
+        "L4",
+        "15.9 GiB",
+        "A100-40",
+        "8 GiB",
+    ]
 
 
 # --- the process that trains ---------------------------------------------------------------------
