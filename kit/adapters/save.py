@@ -39,8 +39,8 @@ def save_weights(policy: Policy, folder: Path) -> None:
     policy.peft.save_pretrained(
         str(target), selected_adapters=[policy.trained], save_embedding_layers=False
     )
-    for name in (CONFIG, WEIGHTS) if target != folder else ():
-        (target / policy.trained / name).rename(folder / name)
     if target != folder:
+        for name in (CONFIG, WEIGHTS):
+            (target / policy.trained / name).rename(folder / name)
         shutil.rmtree(target)
     (folder / CARD).unlink(missing_ok=True)  # PEFT's is a form to be filled in

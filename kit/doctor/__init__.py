@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from kit.doctor.private import without_private
 from kit.errors import first_line, is_out_of_memory
 from kit.files import write_atomically
 from kit.model.hardware import empty_cache
+from kit.reports import finite
 from kit.reports.document import Origin, Section, Table, Text
 from kit.reports.page import to_markdown
 from kit.runs import writing
@@ -70,8 +70,7 @@ def is_well(found: dict[str, list[Finding]]) -> bool:
 
 def summary(found: dict[str, list[Finding]]) -> str:
     """How many findings have which verdict, in words."""
-    verdicts = [finding.verdict for findings in found.values() for finding in findings]
-    counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
+    counts = Counter(finding.verdict for findings in found.values() for finding in findings)
     return ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
 
 
@@ -105,24 +104,14 @@ def _write(output: Path, found: dict[str, list[Finding]], *, quick: bool, second
         "form": form,
         "seconds": seconds,
         "findings": [
-            {"section": title, **_plain(finding)}
+            {"section": title, **asdict(finding)}
             for title, findings in found.items()
             for finding in findings
         ],
     }
     with writing(output):
-        write_atomically(output / "doctor.json", json.dumps(record, indent=1) + "\n")
+        write_atomically(output / "doctor.json", json.dumps(finite(record), indent=1) + "\n")
         write_atomically(output / "doctor.md", _page(found, form, seconds))
-
-
-def _plain(finding: Finding) -> dict[str, Any]:
-    """Ready for JSON, which has no NaN."""
-    record = asdict(finding)
-    record["figures"] = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in finding.figures.items()
-    }
-    return record
 
 
 def _page(found: dict[str, list[Finding]], form: str, seconds: float) -> str:

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.special import comb
-from scipy.stats import binomtest
 from statsmodels.stats.proportion import proportion_confint
 
 from kit.evaluation.crossed import CrossedMean, wild_bootstrap_p
@@ -184,9 +183,9 @@ def majority_at_k(
     return bootstrap_mean(values)
 
 
-def seeds_and_problems(values_S_P: ArrayLike, least: float, most: float) -> Estimate:
-    """Mean over seeds and problems, both of them random, of values between `least` and `most`."""
-    return _within(CrossedMean.of(values_S_P), least, most)
+def seeds_and_problems(values_S_P: ArrayLike) -> Estimate:
+    """Mean over seeds and problems, both of them random, of values from 0 to 1."""
+    return _within(CrossedMean.of(values_S_P), 0, 1)
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
@@ -294,4 +293,4 @@ def _sign_flip(values: NDArray[np.float64]) -> float:
 
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided p of the exact binomial test that a win is as likely as a loss."""
-    return 1.0 if wins == losses else float(binomtest(wins, wins + losses).pvalue)
+    return 1.0 if wins == losses else float(stats.binomtest(wins, wins + losses).pvalue)

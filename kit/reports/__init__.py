@@ -140,7 +140,7 @@ def _write(folder: Path, title: str, sections: list[Section], record: dict[str, 
                 for block in section.blocks:
                     if isinstance(block, Figure):
                         write_atomically(folder / figure_path(block), block.drawing.svg)
-            text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(finite(record), indent=1, ensure_ascii=False, allow_nan=False)
             write_atomically(folder / "report.json", text + "\n")
             command = record["command"]
             write_atomically(folder / "report.md", to_markdown(title, sections, folder, command))
@@ -163,10 +163,10 @@ def _origins(sections: Sequence[Section], folder: Path) -> dict[str, dict[str, A
     }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no nan: null stands for what could not be computed."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

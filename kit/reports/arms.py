@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kit.arms import OWN
 from kit.recipe import differences, flatten
-from kit.reports.collect import NOT_OF_THE_ARM
 from kit.reports.document import NONE, Origin, Section, Table
 from kit.reports.evidence import Arm, Evidence, TrainedRun
 
@@ -38,7 +38,7 @@ def describe_arms(evidence: Evidence) -> Section:
             rows=[
                 (key, _value(first, key))
                 for key in first
-                if key not in differing and key not in NOT_OF_THE_ARM
+                if key not in differing and key not in OWN
             ],
             origin=configs,
             folded=True,
@@ -50,9 +50,7 @@ def describe_arms(evidence: Evidence) -> Section:
 
 def differing_fields(arms: Sequence[Arm]) -> list[str]:
     """Dotted names of the fields, seed and output apart, that are not the same in all arms."""
-    return sorted(
-        {key for arm in arms for key in differences(arms[0].config, arm.config)} - NOT_OF_THE_ARM
-    )
+    return sorted({key for arm in arms for key in differences(arms[0].config, arm.config)} - OWN)
 
 
 def _runs(evidence: Evidence) -> Table:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from kit.arms import OWN
 from kit.compare_json import read_comparison
 from kit.errors import ResultsError
 from kit.evaluation.results import Result, find_results
@@ -19,8 +20,6 @@ from kit.recipe import did_you_mean_path, differences
 from kit.reports.evidence import BASE, Arm, Evidence, Measured, TrainedRun, check
 from kit.reports.figures import short_names
 from kit.runs import RunFolder
-
-NOT_OF_THE_ARM = {"train.seed", "output"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +197,7 @@ def _sort_into_arms(runs: Sequence[tuple[str | None, TrainedRun]]) -> list[Arm]:
     groups: list[list[tuple[str | None, TrainedRun]]] = []
     for name, run in runs:
         for group in groups:
-            if not differences(group[0][1].config, run.config).keys() - NOT_OF_THE_ARM:
+            if not differences(group[0][1].config, run.config).keys() - OWN:
                 group.append((name, run))
                 break
         else:

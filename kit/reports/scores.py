@@ -111,7 +111,7 @@ def _interval_over_seeds(verdicts_S_P: np.ndarray) -> list[float]:
     if np.ptp(verdicts_S_P) == 0:  # equal values show no spread: seeds count as one
         problems = verdicts_S_P.shape[1]
         return list(Proportion(round(verdicts_S_P.mean() * problems), problems).interval)
-    estimate = seeds_and_problems(verdicts_S_P, 0, 1)
+    estimate = seeds_and_problems(verdicts_S_P)
     return [estimate.low, estimate.high]
 
 

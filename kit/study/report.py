@@ -191,7 +191,7 @@ def _mean(
     values = np.stack(list(verdicts.values()))
     if len(values) == 1:
         return float(values.mean()), None
-    estimate = seeds_and_problems(values, 0, 1)
+    estimate = seeds_and_problems(values)
     return estimate.value, (estimate.low, estimate.high)
 
 

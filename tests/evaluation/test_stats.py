@@ -364,9 +364,9 @@ def test_a_difference_is_shown_where_its_interval_leaves_0_out(low, high, shown)
 
 def test_the_mean_over_seeds_stays_within_its_bounds():
     # seeds differ by the whole range, so that Student's interval is 0.5 -+ 0.5 x 12.7
-    assert seeds_and_problems([[0, 0, 0], [1, 1, 1]], 0, 1) == Estimate(0.5, 0, 1)
+    assert seeds_and_problems([[0, 0, 0], [1, 1, 1]]) == Estimate(0.5, 0, 1)
     mean = CrossedMean.of(values := np.random.default_rng(3).random((4, 50)))
-    estimate = seeds_and_problems(values, 0, 1)
+    estimate = seeds_and_problems(values)
     assert estimate == Estimate(mean.value, *mean.interval(0.95))
 
 
