@@ -21,6 +21,7 @@ from kit.adapters.fresh_process import last_logits, surroundings
 from kit.errors import AdapterError, NotFiniteError, room_for
 from kit.model.adapter_files import PROBE, adapter_sha256
 from kit.model.attention import library_attention
+from kit.model.hardware import DTYPES
 from kit.model.policy import BASE, Policy
 from kit.model.tokenizer import prompt_ids
 from kit.reading import parse_json
@@ -56,8 +57,10 @@ class Probe:
 
     def __post_init__(self) -> None:
         shapes = {tuple(t.shape) for t in (self.top, self.adapter, self.base)}
-        if len(shapes) > 1 or self.top.shape[0] != len(self.ids):
+        if len(shapes) > 1 or self.top.dim() != 3 or self.top.shape[0] != len(self.ids):
             raise ValueError(f"shapes {sorted(shapes)} for {len(self.ids)} prompts")
+        if self.top.dtype != torch.int64 or not self.top.numel() or self.top.min() < 0:
+            raise ValueError("its likeliest tokens are no token ids")
 
 
 def question_ids(tokenizer: Any) -> list[list[int]]:
@@ -119,6 +122,8 @@ def read_probe(folder: Path) -> Probe | None:
         for name, kind in SETTINGS.items():
             if not isinstance(settings[name], kind):
                 raise ValueError(f"{name} is {str(settings[name])[:80]!r}")
+        if settings["dtype"] not in DTYPES:
+            raise ValueError(f"dtype is {settings['dtype'][:80]!r}")
         ids = [tensors[f"ids.{i}"].tolist() for i in range(len(settings["questions"]))]
         return Probe(settings, ids, tensors["top"], tensors["adapter"], tensors["base"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

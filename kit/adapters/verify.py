@@ -175,6 +175,12 @@ def _comparisons(probe: Probe | None, computed: Computed) -> Iterator[Check]:
             ("logits of the base", probe.base, computed.base),
             ("logits of the adapter", probe.adapter, computed.adapter),
         ):
+            positions, vocabulary = full.shape[:-1], full.shape[-1]
+            if probe.top.shape[:-1] != positions or probe.top.max() >= vocabulary:
+                yield Check(
+                    name, False, "those stored are of other positions or another vocabulary"
+                )
+                continue
             far = _largest_difference(stored, full.gather(-1, probe.top))
             detail = f"differ by {far:.2g} at most; allowed: {allowed:.2g} ({why})"
             yield Check(name, far <= allowed, detail)

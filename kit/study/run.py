@@ -85,13 +85,13 @@ class Worker:
         `left`: seconds of the budget.
         """
         with self.folder.claimed() as cells:
-            if not cells:
-                time.sleep(PAUSE)  # others are at what is left, or at what it waits for
-                return left is None or left > 0
             expected = self.clock.seconds(cells) or 0.0
             if left is not None and expected > left:
                 print(f"the budget is used up; the same command continues {self.folder.path}")
                 return False
+            if not cells:
+                time.sleep(PAUSE)  # others are at what is left, or at what it waits for
+                return True
             print(self._progress(cells), flush=True)
             return self._do(cells)
 

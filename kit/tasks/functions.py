@@ -76,6 +76,12 @@ def call(
 ) -> list[float | None]:
     """One user part, weighted. It gets copies: it cannot change what is ours."""
     names = dict.fromkeys(name for row in rows for name in row)
+    for name in ("prompts", "completions"):
+        if name in names:
+            raise RewardError(
+                f"the problems have a column {name!r}, and reward functions are given something "
+                "else by that name; rename it"
+            )
     columns = {name: [row.get(name) for row in rows] for name in names if name != "prompt"}
     messages = [[{"role": "assistant", "content": text}] for text in completions]
     given = copy.deepcopy({"prompts": list(prompts), **columns})

@@ -185,6 +185,16 @@ def test_numbers_that_are_not_finite_pass_nothing():
     assert not checks["logits of the adapter"] and not checks["differs from the base"]
 
 
+def test_what_was_stored_of_another_vocabulary_passes_nothing():
+    """The base may be another one, or the probe somebody's."""
+    failed = {"logits of the base", "logits of the adapter"}
+    for top in ([[[2, 3]]], [[[2, 0], [1, 0]]]):
+        tokens = torch.tensor(top)
+        stored = replace(probe(), top=tokens, adapter=tokens.float(), base=tokens.float())
+        checks = compared(stored, [1.0, 5.0, 8.0])
+        assert {name for name, passed in checks.items() if not passed} == failed
+
+
 def test_another_template_makes_other_tokens():
     checks = compared(probe(), [1.0, 5.0, 8.0], token_ids=[[5, 7]])
     assert [name for name, passed in checks.items() if not passed] == [
@@ -262,6 +272,33 @@ def test_a_broken_probe(plain, content):
 
 def test_a_probe_of_another_kind(plain):
     save_file({"x": torch.ones(1)}, plain / PROBE, metadata={"settings": '{"questions": ["?"]}'})
+    with pytest.raises(AdapterError, match=r"cannot read .*probe.safetensors"):
+        read_probe(plain)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"top": torch.tensor([[[2, -1]]])},
+        {"top": torch.tensor([[[2.0, 0.0]]])},
+        {name: torch.zeros(1, 1, 0, dtype=torch.int64) for name in ("top", "adapter", "base")},
+        {name: torch.zeros(1, dtype=torch.int64) for name in ("top", "adapter", "base")},
+        {"settings": SETTINGS | {"dtype": "float64"}},
+    ],
+)
+def test_a_probe_of_nothing_that_can_be_compared(plain, change):
+    there = probe()
+    given = {"settings": SETTINGS, "top": there.top, "adapter": there.adapter, "base": there.base}
+    more = {"adapter_sha256": "0", "attention": "sdpa", "positions": 1, "quantization": None}
+
+    def save(settings, **tensors) -> None:
+        said = json.dumps(settings | more | {"questions": ["?"]})
+        tensors["ids.0"] = torch.tensor([5, 6])
+        save_file(tensors, plain / PROBE, metadata={"settings": said})
+
+    save(**given)
+    assert read_probe(plain).top.equal(there.top)
+    save(**given | change)
     with pytest.raises(AdapterError, match=r"cannot read .*probe.safetensors"):
         read_probe(plain)
 

@@ -117,6 +117,15 @@ def test_the_rate_of_a_record_is_that_of_the_run(declaration, tmp_path):
         measure(cell, 0.5, run, None, level=0.5, seconds=1.0)
 
 
+def test_a_budget_that_ends_while_others_work_is_said(declaration, tmp_path, monkeypatch, capsys):
+    study = StudyFolder(tmp_path / "out", declaration)
+    monkeypatch.setattr(study, "_claim", lambda held: [])
+    assert not Worker(study, None, None).next_runs(-1.0)
+    assert f"the budget is used up; the same command continues {study.path}" in (
+        capsys.readouterr().out
+    )
+
+
 def test_processes_claim_different_runs(declaration, tmp_path):
     one, other = (StudyFolder(tmp_path / "out", declaration) for _ in range(2))
     with one.claimed() as mine:

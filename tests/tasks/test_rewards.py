@@ -190,6 +190,14 @@ def test_a_function_without_the_columns_says_so(file) -> None:
         score(user(f"{path}:f"), "")
 
 
+@pytest.mark.parametrize("column", ["prompts", "completions"])
+def test_no_column_is_called_like_what_functions_are_given(file, column: str) -> None:
+    path = file("def f(prompts, completions, **columns):\n    return [0.0] * len(completions)\n")
+    reward = build_reward(user(f"{path}:f"), NumberVerifier())
+    with pytest.raises(RewardError, match=rf"the problems have a column '{column}', .*; rename it"):
+        reward([PROMPT], ["#### 7"], [ROW | {column: "x"}])
+
+
 def test_weighted_value_must_be_finite(file) -> None:
     path = file("def f(prompts, completions, **columns):\n    return [1e308]\n")
     assert math.isinf(1e308 * 10)
