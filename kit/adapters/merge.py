@@ -27,6 +27,7 @@ from kit.errors import AdapterError
 from kit.files import WRITE_ERRORS, new_folder, write_atomically
 from kit.model.adapter_files import (
     CHAT_TEMPLATE,
+    HARMLESS_STARTS,
     TOKENIZER_FILES,
     WEIGHTS,
     adapter_sha256,
@@ -54,8 +55,6 @@ COVERED = frozenset(
         *("peft_type", "peft_version", "auto_mapping", "init_lora_weights", "ensure_weight_tying"),
     ]
 )
-# other ways to start change the base's weights when the adapter is loaded
-PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +126,7 @@ def read_updates(folder: Path) -> dict[str, Update]:
         for key, value in settings.items()
         if key not in COVERED and value and value != defaults.get(key)
     }
-    if (start := settings.get("init_lora_weights")) not in PLAIN_STARTS:
+    if (start := settings.get("init_lora_weights")) not in HARMLESS_STARTS:
         special["init_lora_weights"] = start
     weights = load_file(folder / WEIGHTS)
     pairs = ("lora_A.weight", "lora_B.weight")

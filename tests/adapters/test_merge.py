@@ -18,6 +18,7 @@ from kit.adapters.merge import Merged, Update, base_shards, commands, merge, rea
 from kit.adapters.merge_drift import Agreement, compare
 from kit.config import EMBEDDED_PATH, ModelConfig
 from kit.errors import AdapterError
+from kit.model.adapter_files import HARMLESS_STARTS
 from kit.model.base import load_base
 from kit.model.base_files import BaseSource
 
@@ -274,6 +275,14 @@ def test_settings_whose_meaning_is_not_known(tmp_path, tiny, lora, changes):
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     refused(tmp_path / "adapter", tmp_path / "merged", next(iter(changes)))
+
+
+@pytest.mark.parametrize("start", HARMLESS_STARTS)
+def test_starts_that_leave_the_base_as_it_is_are_merged(tmp_path, lora, start):
+    shutil.copytree(lora, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": start}))
+    assert read_updates(tmp_path / "adapter").keys() == read_updates(lora).keys()
 
 
 def test_an_adapter_of_the_embeddings(tmp_path, tiny):
