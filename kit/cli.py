@@ -54,7 +54,7 @@ def _status(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     _log.setLevel(logging.INFO)
     try:
-        _check_none_empty(arguments)
+        _check(arguments)
         _run(arguments)
     except typer.Exit as end:  # of --help and --version, and of what was stopped
         return end.exit_code
@@ -108,9 +108,14 @@ def _one_by_one(arguments: Iterable[str]) -> Iterator[str]:
             yield from (name, argument) if name else (argument,)
 
 
-def _check_none_empty(arguments: Sequence[str]) -> None:
-    """Refuse an empty argument, as an unset variable leaves it: it would stand for nothing."""
+def _check(arguments: Sequence[str]) -> None:
+    """Refuse an empty argument, as an unset variable leaves it: it would stand for nothing; and one
+    of bytes that no record of the kit's could hold."""
     for before, argument in pairwise(["kit", *arguments]):
+        if re.search("[\ud800-\udfff]", argument):
+            raise typer.TyperException(
+                f"{argument!r} is not valid UTF-8, and what the kit writes is; rename it"
+            )
         option = re.fullmatch("(--[a-z-]+)=", argument)
         name = option[1] if option else before
         if (option or not argument) and name != MAY_BE_EMPTY:

@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from kit.app.options import from_arguments
-from kit.errors import AdapterError, ConfigError, ResultsError
+from kit.errors import AdapterError, ConfigError
 
 if TYPE_CHECKING:  # what a command needs is imported when it runs: help comes at once
     from kit.config import Config
@@ -344,14 +344,9 @@ def votes(
         write([str(path)], export)
         return
     from kit.preferences.tallies import tally
-    from kit.preferences.votes import read_votes
+    from kit.preferences.votes import read_some_votes
 
-    counted, corrupt = read_votes(path)
-    if corrupt and not counted:
-        raise ResultsError(
-            f"{path} holds no votes: none of its {corrupt} lines is one; name the votes.jsonl that "
-            "kit app wrote"
-        )
+    counted, corrupt = read_some_votes(path)
     found = [f"{pair}\n  agreement: {pair.agreement}" for pair in tally(counted)]
     print("\n".join(found) or "no blind votes between different adapters")
     if corrupt:

@@ -176,6 +176,22 @@ def test_what_an_unset_variable_leaves_is_no_argument(capsys, arguments, before)
     assert error.startswith(f"error: what follows {before} is empty; give it a value, or leave")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "configs/smoke.yaml", "output=runs/\udcff"],
+        ["evaluate", "--base", "\udcff", "--data", "gsm8k"],
+        ["report", "runs/\udcff"],
+    ],
+)
+def test_arguments_that_no_file_of_the_kit_can_hold(capsys, arguments):
+    """Bytes of a name that is not UTF-8, as Python hands them on."""
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: '") and error.count("\n") == 1
+    assert r"\udcff' is not valid UTF-8, and what the kit writes is; rename it" in error
+
+
 @pytest.mark.parametrize("given", [["--system-prompt", ""], ["--system-prompt="]])
 def test_no_system_prompt_is_one_that_is_empty(capsys, given):
     assert main(["evaluate", "--data", "gsm8k", *given]) == 1

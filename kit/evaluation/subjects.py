@@ -16,6 +16,7 @@ from kit.evaluation.compared import compared_by, compared_ids
 from kit.guideline import Guideline
 from kit.model.adapter_files import read_adapter_config, suggesting
 from kit.model.base_files import base_of
+from kit.recipe import read_settings
 from kit.runs import RunFolder, check_has_adapter, lineage
 from kit.tasks.problems import ProblemSet, load_problems, same_question, split_validation
 from kit.tasks.sources import is_task
@@ -56,7 +57,8 @@ def resolve_targets(
     """
     targets = [_resolve(name, system_prompt) for name in names]
     if base_id is not None:
-        model = next((t.model for t in targets if t.model.id == base_id), ModelConfig(id=base_id))
+        bare = read_settings(ModelConfig, {"id": base_id}, "model.")
+        model = next((t.model for t in targets if t.model.id == base_id), bare)
         default = targets[0].system_prompt if targets else SYSTEM_PROMPT
         prompt = default if system_prompt is None else system_prompt
         targets.insert(0, Subject(base_id, model, None, prompt, _outside_runs(base_id)))
@@ -143,7 +145,8 @@ def data_config(name: str, *trained_on: DataConfig, data_dir: str | None = None)
 
     `data_dir` None is the first folder of `trained_on` that has the data set.
     """
-    config = next((c for c in trained_on if c.name == name), DataConfig(name=name))
+    config = next((c for c in trained_on if c.name == name), None)
+    config = config or read_settings(DataConfig, {"name": name}, "data.")
     folders = [c.data_dir for c in (config, *trained_on) if c.data_dir]
     there = (folder for folder in folders if (Path(folder).expanduser() / name).is_dir())
     return config.model_copy(update={"data_dir": data_dir or next(there, None)})

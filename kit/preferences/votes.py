@@ -105,6 +105,17 @@ def voting(path: Path) -> Iterator[Callable[[Vote], None]]:
         yield lambda vote: append(_VOTE.dump_json(vote))
 
 
+def read_some_votes(path: Path) -> tuple[list[Vote], int]:
+    """As `read_votes`; ResultsError too for a file without any vote in its lines."""
+    votes, corrupt = read_votes(path)
+    if corrupt and not votes:
+        raise ResultsError(
+            f"{path} holds no votes: none of its {corrupt} lines is one; name the votes.jsonl that "
+            "kit app wrote"
+        )
+    return votes, corrupt
+
+
 def read_votes(path: Path) -> tuple[list[Vote], int]:
     """The votes, and how many lines cannot be read as one; ResultsError without a file.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from kit.errors import ResultsError
 from kit.preferences.tallies import tally
-from kit.preferences.votes import read_votes
+from kit.preferences.votes import read_some_votes
 from kit.reading import parse_json
 from kit.reports.document import NONE, Origin, Section, Table, number, share
 
@@ -33,7 +33,7 @@ def describe_opinions(opinions: dict[str, list[Any]]) -> Section:
 
 
 def _tallies(path: Path) -> dict[str, Any]:
-    votes, unreadable = read_votes(path)
+    votes, unreadable = read_some_votes(path)
     return {
         "file": str(path),
         "votes": len(votes),

@@ -234,6 +234,14 @@ def test_a_data_set_nobody_was_trained_on_has_the_defaults():
     assert data_config("asdiv", trained_on) == DataConfig(name="asdiv")
 
 
+@pytest.mark.parametrize("name", ["", "\udcff"])
+def test_what_can_be_no_name_is_refused_in_a_sentence(name):
+    with pytest.raises(ConfigError, match=r"^data\.name = '.*' is not allowed: must"):
+        data_config(name)
+    with pytest.raises(ConfigError, match=r"^model\.id = '.*' is not allowed: must"):
+        resolve_targets([], base_id=name)
+
+
 def test_problems_a_run_was_trained_on_are_counted(tmp_path):
     path = tmp_path / "sums.jsonl"
     rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(8)]

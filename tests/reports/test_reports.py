@@ -648,6 +648,12 @@ def test_a_judge_summary_that_is_none_is_an_error(tmp_path, text):
         measure_opinions([], [tmp_path / "judge.json"])
 
 
+def test_a_file_of_another_kind_has_no_votes(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    with pytest.raises(ResultsError, match=r"pairs\.jsonl holds no votes: none of its 2 lines is"):
+        measure_opinions([tmp_path / "pairs.jsonl"], [])
+
+
 def test_a_file_of_another_kind_is_no_judge_summary(tmp_path):
     comparison = write_comparison(tmp_path) / "compare.json"
     assert json.loads(comparison.read_text())["schema"] == 1  # as that of a summary
