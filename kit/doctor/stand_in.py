@@ -51,15 +51,11 @@ def _write_parts(
 ) -> Iterator[tuple[str, str]]:
     """A file for each layer and for what is between them; yields weights and their files."""
     torch.manual_seed(0)
-    for number, (_, names) in enumerate(groupby(plan, key=_layer_of)):
+    for number, (_, names) in enumerate(groupby(plan, key=lambda name: name.split(".")[:3])):
         file = f"model-{number:05}.safetensors"
         part = {name: _draw(name, plan[name], device) for name in names}
         save_file(part, folder / file, metadata={"format": "pt"})
         yield from ((name, file) for name in part)
-
-
-def _layer_of(name: str) -> str:
-    return ".".join(name.split(".")[:3])
 
 
 def _draw(name: str, planned: Tensor, device: torch.device) -> Tensor:

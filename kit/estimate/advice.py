@@ -22,13 +22,14 @@ def advise(memory: Memory) -> Iterator[Advice]:
     """Changes that help, cheapest first, until the estimate fits or none is left."""
     missing = _missing(memory)
     for key, values, price in _levers(memory):
-        tried = [(value, _with(memory, key, value)) for value in values]
-        left = [_missing(changed) for _, changed in tried]
+        tried = [_with(memory, key, value) for value in values]
+        left = list(map(_missing, tried))
         if not left or min(left) >= missing:
             continue
         missing = min(left)
-        value, memory = tried[left.index(missing)]  # the mildest of those that help most
-        yield Advice(overriding(key, value), memory.peak, price)
+        mildest = left.index(missing)  # of those that help most
+        memory = tried[mildest]
+        yield Advice(overriding(key, values[mildest]), memory.peak, price)
         if missing == 0:
             return
 
@@ -73,6 +74,8 @@ def _with(memory: Memory, key: str, value: Any) -> Memory:
     return Memory(memory.shape, first, memory.gpu, others)
 
 
+=======
+>>>>>>> 67352ec (Simplify: four helpers of one caller read in place)
 def _missing(memory: Memory) -> int:
     """Bytes over the limit, of all phases together, so that each step towards it counts."""
     return sum(max(0, phase.total - memory.gpu) for phase in memory.phases())

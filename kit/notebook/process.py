@@ -95,7 +95,8 @@ def _run(
         children = [stack.enter_context(_start(*command, file)) for command in commands]
         while running := [child for child in children if child.poll() is None]:
             try:
-                _wait(running[0], every)
+                with suppress(subprocess.TimeoutExpired):
+                    running[0].wait(timeout=every)
                 watch(output)
             except KeyboardInterrupt:
                 interrupted = True
@@ -151,11 +152,6 @@ def main() -> int:
 def _follow_parent() -> None:
     os.read(sys.stdin.fileno(), 1)  # returns when the other end is closed
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
-    with suppress(subprocess.TimeoutExpired):
-        child.wait(timeout=seconds)
 
 
 if __name__ == "__main__":

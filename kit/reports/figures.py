@@ -178,7 +178,8 @@ def draw_dots(
     """Side by side a panel under each title; in it a row per name with its dots, from the top."""
     names = list(dict.fromkeys(name for rows in panels.values() for name in rows))
     most = max(len(dots) for rows in panels.values() for dots in rows.values())
-    arms = list(dict.fromkeys(_each_arm(panels)))
+    dots = [dot for rows in panels.values() for row in rows.values() for dot in row]
+    arms = list(dict.fromkeys(dot.arm for dot in dots))
     per_line = min(len(panels), 3)
     lines = math.ceil(len(panels) / per_line)
     entries = len(arms) if legend else 0
@@ -236,10 +237,6 @@ def _dots(axes: Axes, rows: Sequence[Sequence[Dot]], looks: Mapping[str, Style])
         for row in range(len(rows) - 1):
             axes.axhline(row + 0.5, color=RULE, lw=0.6, zorder=0)
     axes.tick_params(axis="y", length=0)
-
-
-def _each_arm(panels: Mapping[str, Rows]) -> list[str]:
-    return [dot.arm for rows in panels.values() for dots in rows.values() for dot in dots]
 
 
 def _legend(figure: Figure, arms: Sequence[str], looks: Mapping[str, Style], columns: int) -> None:
