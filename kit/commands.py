@@ -308,7 +308,7 @@ def judge(
     tag: Annotated[str | None, Option(help="of the results")] = None,
     limit: Annotated[int | None, Option(help="only this many problems")] = None,
     output: Annotated[
-        Path | None, Option(help="default: runs/judge/<data>.<left>[.<right>]")
+        Path | None, Option(help="default: runs/judge/<data>[.<tag>].<left>[.<right>]")
     ] = None,
 ) -> None:
     """Judge completions that kit evaluate wrote, by a model behind an OpenAI-compatible endpoint
@@ -327,7 +327,7 @@ def judge(
     config = read_pairs(JudgeConfig, pairs, "judge.")
     files = [result_path(results_folder(name), data, tag) for name in names]
     labels = [name.strip("/").replace("/", "_") for name in names]
-    written = output or Path("runs/judge") / ".".join([data, *labels])
+    written = output or Path("runs/judge") / ".".join([files[0].stem, *labels])
     left, *right = [path.with_suffix(".jsonl") for path in files]
     run_judge(left, right[0] if right else None, written, config, limit)
 

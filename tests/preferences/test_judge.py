@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kit.cli import main
 from kit.errors import ConfigError, ModelError, ResultsError
 from kit.evaluation.results import ROW_FIELDS
 from kit.preferences.judge import Pair, judge_pairs, judge_points, run_judge
@@ -643,6 +644,24 @@ def test_files_that_cannot_be_compared(tmp_path: Path, server: Server) -> None:
     with pytest.raises(ResultsError, match=r"begun\.jsonl has no completion yet; finish its"):
         run_judge(cut_off, None, tmp_path / "out", config(server))
     assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        (["gsm8k"], "gsm8k.a.b"),
+        (["gsm8k", "--tag", "warm"], "gsm8k.warm.a.b"),
+        (["/data/mine.jsonl"], "mine.a.b"),
+        (["reasoning_gym:chain_sum"], "reasoning_gym_chain_sum.a.b"),
+    ],
+)
+def test_where_judgements_go_by_default(monkeypatch, asked: list[str], name: str) -> None:
+    written = []
+    monkeypatch.setattr(
+        "kit.preferences.judge.run_judge", lambda left, right, output, *_: written.append(output)
+    )
+    assert main(["judge", "a", "b", "--data", *asked, "judge.model=m"]) == 0
+    assert written == [Path("runs/judge") / name]
 
 
 def test_what_is_written_needs_a_name(files, server) -> None:
