@@ -35,14 +35,10 @@ OF_VERDICT = ("strict_answer", "lenient_answer", "strict", "lenient")
 class Evaluation:
     """One policy on one data set, one sample per problem."""
 
-    data: str
-    adapter: str
     strict: Proportion
     lenient: Proportion
-    format: Proportion  # completions that hold an answer in the strict format
     truncated: Proportion
     mean_tokens: float
-    rows: list[Row]  # each problem, completion and verdict
 
 
 def evaluate(
@@ -71,20 +67,12 @@ def evaluate(
         completions = sample(policy, requests, sampling, progress)
     except NotFiniteError as error:
         raise error.at(f"problem {problems[requests.index(error.request)]['id']}") from error
-    indexed = list(zip(mine, judge(problem_set, problems, completions), strict=True))
+    rows = judge(problem_set, problems, completions)
     if world > 1:
-        indexed = sorted(gather_object(indexed), key=lambda pair: pair[0])
-    rows = [row for _, row in indexed]
-    return Evaluation(
-        data=problem_set.name,
-        adapter=adapter,
-        strict=_share(rows, "strict"),
-        lenient=_share(rows, "lenient"),
-        format=_share(rows, "format"),
-        truncated=_share(rows, "truncated"),
-        mean_tokens=statistics.fmean(row["tokens"] for row in rows),
-        rows=rows,
-    )
+        rows = gather_object(rows)
+    strict, lenient, truncated = (_share(rows, n) for n in ("strict", "lenient", "truncated"))
+    mean_tokens = statistics.fmean(row["tokens"] for row in rows)
+    return Evaluation(strict, lenient, truncated, mean_tokens)
 
 
 def judge(
