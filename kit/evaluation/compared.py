@@ -47,7 +47,12 @@ def questions_of(source: str) -> frozenset[str]:
     path = Path(source).expanduser()
     if not RunFolder(path).exists:
         return _said(path)
-    return compared_by(lineage(path)) or _said(RunFolder(path).preferences)
+    if not (found := compared_by(lineage(path))):
+        raise ConfigError(
+            f"the run {path} of leave_out learned from no preferences; name votes.jsonl, a file of "
+            "kit preferences, or a run that did"
+        )
+    return found
 
 
 def compared_by(runs: Iterable[RunFolder]) -> frozenset[str]:

@@ -103,3 +103,10 @@ def test_a_source_that_asks_nothing_is_refused(tmp_path, content, message) -> No
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         questions_of(str(path))
+
+
+def test_a_run_that_learned_from_no_preferences_is_refused(tmp_path, make_config) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.open(make_config(), resume=False).release()
+    with pytest.raises(ConfigError, match=r"run .* of leave_out learned from no preferences; name"):
+        questions_of(str(run.path))
