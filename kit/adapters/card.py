@@ -122,12 +122,15 @@ def _bits(quantization: dict[str, Any]) -> str | None:
 
 def _public_settings(config: Config) -> dict[str, Any]:
     """A run's settings without the folders of somebody's disk."""
-    settings = config.model_dump(mode="json", exclude={"output": True, "data": {"data_dir"}})
+    places: Any = {"output": True, "data": {"data_dir"}, "model": {"path"}}
+    settings = config.model_dump(mode="json", exclude=places)
     names = (("model", "id"), ("model", "adapter"), ("data", "name"), ("preferences", "source"))
     for section, key in names:
         settings[section][key] = _public(settings[section][key] or "") or None
-    for function in settings["reward"]["functions"]:
-        function["path"] = _public(function["path"])
+    checks = [check for each in settings["guidelines"].values() for check in each["checks"]]
+    for function in (*settings["reward"]["functions"], *checks):
+        if "path" in function:
+            function["path"] = _public(function["path"])
     return settings
 
 

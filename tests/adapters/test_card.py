@@ -177,14 +177,24 @@ def test_folders_of_this_machine_stay_here(tmp_path):
     run = make_run(
         tmp_path / "run",
         {"base_model_name_or_path": str(secret)},
-        model={"id": str(secret), "adapter": str(secret / "warm")},
+        model={"id": str(secret), "adapter": str(secret / "warm"), "path": str(secret)},
         data={"name": str(secret / "mine.jsonl"), "data_dir": str(secret)},
         reward={"functions": [{"path": f"{secret}/rewards.py:vowels"}]},
+        guidelines={
+            "mine": {
+                "prompt": "",
+                "checks": [
+                    {"name": "equations", "weight": 0.1},
+                    {"name": "function", "path": f"{secret}/checks.py:brief", "weight": 0.1},
+                ],
+            }
+        },
     )
     add_result(run, str(secret / "mine.jsonl"))
     content = run_card(run).content
     assert str(tmp_path) not in content
     assert "mine.jsonl" in content and "rewards.py:vowels" in content
+    assert "path: checks.py:brief" in content
     assert front_matter(run_card(run)).keys().isdisjoint({"base_model", "datasets"})
 
 
