@@ -31,6 +31,9 @@ _File = partial(Option, metavar="FILE")
 Configs = Annotated[
     list[str], Argument(metavar="CONFIG | key=value", help="YAML recipe or run folder; overrides")
 ]
+Recipes = Annotated[
+    list[str], Argument(metavar="CONFIG | key=value", help="YAML recipes; overrides for all")
+]
 Adapter = Annotated[
     str, Argument(metavar="RUN_OR_ADAPTER", help="run folder, adapter folder or hub id")
 ]
@@ -67,7 +70,7 @@ def train(
 @_train(short_help="train arms that differ in one thing, on several seeds, and evaluate them")
 def compare(
     context: typer.Context,
-    targets: Configs,
+    targets: Recipes,
     seeds: Annotated[str, Option(help="with commas; five or more tell methods apart")] = "0",
     vary: Annotated[str, Option(metavar="FIELDS", help="also may differ, with commas")] = "",
     data: Annotated[str, Option(help="to evaluate on; without, the one trained on")] = "",

@@ -192,6 +192,14 @@ def test_arguments_that_no_file_of_the_kit_can_hold(capsys, arguments):
     assert r"\udcff' is not valid UTF-8, and what the kit writes is; rename it" in error
 
 
+def test_run_folders_are_offered_where_they_are_taken(capsys, tmp_path):
+    for command, takes_runs in (("train", True), ("estimate", True), ("compare", False)):
+        assert main([command, "--help"]) == 0
+        assert ("or run folder" in capsys.readouterr().out) == takes_runs
+    assert main(["compare", str(tmp_path), "configs/smoke.yaml"]) == 1
+    assert "it is a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("given", [["--system-prompt", ""], ["--system-prompt="]])
 def test_no_system_prompt_is_one_that_is_empty(capsys, given):
     assert main(["evaluate", "--data", "gsm8k", *given]) == 1
