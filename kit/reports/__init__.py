@@ -11,6 +11,7 @@ from typing import Any
 
 from kit.errors import ResultsError
 from kit.files import only_one, write_atomically
+from kit.recipe import listed
 from kit.reports.accuracy import describe_accuracy
 from kit.reports.arms import describe_arms, differing_fields
 from kit.reports.collect import collect
@@ -44,7 +45,7 @@ def report(
     are files of the app, `judgements` of `kit judge`. Returns the folder, <first path>/report where
     none is given. Raises ResultsError for what cannot be compared in one report.
     """
-    paths = [paths] if isinstance(paths, str | Path) else paths
+    paths = listed(paths)
     evidence = collect(paths)
     folder = Path(output) if output else Path(paths[0]) / "report"
     sections, record = _build(evidence, measure_opinions(votes, judgements))
@@ -59,8 +60,7 @@ def report_for_paper(paths: str | Path | Sequence[str | Path], folder: str | Pat
 
     `paths` as for `report`, which raises the same.
     """
-    paths = [paths] if isinstance(paths, str | Path) else paths
-    sections, _ = _build(collect(paths), measure_opinions((), ()))
+    sections, _ = _build(collect(listed(paths)), measure_opinions((), ()))
     return write_for_paper(Path(folder), sections)
 
 
