@@ -5,6 +5,7 @@ docs/results.md explains every field.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -192,7 +193,10 @@ def read_rows(path: Path, faults: list[str] | None = None) -> list[Row]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ResultsError(f"cannot read the completions {path}: {error.strerror}") from error
+        lacking = f"; make them with: {_anew(path)}" if error.errno == errno.ENOENT else ""
+        raise ResultsError(
+            f"cannot read the completions {path}: {error.strerror}{lacking}"
+        ) from error
     rows: dict[Key, Row] = {}
     # completions may hold other line separators
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):

@@ -664,6 +664,15 @@ def test_where_judgements_go_by_default(monkeypatch, asked: list[str], name: str
     assert written == [Path("runs/judge") / name]
 
 
+def test_a_run_that_was_not_evaluated_is_told_how(tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("")
+    assert main(["judge", str(run), "--data", "gsm8k", "judge.model=m"]) == 1
+    said = capsys.readouterr().err
+    assert f"make them with: kit evaluate {run} --data gsm8k" in said and said.count("\n") == 1
+
+
 def test_what_is_written_needs_a_name(files, server) -> None:
     with pytest.raises(ConfigError, match=r"--output is '\.'; name the files to be written"):
         run_judge(*files[:2], Path("."), config(server))
