@@ -118,32 +118,26 @@ class StudyFolder:
         return True
 
 
-class Clock:
-    """How long runs take: measured in this study, or as its file says."""
+def time_of(folder: StudyFolder, pending: Sequence[Cell]) -> float | None:
+    """Seconds of all these runs, one after the other; None where nothing is known of some."""
+    each = times_of(folder, pending)
+    return None if None in each else sum(filter(None, each))
 
-    def __init__(self, folder: StudyFolder) -> None:
-        self.folder = folder
 
-    def seconds(self, pending: Sequence[Cell]) -> float | None:
-        """Of all these, one after the other; None where nothing is known of some."""
-        each = self.each(pending)
-        return None if None in each else sum(filter(None, each))
+def times_of(folder: StudyFolder, pending: Sequence[Cell]) -> list[float | None]:
+    """Seconds of each of these runs: as others took in this study, or as its file says.
 
-    def each(self, pending: Sequence[Cell]) -> list[float | None]:
-        """Of each of these."""
-        known = self._known()
-        return [known.get((cell.staleness, cell.is_fresh)) for cell in pending]
+    Runs that are evaluated too stand for those that are not, and the other way round, until both
+    are measured.
+    """
+    measured: dict[tuple[int, bool], list[float]] = {}
+    for cell, record in folder.records().items():
+        measured.setdefault((cell.staleness, cell.is_fresh), []).append(record.seconds)
+    known = {key: statistics.fmean(values) for key, values in measured.items()}
 
-    def _known(self) -> dict[tuple[int, bool], float]:
-        """Seconds of a run by staleness, and whether it is evaluated too."""
-        measured: dict[tuple[int, bool], list[float]] = {}
-        for cell, record in self.folder.records().items():
-            measured.setdefault((cell.staleness, cell.is_fresh), []).append(record.seconds)
-        known = {key: statistics.fmean(values) for key, values in measured.items()}
-        settings = self.folder.declaration.settings
-        for staleness in settings.staleness:
-            for kind in (False, True):
-                near = known.get((staleness, not kind), settings.seconds.get(staleness))
-                if near is not None:
-                    known.setdefault((staleness, kind), near)
-        return known
+    def found(cell: Cell) -> float | None:
+        said = folder.declaration.settings.seconds.get(cell.staleness)
+        near = known.get((cell.staleness, not cell.is_fresh), said)
+        return known.get((cell.staleness, cell.is_fresh), near)
+
+    return [found(cell) for cell in pending]

@@ -12,7 +12,7 @@ from kit.errors import ConfigError
 from kit.evaluation.settings import EvalSettings
 from kit.study.cells import Cell
 from kit.study.declared import StudySettings
-from kit.study.folder import Clock, StudyFolder
+from kit.study.folder import StudyFolder, times_of
 
 ENOUGH_SEEDS = 5  # as kit.evaluation.stats has it, which takes seconds to import
 UNITS = {"h": 3600, "m": 60, "s": 1}
@@ -73,7 +73,7 @@ def parse_duration(text: str) -> float:
 
 def _time(folder: StudyFolder, pending: Sequence[Cell], budget: float | None) -> str:
     """How long it takes, and what a budget is enough for."""
-    each = Clock(folder).each(pending)
+    each = times_of(folder, pending)
     if None in each:
         return "how long they take is known once one of each staleness is done"
     ends = list(accumulate(filter(None, each)))

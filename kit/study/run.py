@@ -15,7 +15,7 @@ from kit.files import only_one, remove
 from kit.runs import LOCK, writing
 from kit.study.cells import Cell
 from kit.study.declared import Declaration, begin
-from kit.study.folder import Clock, StudyFolder
+from kit.study.folder import StudyFolder, time_of
 from kit.study.plan import duration, plan
 from kit.study.records import measure
 from kit.threads import check_one_process
@@ -67,7 +67,6 @@ class Worker:
         self.command = command
         self.settings = folder.declaration.settings
         self.shared = folder.declaration.base  # what holds for every arm
-        self.clock = Clock(folder)
 
     def evaluate_base(self) -> Result:
         """The bare base on the evaluation's problems, once; other processes wait for it."""
@@ -85,7 +84,7 @@ class Worker:
         `left`: seconds of the budget.
         """
         with self.folder.claimed() as cells:
-            expected = self.clock.seconds(cells) or 0.0
+            expected = time_of(self.folder, cells) or 0.0
             if left is not None and expected > left:
                 print(f"the budget is used up; the same command continues {self.folder.path}")
                 return False
@@ -164,6 +163,6 @@ class Worker:
         done, total = len(self.folder.cells) - len(pending), len(self.folder.cells)
         first, *others = cells
         arms = ", ".join([str(first), *(cell.arm for cell in others)])
-        left = self.clock.seconds(pending)
+        left = time_of(self.folder, pending)
         known = "" if left is None else f"; about {duration(left)} left for one process"
         return f"[{done} of {total} done{known}] {arms}"
