@@ -74,8 +74,6 @@ def _with(memory: Memory, key: str, value: Any) -> Memory:
     return Memory(memory.shape, first, memory.gpu, others)
 
 
-=======
->>>>>>> 67352ec (Simplify: four helpers of one caller read in place)
 def _missing(memory: Memory) -> int:
     """Bytes over the limit, of all phases together, so that each step towards it counts."""
     return sum(max(0, phase.total - memory.gpu) for phase in memory.phases())
