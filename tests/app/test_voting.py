@@ -248,7 +248,7 @@ def test_the_strip_and_the_verdict_are_not_there_while_one_votes(runs: Path) -> 
     event = SimpleNamespace(case=2)
     controls = [control.value for control in page.view.reader.controls]
     reading: Reading = page.values[page.view.reading]
-    page.does(page.view._go(event, reading, None, False, *controls))
+    page.does(page.view._go(event, reading, None, False, *controls, False))
     assert page.shown.comparison.setup.question == "Problem 2?"
     assert "kit-scores" in page.seen[page.view.vote.strip]
     page.blind()

@@ -11,6 +11,8 @@ from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT
 from kit.app.library.folders import display_names
 from kit.app.parts import table_html
 
+NOT_STORED = "No stored answer of the base; Run asks it."
+
 
 def columns(shown: Shown, silenced: Mapping[str, Collection[int]] | None = None) -> list[Column]:
     """By place; what would give a hidden name away, or bias a vote, waits for the vote.
@@ -21,6 +23,9 @@ def columns(shown: Shown, silenced: Mapping[str, Collection[int]] | None = None)
     names = dict(zip(shown.names, display_names([*shown.names.values()]), strict=True))
     found = []
     for place, side in enumerate(shown.columns):
+        if side not in shown.comparison.answers:
+            found.append(Column(side, side, names[side], text="", note=NOT_STORED))
+            continue
         answer, samples = shown.answer(side), shown.comparison.answers[side]
         is_told = not shown.hides_names
         found.append(

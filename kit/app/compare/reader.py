@@ -54,6 +54,7 @@ class Column:
     samples: Sequence[Badge | None] = ()  # of all samples, where there are several
     sample: int = 0  # the shown one
     marks: Mapping[int, str] = field(default_factory=dict)  # guidelines, by line of the text
+    note: str = ""  # in the place of a text that is not there
 
     @cached_property
     def _characters(self) -> list[str]:
@@ -126,6 +127,7 @@ def heat_of(columns: Sequence[Column], *, to_base: bool) -> Heat:
 
     Raises AdapterError when a log-probability is not finite.
     """
+    columns = _told(columns)
     first, second = (column.side for column in columns[:2])
     sides = tuple(
         (column.side, BASE_SIDE) if to_base or column.side == BASE_SIDE else (first, second)
@@ -180,13 +182,16 @@ def text_markdown(
     Words are told apart once all `is_over`.
     """
     names = {BASE_SIDE: BASE_SIDE} | {column.side: printable(column.name) for column in columns}
+    notes = "".join(_note(column) for column in columns if column.note)
+    columns = _told(columns)
     writers = [_Writer(column, names, heat, place) for place, column in enumerate(columns)]
     fork = _fork(columns, by_token=heat is not None) if is_over else None
     for writer in writers[:2]:
         writer.fork = fork
     rows = rows_of(columns)
     blocks = [_strip(rows)] if is_over else []
-    blocks += [_row(writers, row, number, is_over) for number, row in enumerate(rows)]
+    for number, row in enumerate(rows):
+        blocks.append(_row(writers, row, number, is_over, "" if number else notes))
     hidden = max(column.hidden for column in columns)
     if hidden:
         blocks.append(f'<p class="kit-key">{hidden:,} further characters are not shown.</p>')
@@ -263,7 +268,15 @@ def _strip(rows: Sequence[Row]) -> str:
     return f'<div class="kit-strip"><div>{marks}</div></div>'
 
 
-def _row(writers: Sequence[_Writer], row: Row, number: int, is_over: bool) -> str:
+def _told(columns: Sequence[Column]) -> Sequence[Column]:
+    return [column for column in columns if not column.note]
+
+
+def _note(column: Column) -> str:
+    return f'<div class="kit-cell kit-is-{column.colour} kit-none">{escaped(column.note)}</div>'
+
+
+def _row(writers: Sequence[_Writer], row: Row, number: int, is_over: bool, notes: str = "") -> str:
     if is_over and not row.is_same:
         _mark(writers, row)
     cells = "".join(
@@ -271,7 +284,7 @@ def _row(writers: Sequence[_Writer], row: Row, number: int, is_over: bool) -> st
         for writer, lines in zip(writers, row.lines, strict=True)
     )
     same = " kit-same" * (row.is_same and is_over)
-    return f'<div class="kit-row{same}" id="kit-row-{number}">{cells}</div>'
+    return f'<div class="kit-row{same}" id="kit-row-{number}">{cells}{notes}</div>'
 
 
 def _mark(writers: Sequence[_Writer], row: Row) -> None:

@@ -11,7 +11,7 @@ from statistics import mean
 from kit.app.browse.matching import differences
 from kit.app.browse.pairs import Case, Filter, Outcome, Pairing, pair_up, select
 from kit.app.compare.comparison import Answer, Comparison, Kept
-from kit.app.compare.setup import LEFT, RIGHT, Setup
+from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT, Setup
 from kit.app.library.adapters import Choice
 from kit.app.library.folders import display_names
 from kit.app.library.results import Attempt, Stored, find_stored
@@ -107,27 +107,29 @@ class Reading:
         others = [i for i in range(len(self.cases)) if i != self.at]
         return replace(self, at=random.choice(others or [self.at]))
 
-    def comparison(self) -> Comparison:
-        """What was asked and said. Which tokens it was is not kept, only how many."""
+    def comparison(self, base: Choice | None = None, said: Attempt | None = None) -> Comparison:
+        """What was asked and said. Which tokens it was is not kept, only how many. With `base` it
+        has its column, empty where nothing that it `said` is stored."""
         left, case, about = self.pairing.left, self.case, self.pairing.left.about
+        sides = dict(zip((LEFT, RIGHT), self.sides, strict=True))
         settings, gold = about.settings, case.left.answer or None
         setup = Setup(
             question=case.left.question,
             system_prompt=left.about.shared_prompt,
             gold=gold,
-            sides=dict(zip((LEFT, RIGHT), self.sides, strict=True)),
+            sides=sides | ({BASE_SIDE: base} if base else {}),
             standard=None if gold else Standard(NoVerifier(), {}, decides=True),
             temperature=left.temperature,
             max_new_tokens=settings.max_new_tokens,
             seed=settings.seed,
             problem=VotedProblem(about.data, settings.split, case.left.id),
         )
-        both = ((LEFT, left, case.left), (RIGHT, self.pairing.right, case.right))
+        attempts = {LEFT: case.left, RIGHT: case.right} | ({BASE_SIDE: said} if said else {})
         return Comparison(
             setup,
             prompt="",
-            answers={side: (_answer(attempt),) for side, _, attempt in both},
-            hashes={side: stored.about.target.adapter_sha256 for side, stored, _ in both},
+            answers={side: (_answer(attempt),) for side, attempt in attempts.items()},
+            hashes=dict(zip((LEFT, RIGHT, BASE_SIDE), (*self.hashes, None), strict=True)),
             is_over=True,
             id=_pair_id(self.pairing, case),
         )
@@ -167,6 +169,20 @@ def stored_pairs(
         return a.about.tag == b.about.tag, a.about.started or ""
 
     return sorted(pairs, key=rank, reverse=True)
+
+
+def base_answer(roots: Sequence[Path], reading: Reading, base: Choice) -> Attempt | None:
+    """What the bare base has said, asked as the pair was: in the same evaluation, or else lately.
+
+    None where that is not stored; ResultsError for a file that cannot be read.
+    """
+    left = reading.pairing.left
+    same = [
+        one for one in find_stored(roots).stored if is_of(one, base) and not differences(left, one)
+    ]
+    same.sort(key=lambda one: (one.about.tag == left.about.tag, one.about.started or ""))
+    cases = (case for one in reversed(same) for case in pair_up(left, one).cases)
+    return next((case.right for case in cases if case.key == reading.case.key), None)
 
 
 def reading_of(

@@ -11,13 +11,13 @@ from typing import Any
 import gradio as gr
 
 from kit.app.compare.analysis_view import AnalysisView
-from kit.app.compare.comparison import Shown, to_pair
+from kit.app.compare.comparison import Comparison, Shown, to_pair
 from kit.app.compare.export_view import ExportView
 from kit.app.compare.problem_view import ProblemView
 from kit.app.compare.result_view import ResultView
 from kit.app.compare.revote import learned_questions
 from kit.app.compare.setup import BASE_SIDE, LEFT, MAX_SAMPLES, RIGHT, Setup, chat
-from kit.app.compare.stored import Reading, open_reading
+from kit.app.compare.stored import Reading, base_answer, open_reading
 from kit.app.compare.vote_view import VoteView
 from kit.app.inert import inert_markdown
 from kit.app.library.adapters import BASE_LABEL, advice, default_pair
@@ -97,7 +97,7 @@ class CompareView:
             *(self.max_new_tokens, self.samples, self.seed, self.system_prompt),
         ]
         self.looks = {
-            *(self.shown, self.reading, pair.blind, self.vote.voter, self.size),
+            *(self.shown, self.reading, pair.with_base, pair.blind, self.vote.voter, self.size),
             *self.reader.controls,
         }
         inputs = {*self.asked, *self.looks, *problem.taken}
@@ -154,7 +154,7 @@ class CompareView:
         self.vote.following.click(self._moving(1), moves, outputs, **QUIET)
         self.reader.heads.go(
             self._go,
-            [self.reading, self.shown, pair.blind, *self.reader.controls],
+            [self.reading, self.shown, pair.blind, *self.reader.controls, pair.with_base],
             outputs,
             **QUIET,
         )
@@ -168,6 +168,7 @@ class CompareView:
         )
         pair.swap.click(lambda *both: both[::-1], pair.both, pair.both, **at_once)
         pair.blind.input(self._blinded, inputs, outputs, **QUIET)
+        pair.with_base.input(self._based, self.looks, outputs, **QUIET)
 
     def read_after(self, event: Any) -> Any:
         """Show the pair that an event has put into `reading`."""
@@ -238,21 +239,25 @@ class CompareView:
 
     def _read(self, reading: Reading, values: Update, by: int = 1) -> Update:
         """A stored pair, ready to be run too; blind, the next of the session in steps of `by`."""
-        if not values[self.pair.blind]:
+        try:
+            if values[self.pair.blind]:
+                return self._ballot(reading, values, by)
             return self._pair(reading.ended(), values)
+        except KitError as error:
+            return self._show(None, reading, values) | {self.notice: _notice(error)}
+
+    def _ballot(self, reading: Reading, values: Update, by: int) -> Update:
+        """The next pair of a session that has no vote; at its end, what it came to."""
         voter, size = self.vote.name(values), max(1, min(int(values[self.size] or 1), MANY))
         seen = None if reading.ballots else reading.case
         session: Reading | None = reading
-        try:
-            if not reading.ballots or (voter, size) != (reading.voter, reading.size):
-                votes, _ = self.desk.votes()
-                learned = learned_questions(reading, self.desk.known, votes, self.desk.options)
-                session = reading.session(voter, size, learned)
-            if session is None:
-                return self._show(None, reading, values) | {self.notice: _said(NO_PAIR)}
-            now = self.desk.standing(session.ballots, voter)
-        except KitError as error:
-            return self._show(None, reading, values) | {self.notice: _notice(error)}
+        if not reading.ballots or (voter, size) != (reading.voter, reading.size):
+            votes, _ = self.desk.votes()
+            learned = learned_questions(reading, self.desk.known, votes, self.desk.options)
+            session = reading.session(voter, size, learned)
+        if session is None:
+            return self._show(None, reading, values) | {self.notice: _said(NO_PAIR)}
+        now = self.desk.standing(session.ballots, voter)
         if not now.open:
             return self._show(None, session, values) | self.result.show(session)
         unseen = [i for i in now.open if session.cases[i] != seen] or now.open
@@ -263,7 +268,7 @@ class CompareView:
     def _pair(self, reading: Reading, values: Update, said: str = "") -> Update:
         before, case = values[self.shown], reading.case
         shown = Shown(
-            reading.comparison(),
+            self._comparison(reading, values),
             reading.order,
             values[self.pair.blind],
             is_repeat=bool(reading.ballots) and reading.ballots[reading.at].is_repeat,
@@ -277,6 +282,21 @@ class CompareView:
             **dict(zip(self.problem.taken, problem, strict=True)),
             self.system_prompt: about.shared_prompt,
         }
+
+    def _comparison(self, reading: Reading, values: Update) -> Comparison:
+        """A stored pair, with the base where that is wanted and gives nothing away."""
+        if values[self.pair.blind] or not values[self.pair.with_base]:
+            return reading.comparison()
+        base = self.desk.choice(BASE_LABEL)
+        return reading.comparison(base, base_answer(self.desk.options.roots, reading, base))
+
+    def _based(self, values: Update) -> Update:
+        """The base beside stored answers, or away again; what was run keeps its columns."""
+        reading, shown = values[self.reading], values[self.shown]
+        is_run = shown is not None and not shown.comparison.is_stored
+        if reading is None or is_run or values[self.pair.blind]:
+            return gr.skip()
+        return self._read(reading, values)
 
     def _renamed(self, values: Update) -> Update:
         """Another voter, or another number of pairs: the session that is theirs."""
@@ -314,7 +334,8 @@ class CompareView:
         """To a mark of the strip."""
         if reading is None:
             return gr.skip()
-        values = dict(zip([self.pair.blind, *self.reader.controls], rest, strict=True))
+        seen = [self.pair.blind, *self.reader.controls, self.pair.with_base]
+        values = dict(zip(seen, rest, strict=True))
         return self._read(reading.at_case(int(event.case)), values | {self.shown: shown})
 
     def _filter(self, values: Update) -> Update:
