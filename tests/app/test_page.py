@@ -246,6 +246,29 @@ def test_a_phone_shows_the_reasoning_and_what_differs(page):
     assert page.locator("#kit-text .kit-is-right:visible").count() > 0
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_long_names_of_a_pair_can_be_read(page, width):
+    """As long as the page makes them, in both boxes of the bar and in both heads."""
+    page.set_viewport_size({"width": width, "height": 844})
+    name = "one-equation-p…e-pspo/seed-0"
+    page.evaluate(
+        """name => {
+            document.querySelectorAll('#kit-bar input[role=combobox]').forEach(box => {
+                box.value = name;
+            });
+            document.querySelectorAll('.kit-head > button').forEach(button => {
+                button.innerText = name;
+            });
+        }""",
+        name,
+    )
+    boxes = page.locator("#kit-bar input[role=combobox], .kit-head > button")
+    assert boxes.count() == 4
+    cut = "e => e.scrollWidth > e.clientWidth || e.scrollHeight > e.clientHeight + 4"
+    assert not any(boxes.nth(i).evaluate(cut) for i in range(4))
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+
+
 def test_the_same_text_is_looked_at_in_four_ways(page):
     fill(page)
     run(page)
