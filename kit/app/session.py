@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kit.app.compare.background import Background
 from kit.app.compare.comparison import Comparison, finish, to_vote
 from kit.app.compare.problems import Problems
 from kit.app.compare.setup import Setup
+from kit.app.compare.tokens import ScoredAnswer
 from kit.app.library.adapters import Catalogue, Choice, find, read_choice
 from kit.app.library.results import Version
 from kit.app.options import AppOptions
@@ -29,6 +30,8 @@ from kit.preferences.votes import Preference, Vote, read_votes, voting
 
 if TYPE_CHECKING:
     from kit.app.compare.engine import Engine
+
+T = TypeVar("T")
 
 
 def queue_tag(settings: EvalSettings, prompt: str) -> str:
@@ -108,24 +111,18 @@ class Session:
         There is none when it was stopped before its turn came. An error comes after what was
         written until then, which is over too.
         """
-        job = Background(lambda: self.engine().run(setup))
-        if not self._begins(job, session):
-            return
         last, trouble = None, None
         try:
-            try:
-                for last in job:
-                    if last.scores:  # all has been said
-                        last = finish(last, self.judge)
-                    yield last
-            except Exception as error:
-                trouble = error
-            if last is not None and not last.is_over:
-                yield finish(last, self.judge, is_stopped=True)
-            if trouble is not None:
-                raise trouble
-        finally:
-            self._ends(job, session)
+            for last in self._job(lambda: self.engine().run(setup), session):
+                if last.scores:  # all has been said
+                    last = finish(last, self.judge)
+                yield last
+        except Exception as error:
+            trouble = error
+        if last is not None and not last.is_over:
+            yield finish(last, self.judge, is_stopped=True)
+        if trouble is not None:
+            raise trouble
 
     def evaluate(
         self,
@@ -138,15 +135,8 @@ class Session:
         """Let two choices answer many problems of a data set, kept on disk as an evaluation: how
         many they have answered. `stop` ends it between a few problems; asked again, it goes on."""
         subjects = [self._subject(choice, prompt) for choice in sides]
-        config = self.problems.configs[data]
-        job: Background[int] = Background(
-            lambda: self.engine().evaluate(subjects, config, settings, queue_tag(settings, prompt))
-        )
-        if self._begins(job, session):
-            try:
-                yield from job
-            finally:
-                self._ends(job, session)
+        asked = subjects, self.problems.configs[data], settings, queue_tag(settings, prompt)
+        return self._job(lambda: self.engine().evaluate(*asked), session)
 
     def _subject(self, choice: Choice, prompt: str) -> Subject:
         """What is evaluated, with its results in its run or else beside the votes."""
@@ -156,19 +146,44 @@ class Session:
         own = (choice.run, choice.guidelines)
         return Subject(choice.label, model, choice.adapter, prompt, results, *own)
 
-    def _begins(self, job: Background[Any], session: str) -> bool:
-        """Whether a job of this session may begin: not where it was stopped before its turn."""
+    def score(self, stored: Comparison, session: str) -> Iterator[Comparison]:
+        """Stored answers with the scores of one after the other; `stop` ends it between two.
+
+        Raises ConfigError for a side that nobody has offered for the base in memory, and what
+        `Engine.score` raises.
+        """
+        known = [(choice.adapter, choice.base) for choice in self.known]
+        for choice in stored.setup.sides.values():
+            if (choice.adapter, choice.base) not in known:
+                raise ConfigError(
+                    f"{choice.label} cannot be put on {self.catalogue.model.id}, so its tokens "
+                    "cannot be scored; start the app with "
+                    f"--base {choice.base} --adapters {choice.adapter}"
+                )
+
+        def scoring() -> Iterator[Comparison]:
+            found: dict[str, ScoredAnswer] = {}
+            for side, answers in stored.answers.items():
+                alone = replace(stored, answers={side: answers})
+                found = found | self.engine().score(alone, 0)
+                yield replace(stored, scores={0: found})
+
+        yield from self._job(scoring, session)
+
+    def _job(self, produce: Callable[[], Iterator[T]], session: str) -> Iterator[T]:
+        """What a job gives that `stop` ends; nothing where it was stopped before its turn."""
+        job = Background(produce)
         with self._lock:
             if session in self._stopped:
                 self._stopped.discard(session)
-                return False
+                return
             self._running[session] = job
-            return True
-
-    def _ends(self, job: Background[Any], session: str) -> None:
-        with self._lock:
-            if self._running.get(session) is job:
-                del self._running[session]
+        try:
+            yield from job
+        finally:
+            with self._lock:
+                if self._running.get(session) is job:
+                    del self._running[session]
 
     def expect(self, session: str) -> None:
         """This session has asked for answers: from now on `stop` is about these."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from kit.app.compare import engine as module
 from kit.app.compare.background import Background
+from kit.app.compare.comparison import Kept
 from kit.app.compare.engine import Engine, pieces
 from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT, Setup
 from kit.app.library.adapters import Choice
@@ -24,6 +26,7 @@ from kit.model.adapter_files import adapter_sha256
 from kit.model.lora import load_adapters
 from kit.model.policy import BASE, Policy
 from kit.model.rollout import Request, Sampling, sample
+from kit.model.tokenizer import end_of_turn, text_ids
 
 QUESTION = "Tom has 3 apples and buys 5 more. How many apples does he have?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
@@ -129,6 +132,33 @@ def test_scores_are_those_of_plain_forward_passes(engine, job, base):
         assert scores.kl_to_base == pytest.approx(kl, rel=1e-3) and kl > 1e-3
         mean = sum(t.logprobs[side] for t in scores.tokens) / len(scores.tokens)
         assert scores.mean_logprob[side] == pytest.approx(mean)
+
+
+@pytest.mark.smoke
+def test_what_is_stored_is_scored_as_the_tokens_of_its_text(engine, job, base):
+    done = last(engine.run(job()))
+    kept = {}
+    for side, (answer,) in done.answers.items():
+        said = answer.completion
+        completion = Kept(range(len(said.tokens)), said.truncated, said.text)
+        kept[side] = (replace(answer, completion=completion),)
+    stored = replace(done, prompt="", answers=kept, scores={})
+    scores, compared = engine.score(stored, 0), []
+    for side, (answer,) in done.answers.items():
+        tokens = text_ids(base.tokenizer, answer.completion.text)
+        tokens += [] if answer.completion.truncated else [end_of_turn(base.tokenizer)]
+        assert [t.text for t in scores[side].tokens] == list(pieces(base.tokenizer, tokens))
+        if tokens == answer.completion.tokens:
+            compared.append(side)
+            for one, other in zip(scores[side].tokens, done.scores[0][side].tokens, strict=True):
+                assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    assert compared
+    nothing = {LEFT: (replace(done.answers[LEFT][0], completion=Kept(range(3), True, "")),)}
+    with pytest.raises(ModelError, match="left has no text"):
+        engine.score(replace(stored, answers=nothing), 0)
+    changed = replace(stored, hashes=dict.fromkeys(stored.hashes, "another"))
+    with pytest.raises(ModelError, match="an adapter has changed since"):
+        engine.score(changed, 0)
 
 
 @pytest.mark.smoke

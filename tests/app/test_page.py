@@ -287,6 +287,24 @@ def test_the_same_text_is_looked_at_in_four_ways(page):
     assert "token 3" in page.evaluate("document.activeElement.getAttribute('label')")
 
 
+def test_heat_of_stored_answers_needs_no_run(page):
+    """Picked on what is on disk, and on the pair that is read after that."""
+    before = text_of(page, "left").replace("first difference", "").split()
+    page.get_by_label("Heat", exact=True).check(force=True)
+    page.wait_for_selector("#kit-reader[data-view=heat] .kit-cell .kit-token")
+    page.wait_for_selector("#kit-run", state="visible")
+    assert not page.is_visible("#kit-stop") and not page.is_visible("#kit-notice")
+    assert "token 1" in page.locator(".kit-cell .kit-token").first.get_attribute("label")
+    assert before[0] in text_of(page, "left")
+    first = page.input_value("#kit-question textarea")
+    page.click("#kit-following")
+    page.wait_for_function(
+        "q => document.querySelector('#kit-question textarea').value != q", arg=first
+    )
+    page.wait_for_selector("#kit-analysis", state="visible")
+    page.wait_for_selector("#kit-reader[data-view=heat] .kit-cell .kit-token")
+
+
 def test_both_sides_stream_at_once_and_verdicts_are_right(page):
     fill(page, **{"Temperature": 2, "New tokens at most": 200})  # long answers
     page.evaluate(

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import html
 import re
+import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
 
-from kit.app.compare.setup import BASE_SIDE, LEFT
+from kit.app.compare.comparison import Comparison
+from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT
 from kit.app.compare.stored import Reading, open_reading
+from kit.app.compare.tokens import ScoredAnswer, Token
 from kit.app.compare.view import CompareView
 from kit.app.library.adapters import Choice, find
 from kit.app.options import AppOptions
 from kit.app.pair_view import PairView
 from kit.app.session import Session
+from kit.errors import ModelError
 from tests.app.test_browse import row, write
 
+REQUEST: Any = SimpleNamespace(session_hash="mine")
 NONE = "No stored answer of the base; Run asks it."
 
 
@@ -143,3 +150,145 @@ def test_what_was_run_keeps_its_columns(runs: Path) -> None:
     ran = replace(shown, comparison=replace(shown.comparison, prompt="as it was sent"))
     assert view._based(values | {view.shown: ran}) == gr.skip()
     assert view._based(values | {view.reading: None}) == gr.skip()
+
+
+# --- what their tokens are worth ------------------------------------------------------------------
+
+
+class Scorer:
+    """An engine that finds each token of a side as likely as any; counts what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def score(self, said: Comparison, sample: int) -> dict[str, ScoredAnswer]:
+        self.asked += said.answers
+        logprobs = {LEFT: -1.0, RIGHT: -2.0, BASE_SIDE: -3.0}
+        texts = {side: answers[sample].completion.text for side, answers in said.answers.items()}
+        return {
+            side: ScoredAnswer((Token(text, logprobs, ()),), 0.5) for side, text in texts.items()
+        }
+
+
+def scoring(runs: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[CompareView, Any, Scorer]:
+    """The tab, what its page sends in with Heat picked on a stored pair, and its engine."""
+    view, scorer = view_on(runs), Scorer()
+    monkeypatch.setattr(view.desk, "engine", lambda: scorer)
+    reading = reading_of(runs)
+    view.desk._choices |= {side.label: side for side in reading.sides}
+    values = values_of(view, reading) | {view.reader.views: "Heat"}
+    update = view._based(values)
+    return view, values | {view.shown: update[view.shown]}, scorer
+
+
+def scored(view: CompareView, values: dict[Any, Any], stop_at: int | None = None) -> dict[Any, Any]:
+    """What the page shows at the end; Stop is pressed at one of the updates."""
+    page: dict[Any, Any] = {}
+    for number, update in enumerate(view._score(values, REQUEST)):
+        page |= update
+        if number == stop_at:
+            view.desk.stop("mine")
+    return page | view._take_scores(values | {view.scored: page.get(view.scored)})
+
+
+def test_heat_of_stored_answers_is_computed_when_it_is_picked(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, values, scorer = scoring(runs, monkeypatch)
+    before = values[view.shown]
+    assert "kit-token" not in view.reader.written(before)[view.reader.text]
+    wanted = view._unscored(values)
+    assert wanted[view.wanted] and "wait for the model" in wanted[view.notice]["value"]
+    page = scored(view, values)
+    assert scorer.asked == [LEFT, RIGHT, BASE_SIDE]  # one at a time
+    assert "kit-at-left-0" in page[view.reader.text] and "kit-like-left" in page[view.reader.text]
+    assert page[view.reader.box] == gr.update(visible=True)
+    assert page[view.notice] == gr.update(visible=False)
+    after = page[view.shown]
+    assert replace(after.comparison, scores={}) == before.comparison
+    assert view._unscored(values | {view.shown: after}) == gr.skip()
+
+
+@pytest.mark.parametrize("view_name", ["Text", "Diff"])
+def test_other_views_ask_for_no_model(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, view_name: str
+) -> None:
+    view, values, _ = scoring(runs, monkeypatch)
+    assert view._unscored(values | {view.reader.views: view_name}) == gr.skip()
+    assert view._unscored(values | {view.shown: None}) == gr.skip()
+
+
+def test_before_a_blind_vote_nothing_is_scored(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view, values, scorer = scoring(runs, monkeypatch)
+    values[view.pair.blind] = True
+    values[view.shown] = view._blinded(values)[view.shown]
+    assert view._unscored(values) == gr.skip()
+    assert list(view._score(values, REQUEST)) == []  # whoever sends the event
+    assert scorer.asked == []
+    text = view.reader.written(values[view.shown])[view.reader.text]
+    assert "before a blind vote" in text
+
+
+def test_scores_of_a_pair_that_is_no_longer_read_are_not_shown(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, values, _ = scoring(runs, monkeypatch)
+    *_, last = view._score(values, REQUEST)
+    moved = view._moving(1)(values)
+    left = view._take_scores(
+        values | {view.shown: moved[view.shown], view.scored: last[view.scored]}
+    )
+    assert left == {view.notice: gr.update(visible=False)}
+
+
+def test_stop_ends_scoring_between_two_sides(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view, values, scorer = scoring(runs, monkeypatch)
+    waits = threading.Event()
+    score = scorer.score
+
+    def slowly(said: Comparison, sample: int) -> dict[str, ScoredAnswer]:
+        if scorer.asked:
+            waits.wait(60)
+        return score(said, sample)
+
+    monkeypatch.setattr(scorer, "score", slowly)
+    page: dict[Any, Any] = {}
+    for update in view._score(values, REQUEST):
+        page |= update
+        if scorer.asked:
+            view.desk.stop("mine")
+            waits.set()
+    assert len(scorer.asked) < 3 and page[view.scored] is None
+    assert "stopped" in page[view.notice]["value"]
+    assert view._take_scores(values | page) == gr.skip()
+    view.desk.stop("mine")
+    assert "stopped" in scored(view, values)[view.notice]["value"]  # before its turn had come
+
+
+def test_only_what_the_page_offers_is_put_on_the_base(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result file may name any adapter: it is read, and loads nothing."""
+    view, values, scorer = scoring(runs, monkeypatch)
+    del view.desk._choices["two"]
+    page = scored(view, values)
+    assert "two cannot be put on Qwen" in page[view.notice]["value"]
+    assert "--adapters" in page[view.notice]["value"] and scorer.asked == []
+
+
+@pytest.mark.parametrize("kind", [ModelError, ZeroDivisionError])
+def test_what_goes_wrong_while_scoring_leaves_nothing_waiting(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    view, values, scorer = scoring(runs, monkeypatch)
+
+    def fails(said: Comparison, sample: int) -> dict[str, ScoredAnswer]:
+        raise kind("out of memory")
+
+    monkeypatch.setattr(scorer, "score", fails)
+    page: dict[Any, Any] = {}
+    with pytest.raises(kind) if kind is ZeroDivisionError else nullcontext():
+        for update in view._score(values, REQUEST):
+            page |= update
+    said = page[view.notice]
+    assert "out of memory" in said["value"] if kind is ModelError else not said["visible"]

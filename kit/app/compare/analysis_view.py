@@ -17,6 +17,7 @@ from kit.config import PSPO, Clip
 from kit.errors import AdapterError
 
 VIEWS = ["Text", "Diff", "Heat", "Silenced"]
+BY_TOKEN = VIEWS[2:]  # the views that show what each model makes of a token
 BETWEEN, TO_BASE = "left against right", "each against the base"
 AS_JUDGED, POSITIVE, NEGATIVE = "as judged", "positive", "negative"
 VIEW = "v => { document.getElementById('kit-reader').dataset.view = v.toLowerCase() }"

@@ -222,6 +222,12 @@ class Shown:
         return self.is_blind and self.vote is None
 
     @property
+    def lacks_scores(self) -> bool:
+        """Whether stored answers wait for what may be told of their tokens."""
+        said = self.comparison
+        return said.is_stored and not said.scores and not self.hides_names
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The sides from left to right. The base's own column comes last, and only with the names:
         a side that is the base too says the same."""

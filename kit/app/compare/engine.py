@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kit.app.compare.comparison import Answer, Comparison
+from kit.app.compare.comparison import Answer, Comparison, Kept
 from kit.app.compare.setup import BASE_SIDE, Setup
 from kit.app.compare.tokens import ScoredAnswer, Token
 from kit.config import DataConfig
@@ -27,6 +27,7 @@ from kit.model.base import Base
 from kit.model.lora import load_adapters
 from kit.model.policy import BASE, Policy
 from kit.model.rollout import Completion, Request, Sampling, stream
+from kit.model.tokenizer import end_of_turn, text_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,7 +107,7 @@ class Engine:
             yield min(limit, wanted)
 
     def score(self, said: Comparison, sample: int) -> dict[str, ScoredAnswer]:
-        """Scores of another sample of what was said.
+        """Scores of another sample of what was said; of a stored one, of the tokens of its text.
 
         Raises ModelError when memory runs out, or for an adapter that has changed since and is no
         longer in memory as it was; AdapterError for one that does not load.
@@ -144,11 +145,22 @@ class Engine:
             side: score(
                 self._policy,
                 self._prompt_of(said.setup, side),
-                list(answers[sample].completion.tokens),
+                self._tokens(side, answers[sample].completion),
                 *(names, side),
             )
             for side, answers in said.answers.items()
         }
+
+    def _tokens(self, side: str, said: Completion | Kept) -> list[int]:
+        """What was sampled, or where that is not kept, what the text is and what ended it."""
+        if not isinstance(said, Kept):
+            return list(said.tokens)
+        tokenizer = self.base.tokenizer
+        end = [] if said.truncated else [end_of_turn(tokenizer)]
+        tokens = text_ids(tokenizer, said.text) + end
+        if not tokens:
+            raise ModelError(f"the stored answer on the {side} has no text, so no token is known")
+        return tokens
 
     def _prompt_of(self, setup: Setup, side: str) -> tuple[int, ...]:
         return tuple(self.base.prompt_ids(setup.messages_to(side)))

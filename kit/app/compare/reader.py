@@ -26,7 +26,10 @@ from kit.app.verdicts import Badge
 PLACES = ("first", "second", "base")
 MAX_LINES = 1_000  # of a text; the rest is counted, not shown
 LEAST_SCALE = 0.01  # nats; smaller differences are none
-UNSCORED = "The tokens have no probabilities yet: Run computes them."
+UNSCORED = (
+    "The tokens have no probabilities yet; what was stopped gets none, and before a blind vote "
+    "they are not told."
+)
 NEWLINE = '<span class="kit-newline"></span>'
 CHANGED = ' class="kit-changed"'
 STYLE = (Path(__file__).parent / "reader.css").read_text(encoding="utf-8")

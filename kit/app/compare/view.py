@@ -6,11 +6,12 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from kit.app.compare.analysis_view import AnalysisView
+from kit.app.compare.analysis_view import BY_TOKEN, AnalysisView
 from kit.app.compare.comparison import Comparison, Shown, to_pair
 from kit.app.compare.export_view import ExportView
 from kit.app.compare.problem_view import ProblemView
@@ -43,6 +44,7 @@ class CompareView:
     def __init__(self, desk: Session, pair: PairView) -> None:
         self.desk, self.pair = desk, pair
         self.shown, self.reading = gr.State(None), gr.State(None)
+        self.wanted, self.scored = gr.State(None), gr.State(None)  # scores of stored answers
         with gr.Row(elem_id="kit-problem"):
             self.problem = ProblemView(desk)
             self.go = gr.Button("Run", variant="primary", elem_id="kit-run", size="sm")
@@ -98,7 +100,7 @@ class CompareView:
         ]
         self.looks = {
             *(self.shown, self.reading, pair.with_base, pair.blind, self.vote.voter, self.size),
-            *self.reader.controls,
+            *(self.reader.views, *self.reader.controls),
         }
         inputs = {*self.asked, *self.looks, *problem.taken}
         outputs = [
@@ -116,19 +118,14 @@ class CompareView:
             lambda seed: int(seed or 0) + 1, self.seed, self.seed, **at_once
         ).then(self._lock, None, self.locked, **at_once)
         for started in (start, another):
-            ran = started.then(
-                self._run, inputs, outputs, concurrency_id=MODEL, concurrency_limit=1, **QUIET
-            )
-            ran.then(self._unlock, None, self.locked, **at_once)
-        queued = self.many.click(self._lock, None, self.locked, **at_once).then(
-            self._run_many,
-            {*inputs, problem.source, self.count},
-            [*outputs, self.many],
-            concurrency_id=MODEL,
-            concurrency_limit=1,
-            **QUIET,
-        )
-        queued.then(self._unlock, None, self.locked, **at_once)
+            self._compute(started, self._run, inputs, outputs)
+        queued = self.many.click(self._lock, None, self.locked, **at_once)
+        asked = {*inputs, problem.source, self.count}
+        self._compute(queued, self._run_many, asked, [*outputs, self.many])
+        wanted = self.wanted.change(self._lock, None, self.locked, **at_once)
+        waiting = [self.scored, self.notice]
+        found = self._compute(wanted, self._score, {self.shown}, waiting)
+        found.then(self._take_scores, {*self.looks, self.scored}, outputs, **QUIET)
         self.count.change(
             lambda count: f"{int(count or 1)} problems", self.count, self.many, **at_once
         )
@@ -150,29 +147,43 @@ class CompareView:
         self.result.again.click(self._revote, self.looks, [*outputs, pair.blind], **QUIET)
         moves = inputs | {problem.source, problem.search}
         for button, by in ((problem.previous, -1), (problem.following, 1), (problem.chance, None)):
-            button.click(self._moving(by), moves, outputs, **QUIET)
-        self.vote.following.click(self._moving(1), moves, outputs, **QUIET)
-        self.reader.heads.go(
-            self._go,
-            [self.reading, self.shown, pair.blind, *self.reader.controls, pair.with_base],
-            outputs,
-            **QUIET,
-        )
+            self._reads(button.click, self._moving(by), moves)
+        self._reads(self.vote.following.click, self._moving(1), moves)
+        seen = [self.reading, self.shown, pair.blind, *self.reader.controls, pair.with_base]
+        self._reads(self.reader.heads.go, self._go, seen)
         named = [self.vote.voter.submit, self.vote.voter.blur, self.size.change]
         gr.on(named, self._renamed, self.looks, outputs, trigger_mode="always_last", **QUIET)
-        self.vote.outcome.input(self._filter, {*self.looks, self.vote.outcome}, outputs, **QUIET)
+        self._reads(self.vote.outcome.input, self._filter, {*self.looks, self.vote.outcome})
         gr.on(None, self._open, None, outputs, **QUIET)  # as the page opens
         changed = [part.change for part in pair.both]
-        gr.on(changed, self._follow, inputs, outputs, trigger_mode="always_last", **QUIET).then(
-            None, pair.both, None, js=ADDRESS
-        )
+        followed = self._reads(changed, self._follow, inputs, trigger_mode="always_last")
+        followed.then(None, pair.both, None, js=ADDRESS)
         pair.swap.click(lambda *both: both[::-1], pair.both, pair.both, **at_once)
-        pair.blind.input(self._blinded, inputs, outputs, **QUIET)
-        pair.with_base.input(self._based, self.looks, outputs, **QUIET)
+        self._reads(pair.blind.input, self._blinded, inputs)
+        self._reads(pair.with_base.input, self._based, self.looks)
+        self._want(self.reader.views.input)
+
+    def _compute(self, started: Any, fn: Any, inputs: Any, outputs: list[Any]) -> Any:
+        """After an event that has locked the page: what the model is for, one at a time."""
+        queue = {"concurrency_id": MODEL, "concurrency_limit": 1}
+        done = started.then(fn, inputs, outputs, **queue, **QUIET)
+        done.then(self._unlock, None, self.locked, queue=False, **QUIET)
+        return done
 
     def read_after(self, event: Any) -> Any:
         """Show the pair that an event has put into `reading`."""
-        return event.then(self._show_reading, self.looks, self.outputs, **QUIET)
+        return self._reads(event.then, self._show_reading, self.looks)
+
+    def _reads(self, trigger: Any, fn: Any, inputs: Any, **how: Any) -> Any:
+        """At an event, show what may be another stored pair."""
+        at = partial(gr.on, trigger) if isinstance(trigger, list) else trigger
+        event = at(fn, inputs, self.outputs, **how, **QUIET)
+        self._want(event.then)
+        return event
+
+    def _want(self, trigger: Any) -> None:
+        shown = {self.shown, self.reader.views}
+        trigger(self._unscored, shown, [self.wanted, self.notice], **QUIET)
 
     def _show_reading(self, values: Update) -> Update:
         reading: Reading | None = values[self.reading]
@@ -434,6 +445,47 @@ class CompareView:
                 yield self._read(reading, values)
         except KitError as error:
             yield {self.notice: _notice(error)}
+
+    def _unscored(self, values: Update) -> Update:
+        """Want scores where a view of tokens is picked on stored answers that have none."""
+        shown: Shown | None = values[self.shown]
+        if values[self.reader.views] not in BY_TOKEN or shown is None or not shown.lacks_scores:
+            return gr.skip()
+        waits = "The tokens of these answers wait for the model …"
+        return {self.wanted: time.monotonic(), self.notice: _said(waits)}
+
+    def _score(self, values: Update, request: gr.Request) -> Iterator[Update]:
+        """Score stored answers as they are; what the page reads meanwhile is left alone."""
+        shown: Shown | None = values[self.shown]
+        if shown is None or not shown.lacks_scores:
+            return
+        done, said = None, shown.comparison
+        yield {self.scored: None}
+        try:
+            for done in self.desk.score(said, str(request.session_hash)):
+                words = f"{len(done.scores[0])} of {len(said.answers)} answers are scored …"
+                yield {self.notice: _said(words)}
+            if done is None or len(done.scores[0]) < len(said.answers):
+                yield {self.notice: _said("It was stopped; pick the view again to go on.")}
+            else:
+                yield {self.scored: done}
+        except Exception as error:  # a fault of the app's own leaves nothing waiting either
+            yield {self.notice: gr.update(value="", visible=False)}
+            if not isinstance(error, KitError):
+                raise
+            yield {self.notice: _notice(error)}
+
+    def _take_scores(self, values: Update) -> Update:
+        """Show what has been scored, unless another pair is read by now."""
+        scored: Comparison | None = values[self.scored]
+        shown: Shown | None = values[self.shown]
+        if scored is None or shown is None:
+            return gr.skip()
+        hidden = {self.notice: gr.update(visible=False)}
+        if shown.comparison.id != scored.id:
+            return hidden
+        shown = replace(shown, comparison=scored)
+        return hidden | {self.shown: shown} | self.reader.show(shown, values)
 
     def _order(self, values: Update) -> tuple[str, str]:
         """Which side stands first: by chance where it must not be told."""
