@@ -41,7 +41,7 @@ STYLE = """
 @media (max-width: 640px) {
   #kit-bar {
     display: grid; grid: "left swap base" 30px "right swap blind" 30px / 1fr 2.5rem auto;
-    gap: 0 .5rem; height: 107px;
+    gap: 0 .5rem; height: 109px;
   }
   #kit-left { grid-area: left; }
   #kit-right { grid-area: right; }

@@ -698,6 +698,22 @@ def test_training_draws_curves_and_names_the_difference(page):
     page.wait_for_selector("text=objective.trust_region >> visible=true")
 
 
+def test_the_charts_are_narrowed_to_some_steps_by_keys_alone(page):
+    open_tab(page, "Training")
+    page.wait_for_function(FILLED["Training"])
+    ends = "[...document.querySelectorAll('.kit-curves svg')].map(svg => svg.textContent)"
+    assert all("step 3" in text for text in page.evaluate(ends))
+    page.get_by_label("Steps to").focus()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("2")
+    narrowed = "texts => texts.some(t => t.includes('step 2')) && !texts.join().includes('step 3')"
+    page.wait_for_function(f"({narrowed})({ends})")
+    page.get_by_role("button", name="All steps").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"{ends}.every(text => text.includes('step 3'))")
+    assert page.get_by_label("Steps to").input_value() == "0"
+
+
 @pytest.mark.slow
 def test_the_curves_stay_while_a_run_is_written(page, runs):
     open_tab(page, "Training")

@@ -427,6 +427,18 @@ def test_lines_are_drawn_as_differences_from_a_run_where_it_has_the_step(tmp_pat
     assert drawn == {"b": [(2, 3.0, "5")]}  # 5 - 2
 
 
+def test_a_part_of_the_steps_is_drawn_with_its_own_scale(tmp_path):
+    """Smoothed with what stands before and after it."""
+    text = lines(*({"step": n, "reward/mean": v} for n, v in enumerate([9.0, 3.0, 6.0, 0.0])))
+    runs = read_all(tmp_path, a=text, b=lines({"step": 0, "reward/mean": 1.0}))
+    drawn = draw(runs, CURVE["reward/mean"], 3, steps=(1, 2))
+    # (9 + 3 + 6) / 3 and (3 + 6 + 0) / 3; b has none of these steps
+    assert drawn == {"a": [(1, 6.0, "3"), (2, 3.0, "6")]}
+    figure = plot(CURVE["reward/mean"], drawn, colours(["a"]))
+    assert ">1</text>" in figure and ">step 2</text>" in figure
+    assert ">3</text>" in figure and ">6</text>" in figure and ">9</text>" not in figure
+
+
 def test_plots_tell_equal_lines_apart(tmp_path):
     text = lines({"step": 1, "reward/mean": 1.0}, {"step": 2, "reward/mean": 2.0})
     runs = read_all(tmp_path, a=text, b=text, **{"<img>": text})
@@ -584,6 +596,22 @@ def test_a_tick_shows_nothing_new_until_a_file_changes(tab, tmp_path):
     legend, _, drawn = tab.follow([str(run)], 1, "values", seen)
     assert "2 of 9" in legend
     assert "step 1: 0.5" in drawn and "step 2: 0.75" in drawn
+
+
+def test_the_charts_stay_narrowed_while_a_run_is_written(tab, tmp_path):
+    recorded = [{"step": n, "reward/mean": n / 8, "policy/entropy": 1.0} for n in range(1, 5)]
+    run = write_run(tmp_path / "run", lines(*recorded))
+    *_, drawn = tab.show([str(run)], 1, "values", 2, 3)
+    assert drawn.count("<svg") == 2 and drawn.count(">step 3</text>") == 2
+    assert "step 2: 0.25" in drawn and "step 1:" not in drawn and "step 4:" not in drawn
+    *_, drawn = tab.show([str(run)], 1, "values", 3, None)
+    assert "step 4: 0.5" in drawn and "step 2:" not in drawn
+    *_, drawn = tab.follow([str(run)], 1, "values", None, None, 2)
+    assert "step 1: 0.125" in drawn and "step 3:" not in drawn
+    for first, last in ((9, None), (3, 2)):
+        *_, drawn = tab.show([str(run)], 1, "values", first, last)
+        assert "<svg" not in drawn and "No step of these runs" in drawn
+    assert "No step" not in tab.show([str(write_run(tmp_path / "empty"))], 1)[2]
 
 
 def test_attempts_that_failed_at_once_are_not_in_the_way(tab, tmp_path):

@@ -23,13 +23,17 @@ def colours(runs: Sequence[str]) -> dict[str, str]:
 
 
 def draw(
-    runs: Mapping[str, Run], curve: Curve, window: int, against: str | None = None
+    runs: Mapping[str, Run],
+    curve: Curve,
+    window: int,
+    against: str | None = None,
+    steps: tuple[float, float] = (0, math.inf),
 ) -> dict[str, Points]:
     """A metric of runs by name, in the order of the steps; runs without it are left out.
 
     Values are moving means over `window` recorded steps, but held-out accuracy is not smoothed: it
     is of many problems and seldom measured. With `against`, another run's are taken off them where
-    it has recorded the same step.
+    it has recorded the same step. Those of `steps` are drawn, from the first to the last of them.
     """
     recorded = {name: _points(run, curve) for name, run in runs.items()}
     lines = {name: _drawn(points, curve, window) for name, points in recorded.items() if points}
@@ -40,7 +44,9 @@ def draw(
             for name, line in lines.items()
             if name != against
         }
-    return {name: line for name, line in lines.items() if line}
+    first, last = steps
+    drawn = {n: [p for p in line if first <= p[0] <= last] for n, line in lines.items()}
+    return {name: line for name, line in drawn.items() if line}
 
 
 def is_log(curve: Curve) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -62,22 +63,29 @@ def build(options: AppOptions) -> None:
             min_width=260,
         )
         against = gr.Dropdown([VALUES], value=VALUES, label="Lines show", min_width=200)
+        steps = [
+            gr.Number(0, label=label, precision=0, minimum=0, min_width=100)
+            for label in ("Steps from", "Steps to, 0: the last")
+        ]
     with gr.Row():
         again = gr.Button("Look for new runs", size="sm", scale=0, min_width=200)
         failed = gr.Checkbox(False, label="also runs that ended before their first step")
+        whole = gr.Button("All steps", size="sm", scale=0, min_width=120)
     legend = gr.HTML(elem_classes="kit-runs")
     plots = gr.HTML()
     seen: gr.State = gr.State()
     gr.on(None, tab.look, None, [runs, legend], **QUIET)
     gr.on([again.click, failed.input], tab.look, [runs, failed], [runs, legend], **QUIET)
-    shown, asked = [legend, seen, plots], [runs, window, against]
+    shown, asked = [legend, seen, plots], [runs, window, against, *steps]
     drawing = QUIET | {"concurrency_id": "curves", "trigger_mode": "always_last"}
-    gr.on([window.change, against.input], tab.show, asked, shown, **drawing)
+    changed = [window.change, against.input, *(part.change for part in steps)]
+    gr.on(changed, tab.show, asked, shown, **drawing)
+    whole.click(lambda: (0, 0), None, steps, queue=False, **QUIET)
     # not `input`: that says nothing when the choice is cleared
     runs.change(tab.offer_against, [runs, against], against, **QUIET).then(
         tab.show, asked, shown, **drawing
     )
-    gr.Timer(SECONDS).tick(tab.follow, [*asked, seen], shown, **drawing)
+    gr.Timer(SECONDS).tick(tab.follow, [runs, window, against, seen, *steps], shown, **drawing)
     _build_samples(tab, runs, seen)
     _build_differences(tab, runs)
 
@@ -135,20 +143,33 @@ class _TrainingTab:
         names = [f"{DIFFERENCE}{name}" for name in self._read(chosen)]
         return gr.update(choices=[VALUES, *names], value=current if current in names else VALUES)
 
-    def show(self, chosen: list[str], window: int, against: str = VALUES) -> list[Any]:
-        """Legend, fingerprint and plots."""
+    def show(
+        self,
+        chosen: list[str],
+        window: int,
+        against: str = VALUES,
+        first: int | None = 0,
+        last: int | None = 0,
+    ) -> list[Any]:
+        """Legend, fingerprint and plots: of the steps from `first` to `last`, 0: the last one."""
         paths = [Path(path) for path in chosen]
         seen = folders.fingerprint(paths)  # taken before reading: later changes are seen later
         runs = self._read(chosen)
         colours = curves.colours(list(runs))
         legend = _legend(runs, colours) if runs else self._nothing()
-        return [legend, seen, _groups(runs, colours, window, against.removeprefix(DIFFERENCE))]
+        steps = (first or 0, last or math.inf)
+        plots = _groups(runs, colours, window, against.removeprefix(DIFFERENCE), steps)
+        if not plots and steps != (0, math.inf):
+            plots = "<p>No step of these runs is among those: choose others, or all steps.</p>"
+        return [legend, seen, plots]
 
-    def follow(self, chosen: list[str], window: int, against: str, seen: Any) -> Any:
+    def follow(
+        self, chosen: list[str], window: int, against: str, seen: Any, *steps: int | None
+    ) -> Any:
         """Nothing as long as no file of the chosen runs has changed."""
         if folders.fingerprint([Path(path) for path in chosen]) == seen:
             return gr.skip()
-        return self.show(chosen, window, against)
+        return self.show(chosen, window, against, *steps)
 
     def offer(self, chosen: list[str], current: str | None, default: int = 0) -> Update:
         """The chosen runs, of which one can be chosen again."""
@@ -210,7 +231,13 @@ class _TrainingTab:
         return f"There are no runs in {where} yet: <code>kit train CONFIG</code> makes one."
 
 
-def _groups(runs: Mapping[str, Run], colours: Mapping[str, str], window: int, against: str) -> str:
+def _groups(
+    runs: Mapping[str, Run],
+    colours: Mapping[str, str],
+    window: int,
+    against: str,
+    steps: tuple[float, float],
+) -> str:
     """The plots that there are, group by group."""
     parts = []
     recorded = (name for run in runs.values() for record in run.metrics for name in record)
@@ -220,7 +247,7 @@ def _groups(runs: Mapping[str, Run], colours: Mapping[str, str], window: int, ag
             plot(curve, points, colours)
             for curve in drawn
             if curve.metric.startswith(beginnings)
-            and (points := curves.draw(runs, curve, window, against))
+            and (points := curves.draw(runs, curve, window, against, steps))
         ]
         if figures:
             inside = "".join(figures)
