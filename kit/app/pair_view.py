@@ -8,6 +8,7 @@ import gradio as gr
 
 from kit.app.library.adapters import Choice, default_pair
 from kit.app.library.folders import display_names
+from kit.app.parts import BARE
 from kit.app.session import Session
 
 STYLE = """
@@ -62,11 +63,9 @@ class PairView:
             self.left = self._dropdown("Left", left)
             self.swap = gr.Button("Swap left and right", elem_id="kit-swap", size="sm")
             self.right = self._dropdown("Right", right)
-            self.with_base = gr.Checkbox(
-                False, label="base", container=False, elem_classes="kit-narrow"
-            )
-            self.blind = gr.Checkbox(
-                False, label="blind", container=False, elem_classes="kit-narrow"
+            self.with_base, self.blind = (
+                gr.Checkbox(False, label=name, container=False, elem_classes="kit-narrow")
+                for name in ("base", "blind")
             )
         self.both = [self.left, self.right]
 
@@ -89,11 +88,6 @@ class PairView:
 
     def _dropdown(self, name: str, choice: Choice) -> gr.Dropdown:
         return gr.Dropdown(
-            self.offered(),
-            value=choice.label,
-            label=name,
-            show_label=False,
-            container=False,
-            allow_custom_value=True,
-            elem_id=f"kit-{name.lower()}",
-        )
+            self.offered(), value=choice.label, label=name, allow_custom_value=True,
+            elem_id=f"kit-{name.lower()}", **BARE,
+        )  # fmt: skip

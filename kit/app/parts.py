@@ -12,6 +12,8 @@ from kit.app.verdicts import Badge
 from kit.errors import KitError
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+AT_ONCE = QUIET | {"queue": False}
+BARE: dict[str, Any] = {"show_label": False, "container": False}  # of a field, its name unseen
 PROSE: dict[str, Any] = {  # of a gr.Markdown that shows what `inert_markdown` gives
     "latex_delimiters": LATEX_DELIMITERS,
     "sanitize_html": True,

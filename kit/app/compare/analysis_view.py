@@ -12,7 +12,7 @@ from kit.app.compare.comparison import Shown
 from kit.app.compare.ratios import Ratios, ratio_chart, ratios
 from kit.app.compare.reader import SCRIPT, heads_html, heat_of, text_markdown
 from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT
-from kit.app.parts import PROSE, QUIET, notice_html
+from kit.app.parts import AT_ONCE, BARE, PROSE, QUIET, notice_html
 from kit.config import PSPO, Clip
 from kit.errors import AdapterError
 
@@ -62,10 +62,7 @@ class AnalysisView:
     def __init__(self, shown: gr.State) -> None:
         self.shown = shown
         with gr.Column(elem_id="kit-reader"):
-            self.views = gr.Radio(
-                VIEWS, value="Diff", label="View", show_label=False, container=False,
-                elem_id="kit-views",
-            )  # fmt: skip
+            self.views = gr.Radio(VIEWS, value="Diff", label="View", elem_id="kit-views", **BARE)
             self.heads = gr.HTML(js_on_load=SCRIPT, apply_default_css=False, elem_id="kit-head")
             self.text = gr.Markdown(elem_id="kit-text", **PROSE)
         self.summary = gr.HTML(elem_id="kit-samples")
@@ -81,15 +78,10 @@ class AnalysisView:
             gr.on([bound.input for bound in bounds], lambda: "", None, pictures, **QUIET)
         self.outputs = [self.heads, self.text, self.summary, self.box, self.chart]
         self.views.change(None, self.views, None, js=VIEW)
-        gr.on(
-            [control.input for control in self.controls],
-            lambda values: self.show(values[self.shown], values),
-            {self.shown, *self.controls},
-            self.outputs,
-            queue=False,
-            trigger_mode="always_last",
-            **QUIET,
-        )
+        changed = [control.input for control in self.controls]
+        asked = {self.shown, *self.controls}
+        latest = AT_ONCE | {"trigger_mode": "always_last"}
+        gr.on(changed, lambda v: self.show(v[self.shown], v), asked, self.outputs, **latest)
 
     def _controls(self) -> None:
         clip, pspo = Clip(name="clip"), PSPO(name="pspo")

@@ -9,7 +9,7 @@ import gradio as gr
 
 from kit.app.compare.setup import MAX_CHARACTERS
 from kit.app.inert import inert_markdown
-from kit.app.parts import QUIET
+from kit.app.parts import BARE, QUIET
 from kit.app.session import Session
 from kit.config import EMBEDDED_SUMS
 from kit.errors import ConfigError, KitError
@@ -71,24 +71,13 @@ class ProblemView:
         sums = desk.catalogue.model.id == EMBEDDED_SUMS
         example, answer = EXAMPLE_SUM if sums else EXAMPLE
         self.question = gr.Textbox(
-            example,
-            label="Problem",
-            show_label=False,
-            container=False,
-            lines=1,
-            max_lines=12,
-            max_length=MAX_CHARACTERS,
-            elem_id="kit-question",
-        )
+            example, label="Problem", lines=1, max_lines=12, max_length=MAX_CHARACTERS,
+            elem_id="kit-question", **BARE,
+        )  # fmt: skip
         self.gold = gr.Textbox(
-            answer,
-            label="Right answer, if known",
-            placeholder="if known",
-            show_label=False,
-            container=False,
-            max_lines=1,
-            elem_id="kit-gold",
-        )
+            answer, label="Right answer, if known", placeholder="if known", max_lines=1,
+            elem_id="kit-gold", **BARE,
+        )  # fmt: skip
         self.previous, self.following, self.chance = (
             gr.Button(text, size="sm", elem_id=f"kit-{name}", elem_classes="kit-sign")
             for text, name in (
@@ -110,14 +99,8 @@ class ProblemView:
             self.prompt = gr.Textbox(label="Prompt", lines=6, max_lines=20, interactive=False)
         self.controls = [self.question, self.gold, self.source, self.listed, self.chance]
         chosen, listing = [self.source, self.search], [self.listed, self.trouble]
-        gr.on(
-            [self.listed.focus, self.source.input, self.search.change],
-            self._list,
-            chosen,
-            listing,
-            trigger_mode="always_last",
-            **QUIET,
-        )
+        changed = [self.listed.focus, self.source.input, self.search.change]
+        gr.on(changed, self._list, chosen, listing, trigger_mode="always_last", **QUIET)
         self.listed.input(self._take, [self.source, self.listed], self.taken, **QUIET)
 
     def read(self, values: dict[Any, Any]) -> dict[str, Any]:

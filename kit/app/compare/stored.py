@@ -241,7 +241,7 @@ def is_of(stored: Stored, choice: Choice) -> bool:
 def _unlisted(stored: Stored) -> Choice:
     """What was evaluated, where it is not among what can be run."""
     target, prompt = stored.about.target, stored.about.shared_prompt
-    return Choice(stored.name, target.adapter, target.base, prompt, None, None, None)
+    return Choice(stored.name, target.adapter, target.base, prompt)
 
 
 def _said(pairing: Pairing, case: Case) -> tuple[Said, Said]:

@@ -23,7 +23,7 @@ from kit.app.compare.vote_view import VoteView
 from kit.app.inert import inert_markdown
 from kit.app.library.adapters import BASE_LABEL, advice, default_pair
 from kit.app.pair_view import PairView
-from kit.app.parts import QUIET, notice_html
+from kit.app.parts import AT_ONCE, QUIET, notice_html
 from kit.app.session import Session, queue_tag
 from kit.errors import KitError
 from kit.evaluation.settings import EvalSettings
@@ -72,10 +72,9 @@ class CompareView:
         with gr.Row():
             self.seed = gr.Number(0, precision=0, minimum=0, label="Seed, the same for all")
             self.again = gr.Button("Again, with the next seed", elem_id="kit-again", visible=False)
-        self.count = gr.Number(
-            20, precision=0, minimum=1, maximum=MANY, label="Problems of a queue"
-        )
-        self.size = gr.Number(40, precision=0, minimum=1, maximum=MANY, label="Pairs of a session")
+        whole: dict[str, Any] = {"precision": 0, "minimum": 1, "maximum": MANY}
+        self.count = gr.Number(20, label="Problems of a queue", **whole)
+        self.size = gr.Number(40, label="Pairs of a session", **whole)
         self.system_prompt = gr.Textbox(
             default_pair(self.desk.catalogue)[0].system_prompt,
             label="System prompt",
@@ -103,46 +102,30 @@ class CompareView:
             *(self.reader.views, *self.reader.controls),
         }
         inputs = {*self.asked, *self.looks, *problem.taken}
-        outputs = [
+        self.outputs = outputs = [
             *(self.shown, self.reading, self.notice, *pair.both, *problem.taken),
             *(self.system_prompt, *self.reader.outputs, *self.vote.outputs, *self.export.outputs),
             *self.result.outputs,
         ]
-        self.outputs = outputs
-        locked = [self.go, self.many, self.again, *self.asked, *problem.controls]
-        self.locked = [*locked, self.halt]
-        at_once = QUIET | {"queue": False}
-        asks = [self.go.click, problem.question.submit]
-        start = gr.on(asks, self._lock, None, self.locked, **at_once)
-        another = self.again.click(
-            lambda seed: int(seed or 0) + 1, self.seed, self.seed, **at_once
-        ).then(self._lock, None, self.locked, **at_once)
-        for started in (start, another):
-            self._compute(started, self._run, inputs, outputs)
-        queued = self.many.click(self._lock, None, self.locked, **at_once)
+        self.locked = [self.go, self.many, self.again, *self.asked, *problem.controls, self.halt]
+        again = self.again.click(lambda n: int(n or 0) + 1, self.seed, self.seed, **AT_ONCE)
+        for trigger in (self.go.click, problem.question.submit, again.then):
+            self._compute(trigger, self._run, inputs, outputs)
         asked = {*inputs, problem.source, self.count}
-        self._compute(queued, self._run_many, asked, [*outputs, self.many])
-        wanted = self.wanted.change(self._lock, None, self.locked, **at_once)
+        self._compute(self.many.click, self._run_many, asked, [*outputs, self.many])
         waiting = [self.scored, self.notice]
-        found = self._compute(wanted, self._score, {self.shown}, waiting)
+        found = self._compute(self.wanted.change, self._score, {self.shown}, waiting)
         found.then(self._take_scores, {*self.looks, self.scored}, outputs, **QUIET)
-        self.count.change(
-            lambda count: f"{int(count or 1)} problems", self.count, self.many, **at_once
-        )
-        self.halt.click(self._stop, None, None, **at_once)
+        self.count.change(lambda n: f"{int(n or 1)} problems", self.count, self.many, **AT_ONCE)
+        self.halt.click(self._stop, None, None, **AT_ONCE)
         self.temperature.change(
-            lambda value: gr.update(visible=value > 0), self.temperature, self.again, **at_once
+            lambda value: gr.update(visible=value > 0), self.temperature, self.again, **AT_ONCE
         )
         sent = [self.system_prompt, problem.question]
         problem.exact.expand(self._prompt, sent, problem.prompt, **QUIET)
-        self.reader.heads.pick(
-            self._pick_sample,
-            [self.shown, *self.reader.controls],
-            outputs,
-            concurrency_id=MODEL,
-            trigger_mode="always_last",
-            **QUIET,
-        )
+        latest = QUIET | {"trigger_mode": "always_last"}
+        picked = [self.shown, *self.reader.controls]
+        self.reader.heads.pick(self._pick_sample, picked, outputs, concurrency_id=MODEL, **latest)
         self.vote.wire(self._voted, self.looks, outputs)
         self.result.again.click(self._revote, self.looks, [*outputs, pair.blind], **QUIET)
         moves = inputs | {problem.source, problem.search}
@@ -152,22 +135,23 @@ class CompareView:
         seen = [self.reading, self.shown, pair.blind, *self.reader.controls, pair.with_base]
         self._reads(self.reader.heads.go, self._go, seen)
         named = [self.vote.voter.submit, self.vote.voter.blur, self.size.change]
-        gr.on(named, self._renamed, self.looks, outputs, trigger_mode="always_last", **QUIET)
+        gr.on(named, self._renamed, self.looks, outputs, **latest)
         self._reads(self.vote.outcome.input, self._filter, {*self.looks, self.vote.outcome})
         gr.on(None, self._open, None, outputs, **QUIET)  # as the page opens
-        changed = [part.change for part in pair.both]
+        changed = partial(gr.on, [part.change for part in pair.both])
         followed = self._reads(changed, self._follow, inputs, trigger_mode="always_last")
         followed.then(None, pair.both, None, js=ADDRESS)
-        pair.swap.click(lambda *both: both[::-1], pair.both, pair.both, **at_once)
+        pair.swap.click(lambda *both: both[::-1], pair.both, pair.both, **AT_ONCE)
         self._reads(pair.blind.input, self._blinded, inputs)
         self._reads(pair.with_base.input, self._based, self.looks)
         self._want(self.reader.views.input)
 
-    def _compute(self, started: Any, fn: Any, inputs: Any, outputs: list[Any]) -> Any:
-        """After an event that has locked the page: what the model is for, one at a time."""
-        queue = {"concurrency_id": MODEL, "concurrency_limit": 1}
-        done = started.then(fn, inputs, outputs, **queue, **QUIET)
-        done.then(self._unlock, None, self.locked, queue=False, **QUIET)
+    def _compute(self, trigger: Any, fn: Any, inputs: Any, outputs: list[Any]) -> Any:
+        """At an event, what the model is for, one at a time; the page is locked meanwhile."""
+        queue = QUIET | {"concurrency_id": MODEL, "concurrency_limit": 1}
+        locked = trigger(self._lock, None, self.locked, **AT_ONCE)
+        done = locked.then(fn, inputs, outputs, **queue)
+        done.then(partial(self._locked, False), None, self.locked, **AT_ONCE)
         return done
 
     def read_after(self, event: Any) -> Any:
@@ -176,8 +160,7 @@ class CompareView:
 
     def _reads(self, trigger: Any, fn: Any, inputs: Any, **how: Any) -> Any:
         """At an event, show what may be another stored pair."""
-        at = partial(gr.on, trigger) if isinstance(trigger, list) else trigger
-        event = at(fn, inputs, self.outputs, **how, **QUIET)
+        event = trigger(fn, inputs, self.outputs, **how, **QUIET)
         self._want(event.then)
         return event
 
@@ -191,20 +174,13 @@ class CompareView:
 
     def _lock(self, request: gr.Request) -> list[Any]:
         self.desk.expect(str(request.session_hash))
-        hidden = [gr.update(visible=False, interactive=False)] * 2
-        return [
-            *hidden,
-            *[gr.update(interactive=False)] * len(self.locked[3:]),
-            gr.update(visible=True),
-        ]
+        return self._locked(True)
 
-    def _unlock(self) -> list[Any]:
-        back = [gr.update(visible=True, interactive=True)] * 2
-        return [
-            *back,
-            *[gr.update(interactive=True)] * len(self.locked[3:]),
-            gr.update(visible=False),
-        ]
+    def _locked(self, is_on: bool) -> list[Any]:
+        """Of `locked`: Run and the queue give way to Stop, nothing else can be changed."""
+        asks = [gr.update(visible=not is_on, interactive=not is_on)] * 2
+        others = [gr.update(interactive=not is_on)] * len(self.locked[3:])
+        return [*asks, *others, gr.update(visible=is_on)]
 
     def _stop(self, request: gr.Request) -> None:
         self.desk.stop(str(request.session_hash))

@@ -12,7 +12,7 @@ from kit.app.compare.comparison import Shown
 from kit.app.compare.setup import LEFT, RIGHT
 from kit.app.compare.stored import Reading
 from kit.app.inert import escaped, inert_markdown
-from kit.app.parts import QUIET
+from kit.app.parts import BARE, QUIET
 from kit.app.session import Session
 from kit.errors import KitError
 from kit.terminal import one_line
@@ -114,14 +114,14 @@ class VoteView:
                     for column, text in CHOICES.items()
                 }
             self.outcome = gr.Dropdown(
-                OUTCOMES, value="differ", label="Which pairs are read", show_label=False,
-                container=False, visible=False, elem_id="kit-outcome",
+                OUTCOMES, value="differ", label="Which pairs are read", visible=False,
+                elem_id="kit-outcome", **BARE,
             )  # fmt: skip
             self.following = gr.Button("Next", size="sm", elem_id="kit-next", visible=False)
             self.result = gr.Markdown(elem_id="kit-votes")
             self.voter = gr.Textbox(
-                label="Who votes", placeholder="your name", show_label=False, container=False,
-                max_lines=1, max_length=LONGEST_NAME, visible=False, elem_id="kit-voter",
+                label="Who votes", placeholder="your name", max_lines=1, max_length=LONGEST_NAME,
+                visible=False, elem_id="kit-voter", **BARE,
             )  # fmt: skip
         self.strip = gr.HTML(elem_id="kit-scores", apply_default_css=False)
         self.outputs = [

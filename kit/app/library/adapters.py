@@ -42,9 +42,9 @@ class Choice:
     adapter: str | None  # folder or hub id; None: the bare base
     base: str
     system_prompt: str  # without what its guidelines add
-    data: str | None  # the data set it was trained on, where a run says so
-    run: str | None  # its run folder
-    region: str | None  # clip, pspo, … of the run's objective; None: not trained by policy gradient
+    data: str | None = None  # the data set it was trained on, where a run says so
+    run: str | None = None  # its run folder
+    region: str | None = None  # clip, … of the run's objective; None: not by policy gradient
     is_named: bool = False  # the user asked for it with --adapters
     preferences: str | None = None  # what its run learned from, where that was preferences
     parent: str | None = None  # the adapter that its run began with; None: a fresh one
@@ -105,7 +105,7 @@ def find(options: AppOptions) -> Catalogue:
         else:
             fitting.append(found)
     fitting.sort(key=lambda found: [natural(part) for part in found.choice.label.split("/")])
-    base = Choice(BASE_LABEL, None, model.id, prompt, data=None, run=None, region=None)
+    base = Choice(BASE_LABEL, None, model.id, prompt)
     choices = _with_own_labels([base, *(found.choice for found in (*named, *fitting))])
     return Catalogue(model, choices, tuple(sorted(unusable)))
 
@@ -232,32 +232,29 @@ def _finished_run(folder: Path) -> RunFolder | None:
 def _describe(label: str, source: str, run: RunFolder | None) -> _Found:
     settings = read_settings(source)
     base_id, revision = settings["base_model_name_or_path"], settings.get("revision")
-    model, prompt, data, region, where = ModelConfig(id=base_id), SYSTEM_PROMPT, None, None, None
-    guidelines: Mapping[str, Guideline] = {}
-    preferences = parent = learning_rate = None
+    model, choice = ModelConfig(id=base_id), Choice(label, source, base_id, SYSTEM_PROMPT)
     if run is not None:
         path = run.path / "config.yaml"
         try:
             config = read_run_config(path)
         except ConfigError as error:
             raise ConfigError(f"cannot use {path}: {error}") from None
-        model, prompt, data = config.model, config.data.system_prompt, config.data.name
-        guidelines = config.guidelines
-        region = config.objective.trust_region.name if config.method == "grpo" else None
-        where, parent = str(run.path), config.model.adapter
-        learning_rate = config.optim.learning_rate
-        preferences = config.preferences.source if config.learns_from_preferences else None
+        model = config.model
+        choice = replace(
+            choice,
+            system_prompt=config.data.system_prompt,
+            data=config.data.name,
+            run=str(run.path),
+            region=config.objective.trust_region.name if config.method == "grpo" else None,
+            preferences=config.preferences.source if config.learns_from_preferences else None,
+            parent=config.model.adapter,
+            learning_rate=config.optim.learning_rate,
+            guidelines=config.guidelines,
+        )
     # the adapter's own word on its base is what it is checked against when it is loaded
     own = {"id": base_id, "revision": revision or model.revision, "adapter": None}
     weights = Path(source) / WEIGHTS
     changed = os.path.getmtime(weights) if os.path.isfile(weights) else 0.0  # a hub id has none
-    choice = Choice(
-        *(label, source, base_id, prompt, data, where, region),
-        preferences=preferences,
-        parent=parent,
-        learning_rate=learning_rate,
-        guidelines=guidelines,
-    )
     return _Found(choice, model.model_copy(update=own), changed)
 
 

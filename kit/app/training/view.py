@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def _build_differences(tab: _TrainingTab, chosen: gr.Dropdown) -> None:
             visible=False,
         )
     chosen.change(tab.offer, [chosen, left], left, **QUIET)
-    chosen.change(tab.offer_second, [chosen, right], right, **QUIET)
+    chosen.change(partial(tab.offer, default=1), [chosen, right], right, **QUIET)
     gr.on([left.change, right.change], tab.compare, [left, right], [words, table], **QUIET)
 
 
@@ -177,9 +178,6 @@ class _TrainingTab:
         paths = [str(run.path) for run in found]
         value = current if current in paths else next(iter(paths[default:] or paths), None)
         return gr.update(choices=[run.option for run in found], value=value)
-
-    def offer_second(self, chosen: list[str], current: str | None) -> Update:
-        return self.offer(chosen, current, default=1)
 
     def steps(self, path: str | None, current: int | None) -> Update:
         """The steps with samples; the last one at first."""
