@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -124,23 +125,18 @@ def select(pairing: Pairing, wanted: Filter) -> Selection:
     category = wanted.category if wanted.category in pairing.categories else None
     difficulty = wanted.difficulty if wanted.difficulty in pairing.difficulties else None
     text = wanted.text.strip().casefold()
-    cases: list[Case] = []
-    counts = {"both": 0, "left": 0, "right": 0, "neither": 0}
-    for case in pairing.cases:
-        if category is not None and case.left.category != category:
-            continue
-        if difficulty is not None and case.left.difficulty != difficulty:
-            continue
-        if text and not _mentions(case, text):
-            continue
-        outcome = case.outcome(wanted.measure)
-        counts[outcome] += 1
-        if wanted.outcome == "differ":
-            is_wanted = case.answers_differ(wanted.measure)
-        else:
-            is_wanted = wanted.outcome in ("all", outcome)
-        if is_wanted:
-            cases.append(case)
+    among = [
+        (case, case.outcome(wanted.measure))
+        for case in pairing.cases
+        if category in (None, case.left.category)
+        and difficulty in (None, case.left.difficulty)
+        and (not text or _mentions(case, text))
+    ]
+    if wanted.outcome == "differ":
+        cases = [case for case, _ in among if case.answers_differ(wanted.measure)]
+    else:
+        cases = [case for case, outcome in among if wanted.outcome in ("all", outcome)]
+    counts: Counter[str] = Counter(outcome for _, outcome in among)
     return Selection(pairing, wanted, tuple(cases), Counts(**counts))
 
 
@@ -224,11 +220,8 @@ def _same_problem(case: Case) -> bool:
 
 
 def _mentions(case: Case, text: str) -> bool:
-    return (
-        text in case.left.question.casefold()
-        or text in case.left.completion.casefold()
-        or text in case.right.completion.casefold()
-    )
+    texts = case.left.question, case.left.completion, case.right.completion
+    return any(text in one.casefold() for one in texts)
 
 
 def _values(names: Iterable[str]) -> tuple[str, ...]:

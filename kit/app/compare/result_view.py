@@ -47,11 +47,12 @@ class ResultView:
         training = ""
         try:
             text = "\n\n".join(self._words(reading))
-            if self.desk.votes()[0]:
+            if votes := self.desk.votes()[0]:
                 pairs = pairs_of_votes(self.desk.options.votes)
                 points = (f"* {inert_markdown(words)}" for words in pairs.words)
                 text += "\n\n".join(("", "Training on all votes:", "\n".join(points)))
-                training = self._commands(reading, len(pairs.examples))
+                if pairs.examples:
+                    training = commands(reading, votes, len(pairs.examples), self.desk.options)
         except KitError as error:
             text = inert_markdown(str(error))
         return {
@@ -60,10 +61,6 @@ class ResultView:
             self.commands: gr.update(value=training, visible=bool(training)),
             self.again: gr.update(visible=bool(training)),
         }
-
-    def _commands(self, reading: Reading, pairs: int) -> str:
-        votes = self.desk.votes()[0]
-        return commands(reading, votes, pairs, self.desk.options) if pairs else ""
 
     def revote(self) -> Reading:
         """Stored answers of the newest adapter that was trained on these votes, and of what it went

@@ -44,12 +44,13 @@ def commands(reading: Reading, votes: Sequence[Vote], pairs: int, options: AppOp
     adapter = str(RunFolder(start.run).adapter) if start.run else start.adapter
     new = _free(options.runs, f"{Path(start.run).name if start.run else start.label}-voted")
     batch = max(1, min(BATCH, pairs // 2))  # a run leaves out those on its validation problems
+    splits = {vote.problem.split for vote in votes if vote.problem}
     training = [
         *("kit", "train", recipe, "method=dpo", f"preferences.source={options.votes}"),
         *(f"preferences.batch={batch}", f"train.steps={math.ceil(EPOCHS * pairs / batch)}"),
         *("train.updates_per_rollout=1", *_rate(trained), *_instead(reading, trained)),
         f"model.adapter={adapter or 'null'}",
-        *(["preferences.test_problems=true"] if any(map(_is_on_test, votes)) else []),
+        *(["preferences.test_problems=true"] if TEST_SPLIT in splits else []),
         f"output={new}",
     ]
     return f"{shlex.join(training)}\n{shlex.join(_evaluating(reading, start, new, options))}"
@@ -167,10 +168,6 @@ def _is_of_the_votes(choice: Choice, options: AppOptions) -> bool:
     return choice.preferences is not None and _place(choice.preferences) == _place(
         str(options.votes)
     )
-
-
-def _is_on_test(vote: Vote) -> bool:
-    return vote.problem is not None and vote.problem.split == TEST_SPLIT
 
 
 def _place(source: str | None) -> str | None:
