@@ -52,15 +52,13 @@ def notice_html(error: KitError) -> str:
     return f'<p class="kit-notice" role="alert">{said}</p>'
 
 
-def table_html(
-    header: Sequence[str], rows: Iterable[Sequence[str]], class_: str = "", named: bool = False
-) -> str:
-    """A table of texts; `named`: the first one of a row says what it is about."""
+def table_html(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of texts; the first one of a row says what it is about."""
     head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
-    name = '<th scope="row">{}</th>' if named else "<td>{}</td>"
-    lines = (
-        name.format(escaped(first)) + "".join(f"<td>{escaped(cell)}</td>" for cell in rest)
+    body = "".join(
+        f'<tr><th scope="row">{escaped(first)}</th>'
+        + "".join(f"<td>{escaped(cell)}</td>" for cell in rest)
+        + "</tr>"
         for first, *rest in rows
     )
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<table class="{class_}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<table class="kit-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'

@@ -102,7 +102,7 @@ def counts_table(selection: Selection) -> str:
         ("Left correct", f"{counts.both:,}", f"{counts.left:,}"),
         ("Left wrong", f"{counts.right:,}", f"{counts.neither:,}"),
     ]
-    table = table_html(["", "Right correct", "Right wrong"], rows, "kit-table", named=True)
+    table = table_html(["", "Right correct", "Right wrong"], rows)
     return sentence(f"{counts.total:,} pairs by the {selection.wanted.measure} verdict") + table
 
 

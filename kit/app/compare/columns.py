@@ -76,7 +76,7 @@ def samples_html(shown: Shown) -> str:
             verdict = (" (right)" if right else " (wrong)") if is_judged else ""
             cells += [text + verdict, f"{count} of {samples}"]
         rows.append(cells)
-    return table_html(head, rows, "kit-table", named=True)
+    return table_html(head, rows)
 
 
 def _measured(answer: Answer) -> dict[str, str]:

@@ -283,7 +283,7 @@ def _summary(sides: Mapping[str, Ratios]) -> str:
         )
         for name, one in sides.items()
     ]
-    return table_html(head, rows, "kit-table", named=True)
+    return table_html(head, rows)
 
 
 def figure(ratio: float) -> str:
