@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -9,28 +10,22 @@ import uvicorn
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from kit.app import inert, pair_view, parts
+from kit.app import inert, parts
 from kit.app.api import Api
 from kit.app.browse import view as browse_view
-from kit.app.compare import analysis_view, problem_view, ratios, reader, result_view, vote_view
+from kit.app.compare import ratios, reader
 from kit.app.compare.view import MODEL, CompareView
 from kit.app.doors import PER_ADDRESS, WINDOW, Doors
 from kit.app.library.adapters import find
 from kit.app.options import AppOptions
+from kit.app.pair_view import PairView
 from kit.app.parts import QUIET
 from kit.app.report import view as report_view
 from kit.app.session import Session
 from kit.app.training import view as training_view
 from kit.errors import ModelError
 
-STYLE = """
-.gradio-container { padding: 0 0 68px !important; overflow: visible !important; }
-.gradio-container .main.app { padding: 0 1rem; }
-.gradio-container :is(.sidebar-parent, main.contain) { padding: 0; }
-main.contain > .column, #kit-compare > .column { gap: 0; }
-.tabitem:not(#kit-compare) { padding-top: .75rem !important; }
-@media (max-width: 640px) { .gradio-container .main.app { padding: 0 .5rem; } }
-"""
+STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 # Gradio's own greys are too pale to read for many people (WCAG 2, 4.5 to 1)
 THEME = gr.themes.Default(primary_hue="blue", text_size="md").set(
     body_text_color_subdued="*neutral_600",
@@ -62,7 +57,7 @@ def build(desk: Session) -> gr.Blocks:
             concurrency_id=MODEL,
             concurrency_limit=1,
         )
-        pair = pair_view.PairView(desk)
+        pair = PairView(desk)
         with gr.Tabs(elem_id="kit-tabs") as tabs:
             with gr.Tab("Compare", id=COMPARE, elem_id="kit-compare"):
                 compare = CompareView(desk, pair)
@@ -104,21 +99,7 @@ def launch(options: AppOptions) -> None:
 
 def settings(options: AppOptions) -> dict[str, Any]:
     """Arguments of Gradio's `launch`."""
-    styles = (
-        *(
-            STYLE,
-            parts.STYLE,
-            inert.STYLE,
-            pair_view.STYLE,
-            problem_view.STYLE,
-            reader.STYLE,
-            analysis_view.STYLE,
-            ratios.STYLE,
-            vote_view.STYLE,
-            result_view.STYLE,
-        ),
-        *(training_view.CSS, report_view.CSS),
-    )
+    styles = (parts.STYLE, inert.STYLE, reader.STYLE, ratios.STYLE, STYLE)
     return {
         "server_name": options.host,
         "server_port": options.port,

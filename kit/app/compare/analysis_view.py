@@ -23,22 +23,6 @@ AS_JUDGED, POSITIVE, NEGATIVE = "as judged", "positive", "negative"
 VIEW = "v => { document.getElementById('kit-reader').dataset.view = v.toLowerCase() }"
 Update = dict[Any, Any]
 
-STYLE = """
-#kit-regions img { display: inline-block; width: min(100%, 30rem); background: #fff; }
-#kit-views {
-  position: fixed; left: 1rem; bottom: 8px; z-index: 62; padding: 0; width: auto; border: 0;
-}
-#kit-views .wrap { flex-wrap: nowrap; gap: .25rem; }
-#kit-views label { padding: .15rem .5rem; }
-#kit-views label input { width: 0; height: 0; opacity: 0; margin: 0; position: absolute; }
-#kit-views label.selected { background: var(--kit-text); color: var(--kit-page); }
-#kit-views label.selected * { color: inherit; }
-#kit-views label:focus-within { outline: 2px solid var(--kit-text); }
-@media (max-width: 640px) {
-  #kit-views { position: static; order: 3; margin: 0 0 1rem; }
-}
-"""
-
 
 def _pictures(alpha: float, low: float, high: float) -> str:
     """Both regions as `kit regions` draws them, with the bounds that are set here."""

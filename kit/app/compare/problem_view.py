@@ -24,43 +24,6 @@ EXAMPLE = (
 EXAMPLE_SUM = ("Calculate 7 - 2 * ( 3 + -5 ).", "11")
 
 
-STYLE = """
-#kit-problem { flex-wrap: nowrap; align-items: flex-start; gap: .4rem; padding: .4rem 0; }
-#kit-problem > * { min-width: 0 !important; flex: 0 0 auto; border: 0; }
-#kit-problem > .form { flex: 1 1 auto; background: none; flex-wrap: nowrap; gap: .4rem; }
-#kit-question { flex: 1 1 auto; }
-#kit-question textarea:not(:focus) {
-  height: 40px !important; overflow: hidden; line-height: 38px; padding-block: 0;
-}
-#kit-question textarea:focus { height: auto !important; min-height: 12rem; }
-#kit-gold { width: 9rem; position: relative; }
-#kit-gold.kit-unseen :is(input, textarea):not(:focus) { color: transparent; }
-#kit-gold::before {
-  content: "right:"; position: absolute; top: 0; left: .6rem; line-height: 40px; z-index: 11;
-  font-size: .875rem; color: var(--kit-dim); pointer-events: none;
-}
-#kit-gold :is(input, textarea) { padding-left: 3.2rem; }
-#kit-problem:has(.kit-session) :is(#kit-many, #kit-chance) { display: none; }
-#kit-problem:not(:focus-within) #kit-gold.kit-session { display: none; }
-#kit-problem .kit-sign { width: 2.5rem; height: 40px; font-size: 0; }
-.kit-sign::before { font-size: 1.2rem; }
-#kit-previous::before { content: "\\2039"; }
-#kit-following::before { content: "\\203A"; }
-#kit-chance::before { content: "\\2684"; }
-#kit-problem > :is(#kit-run, #kit-stop) { height: 40px; width: 5rem; }
-#kit-problem > #kit-many { height: 40px; }
-@media (max-width: 640px) {
-  #kit-problem > .form { flex-wrap: wrap; }
-  #kit-question textarea:not(:focus) { height: 56px !important; line-height: 27px; }
-  #kit-problem:focus-within { flex-wrap: wrap; }
-  #kit-problem:not(:focus-within) :is(#kit-gold, .kit-sign, #kit-many) { display: none; }
-  #kit-problem > :is(#kit-run, #kit-stop) {
-    position: fixed; left: .5rem; bottom: .4rem; z-index: 65; height: 38px;
-  }
-}
-"""
-
-
 class ProblemView:
     """Builds its parts of the Compare tab: the line inside a row, the rest in the drawer."""
 

@@ -17,13 +17,6 @@ from kit.preferences.voted import pairs_of_votes
 
 Update = dict[Any, Any]
 
-STYLE = """
-#kit-result { padding: 1rem 0; max-width: 60rem; }
-#kit-result > * { flex: 0 0 auto; }
-#kit-result .cm-editor { height: auto; }
-#kit-result .cm-scroller { min-height: 0 !important; }
-"""
-
 
 class ResultView:
     """Builds its part of the Compare tab, which is hidden until a session ends or stops."""

@@ -36,53 +36,6 @@ OUTCOMES = [
 MARKS = 400  # of the strip at most
 Update = dict[Any, Any]
 
-STYLE = """
-#kit-foot {
-  position: fixed; inset: auto 0 0 0; z-index: 60; align-items: center; gap: .5rem;
-  padding: .4rem 1rem .4rem 22rem; background: var(--kit-page); min-height: 50px;
-  border-top: 1px solid var(--kit-rule); flex-wrap: nowrap;
-}
-#kit-vote { flex: 0 0 auto; width: auto; gap: .4rem; flex-wrap: nowrap; }
-#kit-vote button { flex: 0 0 auto; width: auto; min-width: 0; white-space: nowrap; }
-#kit-scores:not(:has(button)) { display: none; }
-#kit-vote-left::after { content: " 1"; }
-#kit-vote-right::after { content: " 2"; }
-#kit-vote-tie::after { content: " 3"; }
-#kit-vote-both_bad::after { content: " 4"; }
-#kit-next::after { content: " N"; }
-#kit-foot button::after { opacity: .75; margin-left: .3em; }
-#kit-next { flex: 0 0 auto; min-width: 0; }
-#kit-votes { flex: 1 1 20rem; min-width: 0 !important; }
-#kit-outcome { flex: 0 0 9.5rem; min-width: 0 !important; }
-#kit-scores {
-  position: fixed; inset: auto 0 50px 0; z-index: 60; padding: 3px 0 0; overflow: hidden !important;
-  background: var(--kit-page);
-}
-.kit-scores { display: flex; gap: 1px; padding: 2px 1rem; height: 14px; }
-.kit-scores button {
-  flex: 1 1 0; min-width: 0; max-width: 2rem; padding: 0; border-radius: 1px;
-  background: var(--kit-rule);
-}
-.kit-scores .kit-score-both { background: #14713d; }
-.kit-scores .kit-score-left { background: var(--kit-left); }
-.kit-scores .kit-score-right { background: var(--kit-right); }
-.kit-scores [aria-pressed=true] { outline: 2px solid var(--kit-text); }
-#kit-voter { flex: 0 1 9rem; min-width: 5rem !important; }
-#kit-votes :is(p, span) { margin: 0; font-size: .875rem; }
-@media (max-width: 640px) {
-  #kit-foot { padding: .4rem .5rem .4rem 6rem; }
-  #kit-vote { gap: .2rem; }
-  #kit-foot button { padding: .5rem .25rem; font-size: .8rem; }
-  #kit-foot button::after { content: none; }
-  #kit-foot:has(#kit-votes p) { flex-wrap: wrap; }
-  #kit-votes { order: -1; flex: 1 0 calc(100% - 2.5rem); margin-left: -5.5rem; }
-  #kit-voter { order: -1; flex: 0 0 7.5rem; }
-  #kit-votes:not(:has(p)) { display: none; }
-  #kit-votes p { white-space: nowrap; overflow-x: auto; scrollbar-width: none; }
-  #kit-scores { display: none; }
-}
-"""
-
 
 def score_strip(reading: Reading) -> str:
     """One mark for each stored pair: who is right on it; a click reads it."""

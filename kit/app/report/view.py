@@ -20,18 +20,9 @@ FOLDER = "reports"  # of those made here, in the folder of the runs
 Update = dict[str, Any]  # gr.update's
 NONE = "There is no report yet: make one here, or with <code>kit report RUN</code>."
 
-CSS = """
-.kit-report iframe {
-  display: block; width: 100%; height: 80vh; min-height: 24rem;
-  border: 1px solid #80808070; border-radius: var(--radius-lg);
-}
-/* the page inside is always light, see reports.frame; its figures bear this as well */
-.dark .kit-report iframe { filter: invert(0.92) hue-rotate(180deg); }
-"""
-
 
 def build(options: AppOptions) -> None:
-    """The tab's components and their events, inside a gr.Blocks that has CSS in its styles."""
+    """The tab's components and their events, inside a gr.Blocks."""
     tab = _ReportTab(options)
     chosen = gr.Dropdown(label="Report")
     with gr.Row():

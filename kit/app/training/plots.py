@@ -13,23 +13,6 @@ DASHES = ("", "7 3", "2 2", "9 3 2 3")
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 460, 220, 52, 340, 8, 196
 LABEL = 13  # height of a name
 
-CSS = """
-.kit-curves { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
-.kit-curves figure { margin: 0; }
-.kit-curves figure:has(:checked) { order: -1; grid-column: 1 / -1; }
-.kit-curves figcaption { display: flex; justify-content: space-between; font-weight: 600; }
-.kit-curves figcaption label { font-weight: 400; font-size: .8rem; }
-.kit-curves figure > p { margin: 0; font-size: .8rem; color: var(--body-text-color-subdued); }
-.kit-curves svg { display: block; width: 100%; height: auto; }
-.kit-curves figure:has(:checked) svg { max-height: 60vh; }
-.kit-curves text { fill: currentColor; font-size: 11px; }
-.kit-curves polyline { fill: none; stroke-width: 1.6; }
-.kit-curves .kit-grid { stroke: currentColor; stroke-opacity: .2; }
-.kit-curves circle { fill-opacity: 0; stroke: none; }
-.kit-curves circle:hover { fill-opacity: 1; }
-"""
-
 
 def plot(curve: Curve, points: Mapping[str, Points], colours: Mapping[str, str]) -> str:
     """A figure with its caption; ticking its box makes it the first, as wide as the page."""

@@ -19,7 +19,7 @@ from kit.app.library.folders import Folder
 from kit.app.library.runs import Run
 from kit.app.options import AppOptions
 from kit.app.parts import PROSE, QUIET
-from kit.app.training import curves, health, plots
+from kit.app.training import curves, health
 from kit.app.training.plots import plot
 from kit.errors import RunError
 from kit.metrics import GROUPS, SHOWN, adherence_curves
@@ -32,26 +32,9 @@ SAMPLES = 16  # of one step that are shown
 Update = dict[str, Any]  # gr.update's
 COLUMNS = ("run", "verdict", "status", "step", "last change", "remarks")
 
-CSS = (
-    plots.CSS
-    + """
-.kit-runs [role=region] { overflow-x: auto; }
-.kit-runs :is(th, td) {
-  padding: 0.25rem 0.75rem; vertical-align: top; border-color: var(--border-color-primary);
-}
-.kit-runs th[scope=row] { min-width: 9rem; font-weight: normal; overflow-wrap: anywhere; }
-.kit-runs td:nth-child(2) { min-width: 14rem; }
-.kit-runs td:nth-child(5) { white-space: nowrap; }
-.kit-runs i {
-  display: inline-block; width: 1em; height: 0.35em; margin-right: 0.5em;
-  vertical-align: middle; border-radius: 2px;
-}
-"""
-)
-
 
 def build(options: AppOptions) -> None:
-    """The tab's components and their events, inside a gr.Blocks that has CSS in its styles."""
+    """The tab's components and their events, inside a gr.Blocks."""
     tab = _TrainingTab(options)
     with gr.Row():
         runs = gr.Dropdown(value=[], label="Runs", multiselect=True, scale=4, min_width=260)
