@@ -155,10 +155,10 @@ class Session:
         known = [(choice.adapter, choice.base) for choice in self.known]
         for choice in stored.setup.sides.values():
             if (choice.adapter, choice.base) not in known:
+                named = f" --adapters {choice.adapter}" if choice.adapter else ""
                 raise ConfigError(
                     f"{choice.label} cannot be put on {self.catalogue.model.id}, so its tokens "
-                    "cannot be scored; start the app with "
-                    f"--base {choice.base} --adapters {choice.adapter}"
+                    f"cannot be scored; start the app with --base {choice.base}{named}"
                 )
 
         def scoring() -> Iterator[Comparison]:

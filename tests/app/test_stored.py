@@ -209,6 +209,17 @@ def test_heat_of_stored_answers_is_computed_when_it_is_picked(
     assert view._unscored(values | {view.shown: after}) == gr.skip()
 
 
+def test_tokens_are_scored_beside_a_base_that_is_not_stored(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, values, scorer = scoring(runs, monkeypatch)
+    values[view.shown] = view._moving(1)(values)[view.shown]
+    page = scored(view, values)
+    assert scorer.asked == [LEFT, RIGHT] and "kit-at-right-0" in page[view.reader.text]
+    assert spelled(view, page) == NONE
+    assert "likelier under base" not in html.unescape(page[view.reader.text])
+
+
 @pytest.mark.parametrize("view_name", ["Text", "Diff"])
 def test_other_views_ask_for_no_model(
     runs: Path, monkeypatch: pytest.MonkeyPatch, view_name: str
