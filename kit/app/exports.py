@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,11 +106,12 @@ def comparator_json(
     The two verdicts are its individual ratings, so that both and the answers can be read there.
     """
     meaning = SCORE_MEANING.format(measure=measure)
-    fields = [field for field in _FIELDS if any(_known(field.of(pair)) for pair in pairs)]
+    columns = [_columns(pair) for pair in pairs]
+    known = [name for name in _TYPES if any(_known(values[name]) for values in columns)]
     return {
         "metadata": {
             "source_path": f"{source} (score: {meaning})".strip(),
-            "custom_fields_schema": [{"name": f.name, "type": f.type} for f in fields],
+            "custom_fields_schema": [{"name": name, "type": _TYPES[name]} for name in known],
         },
         "models": [{"name": left_name}, {"name": right_name}],
         "examples": [
@@ -121,9 +122,9 @@ def comparator_json(
                 "output_text_b": pair.right.completion,
                 "score": _score(pair, measure),
                 "individual_rater_scores": [_rating(pair, name) for name in MEASURES],
-                "custom_fields": {field.name: field.of(pair) for field in fields},
+                "custom_fields": {name: values[name] for name in known},
             }
-            for pair in pairs
+            for pair, values in zip(pairs, columns, strict=True)
         ],
     }
 
@@ -133,32 +134,27 @@ def json_text(record: dict[str, Any]) -> str:
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
-    """A column of LLM Comparator; `per_model_…` types hold a value for A and one for B."""
+_TYPES = {  # of LLM Comparator's columns; `per_model_…`: a value for A and one for B
+    "id": "string",
+    "gold_answer": "string",
+    "difficulty": "category",
+    "temperature": "number",
+    "sample": "number",
+    "strict": "per_model_boolean",
+    "lenient": "per_model_boolean",
+    "truncated": "per_model_boolean",
+    "tokens": "per_model_number",
+    "mean_logprob": "per_model_number",
+    "kl_to_base": "per_model_number",
+}
 
-    name: str
-    type: str
-    of: Callable[[ComparedPair], Any]
 
-
-def _both(name: str) -> Callable[[ComparedPair], list[Any]]:
-    return lambda pair: [getattr(pair.left, name), getattr(pair.right, name)]
-
-
-_FIELDS = (
-    _Field("id", "string", lambda pair: pair.id),
-    _Field("gold_answer", "string", lambda pair: pair.answer),
-    _Field("difficulty", "category", lambda pair: pair.difficulty or None),
-    _Field("temperature", "number", lambda pair: pair.settings.get("temperature")),
-    _Field("sample", "number", lambda pair: pair.settings.get("sample")),
-    _Field("strict", "per_model_boolean", _both("strict")),
-    _Field("lenient", "per_model_boolean", _both("lenient")),
-    _Field("truncated", "per_model_boolean", _both("truncated")),
-    _Field("tokens", "per_model_number", _both("tokens")),
-    _Field("mean_logprob", "per_model_number", _both("mean_logprob")),
-    _Field("kl_to_base", "per_model_number", _both("kl_to_base")),
-)
+def _columns(pair: ComparedPair) -> dict[str, Any]:
+    """What stands in each of them; None: not known."""
+    own = {"id": pair.id, "gold_answer": pair.answer, "difficulty": pair.difficulty or None}
+    own |= {name: pair.settings.get(name) for name in ("temperature", "sample")}
+    sides = [name for name in _TYPES if name not in own]
+    return own | {n: [getattr(pair.left, n), getattr(pair.right, n)] for n in sides}
 
 
 def _known(value: Any) -> bool:
