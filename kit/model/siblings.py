@@ -74,9 +74,12 @@ def apart(modules: Iterable[nn.Module]) -> None:
 
 def side_by_side(modules: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
     """A function that computes what a group does, (…, O), in memory of its own."""
-    first = vars(modules[0]).get("forward")
-    if isinstance(first, Part) and len(first.joint.widths) == len(modules):
-        return first.joint.compute
+    computing = [vars(module).get("forward") for module in modules]
+    if isinstance(computing[0], Part):
+        joint = computing[0].joint
+        # of a packed group, those that have adapters do not take part
+        if computing == [Part(joint, number) for number in range(len(joint.widths))]:
+            return joint.compute
     if len(modules) == 1:
         return modules[0]
     return lambda x: torch.cat([module(x) for module in modules], dim=-1)

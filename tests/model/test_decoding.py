@@ -312,6 +312,14 @@ def test_a_group_is_computed_once_and_anew_for_another_input():
     torch.testing.assert_close(whole(x), compute(x))
 
 
+def test_what_one_of_a_group_computes_otherwise_is_asked_of_it():
+    layer = Layer()
+    group = [layer.q_proj, layer.k_proj, layer.v_proj]
+    join(group, lambda x: x.new_zeros(*x.shape[:-1], 8), [4, 2, 2])
+    join([layer.k_proj], lambda x: x.new_ones(*x.shape[:-1], 2), [2])
+    assert side_by_side(group)(torch.randn(1, 3)).tolist() == [[0, 0, 0, 0, 1, 1, 0, 0]]
+
+
 def test_a_group_holds_no_input_once_all_have_theirs():
     joint = Joint(lambda x: torch.cat([x, 2 * x], dim=-1), [3, 3])
     x = torch.ones(1, 3)

@@ -62,7 +62,9 @@ def test_every_family_computes_what_the_library_computes(name, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("dequantize", ["always", "never"])
-@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj", "down_proj"]])
+@pytest.mark.parametrize(
+    "targets", ["all-linear", ["q_proj", "v_proj", "down_proj"], ["k_proj", "up_proj"]]
+)
 def test_packed_weights_and_adapters_on_some_layers(base, monkeypatch, read, dequantize, targets):
     model = add_lora(base, LoraConfig(rank=2, targets=targets), seed=0)
     model.add_adapter("other", model.peft_config[TRAINED])
