@@ -61,7 +61,7 @@ def check_arms(arms: Mapping[str, Config], vary: Sequence[str] = ()) -> None:
             f"allowed are fields of {', '.join(MAY_VARY)}"
         )
     differing = differing_fields(arms)
-    declared = (*DECLARED, *vary)
+    declared = tuple(dict.fromkeys((*DECLARED, *vary)))
     keys = sorted({key for values in differing.values() for key in values})
     undeclared = [key for key in keys if not _is_under(key, declared)]
     if undeclared:
@@ -69,9 +69,10 @@ def check_arms(arms: Mapping[str, Config], vary: Sequence[str] = ()) -> None:
             f"{key}: " + ", ".join(f"{arm} {differing[arm].get(key)!r}" for arm in arms)
             for key in undeclared
         )
+        more = "" if set(MAY_VARY) <= set(vary) else ", or declare what is compared with --vary"
         raise ConfigError(
             f"the arms differ in more than {', '.join(declared)}: {listed}. Make these equal (an "
-            "override key=value holds for all arms), or declare what is compared with --vary"
+            f"override key=value holds for all arms){more}"
         )
     seen: dict[str, str] = {}
     for arm, values in differing.items():

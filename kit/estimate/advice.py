@@ -42,6 +42,7 @@ def overriding(key: str, value: Any) -> str:
 def _levers(memory: Memory) -> list[tuple[str, list[Any], str]]:
     """Settings, the values to try and what they cost; first those that leave the results alone."""
     config = memory.config
+    rank = max(arm.lora.rank for arm in memory.arms)
     rows = max((memory.rows(wave) for wave in memory.waves), default=1)
     tokens = [*_halves(config.train.micro_batch_tokens, memory.unit), memory.unit]
     prompts = _halves(config.data.max_prompt_tokens, 128)
@@ -56,7 +57,7 @@ def _levers(memory: Memory) -> list[tuple[str, list[Any], str]]:
         ("model.quantization", ["nf4"], "a rounded base"),
         ("data.max_prompt_tokens", prompts, "longer problems are left out"),
         ("rollout.max_new_tokens", answers, "longer answers are cut off"),
-        ("lora.rank", _halves(config.lora.rank, 8), "fewer trained weights"),
+        ("lora.rank", _halves(rank, 8), "fewer trained weights"),
     ]
 
 

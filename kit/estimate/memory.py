@@ -106,6 +106,22 @@ def group_size(config: Config) -> int:
     return {"grpo": config.rollout.group_size, "dpo": 2}.get(config.method, 1)
 
 
+def update_rows(config: Config) -> int:
+    """Rows of an optimizer step."""
+    if config.method == "sft":
+        return config.train.sft_batch
+    if config.learns_from_preferences:
+        return config.preferences.batch * group_size(config)
+    return config.rollout.prompts_per_step * config.rollout.group_size
+
+
+def update_tokens(config: Config) -> int:
+    """Tokens that all rows of an optimizer step have, a shared prompt counted once."""
+    rows, prompt = update_rows(config), config.data.max_prompt_tokens
+    prompts = rows // group_size(config) if shares_prompts(config) else rows
+    return prompts * prompt + rows * config.rollout.max_new_tokens
+
+
 def kept_per_token(shape: Shape, config: Config, c: int, row: int, keys: float = 1.0) -> int:
     """Bytes that one layer keeps of a token until its backward pass.
 
@@ -142,7 +158,7 @@ class Memory:
         self, shape: Shape, config: Config, gpu: int, others: Sequence[Config] = ()
     ) -> None:
         """`gpu`: bytes the GPU has. `others`: arms that train together with this one, of which only
-        LoRA and optimizer count; the rest holds for all.
+        LoRA, optimizer and rows of preferences count; the rest holds for all.
 
         Each arm has weights, optimizer state and rows of its own, but updates one after the other.
         """
@@ -198,16 +214,6 @@ class Memory:
         return min(wave.rows, self.config.rollout.max_rows or fit)
 
     @property
-    def update_rows(self) -> int:
-        """Rows of an optimizer step."""
-        config = self.config
-        if config.method == "sft":
-            return config.train.sft_batch
-        if config.learns_from_preferences:
-            return config.preferences.batch * group_size(config)
-        return config.rollout.prompts_per_step * config.rollout.group_size
-
-    @property
     def unit(self) -> int:
         """Tokens of what a micro-batch cannot cut: a row, or a pair of them (dpo)."""
         if self.config.method != "dpo":
@@ -219,16 +225,7 @@ class Memory:
     def micro_batch(self) -> int:
         """Tokens of the largest micro-batch; a unit that is longer than the budget goes alone."""
         budget = max(self.config.train.micro_batch_tokens, self.unit)
-        return min(budget, self.update_tokens)
-
-    @property
-    def update_tokens(self) -> int:
-        """Tokens that all rows of an optimizer step have, a shared prompt counted once."""
-        rows, prompt = self.update_rows, self.config.data.max_prompt_tokens
-        if not shares_prompts(self.config):
-            return rows * self.row
-        prompts = rows // group_size(self.config)
-        return prompts * prompt + rows * (self.row - prompt)
+        return min(budget, max(map(update_tokens, self.arms)))
 
     def phases(self) -> list[Phase]:
         """Reading prompts and decoding, of the wave that needs most; the update."""
@@ -250,7 +247,7 @@ class Memory:
             f"prompts ({wave.name})",
             {
                 "dequantized copy": self.copy,
-                "LoRA, side by side": self._side_by_side(wave),
+                "LoRA, side by side": self.side_by_side(wave),
                 "key-value cache": tokens * self.shape.cache_per_token(self.c),
                 "activations": at_once * self._forward_per_token(prompt) + self._unpacked(),
             },
@@ -273,7 +270,7 @@ class Memory:
             f"decoding ({wave.name})",
             {
                 "dequantized copy": self.copy,
-                "LoRA, side by side": self._side_by_side(wave),
+                "LoRA, side by side": self.side_by_side(wave),
                 "key-value cache": int(rows * bucketed(self.row) * (cache + growing + repeated)),
                 "logits": rows * per_logit * shape.vocab,
                 "activations": rows * per_row + self._unpacked(),
@@ -307,7 +304,7 @@ class Memory:
             },
         )
 
-    def _side_by_side(self, wave: Wave) -> int:
+    def side_by_side(self, wave: Wave) -> int:
         """The sampler's copy of the adapters that are in a wave; of one, the largest."""
         sizes = (
             4 * self.shape.lora_side_by_side(arm.lora.targets, arm.lora.rank) for arm in self.arms

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kit.config import Config
 from kit.estimate.gpus import GPU
-from kit.estimate.memory import Memory, Wave
+from kit.estimate.memory import Memory, Wave, update_rows, update_tokens
 from kit.model.shape import LENGTH_BUCKET, Shape
 
 
@@ -93,10 +93,9 @@ def _sampling(memory: Memory, wave: Wave, pace: Pace, bandwidth: float, flops: f
     cache = rows * (prompt + (new + LENGTH_BUCKET) / 2) * shape.cache_per_token(c)
     if config.model.attention != "auto":  # copied to append a token, and repeated for every head
         cache *= 3 + 2 * shape.heads / shape.kv_heads
-    lora = 4 * shape.lora_side_by_side(config.lora.targets, config.lora.rank)
     head = shape.vocab * shape.hidden * c
-    moved = weights + lora + head + cache + rows * 24 * shape.vocab
-    launches = token_launches(shape, config)
+    moved = weights + memory.side_by_side(wave) + head + cache + rows * 24 * shape.vocab
+    launches = max(token_launches(shape, arm) for arm in memory.arms)
     token = max(launches * pace.operation, moved / (bandwidth * pace.bandwidth))
     prompts = 2 * shape.linear_size * prompt * wave.rows / wave.samples
     return math.ceil(wave.rows / rows) * new * token + prompts / (flops * pace.flops)
@@ -109,8 +108,8 @@ def _update(memory: Memory, config: Config, pace: Pace, flops: float) -> float:
     fixed = FIXED_PASSES[config.method]
     again = memory.checkpointed
     signal = pace.signal if config.method == "grpo" else 1.0
-    rows, row = memory.update_rows * signal, pace.length * memory.row
-    tokens = memory.update_tokens * signal * pace.length
+    rows, row = update_rows(config) * signal, pace.length * memory.row
+    tokens = update_tokens(config) * signal * pace.length
     forward = 2 * tokens * (shape.linear_size + shape.layers * shape.query * row)
     head = 2 * rows * pace.length * config.rollout.max_new_tokens * shape.vocab * shape.hidden
     work = forward * (fixed + updates * (2 + again)) + head * (fixed + 3 * updates)

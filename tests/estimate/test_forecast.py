@@ -664,9 +664,27 @@ def test_the_command_takes_the_arms_of_a_comparison(capsys):
     assert "2 arms that train together" in capsys.readouterr().out
     other = str(RECIPE.with_name("qwen2.5-1.5b-clip.yaml"))
     assert main(["estimate", recipes[0], other]) == 1
-    assert "the arms differ in more than" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.count("objective") == 1 and "--vary" not in error  # which it does not take
+    assert "the arms differ in more than objective, preferences, " in error
     assert main(["estimate", *recipes, "--gpu", "1"]) == 1
     assert "clip.yaml with " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("clip", "lora.targets=[q_proj]", "lora.targets=all-linear"),
+        ("clip", "lora.rank=8", "lora.rank=64"),
+        ("instruct-dpo", "preferences.batch=2", "preferences.batch=64"),
+    ],
+)
+def test_arms_may_be_named_in_any_order(name, one, other):
+    recipe = RECIPE.with_name(f"qwen2.5-0.5b-{name}.yaml")
+    arms = [load_config(recipe, [override]) for override in (one, other)]
+    for gpu in ("L4", "2"):
+        found = [estimate(a, gpu, [b]).record() for a, b in (arms, arms[::-1])]
+        assert found[0] == found[1]
 
 
 def test_what_is_advised_holds_for_all_arms():
