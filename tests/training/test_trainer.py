@@ -27,6 +27,7 @@ from kit.errors import (
     RunError,
     TrainingError,
 )
+from kit.evaluation.figures import Evaluation
 from kit.evaluation.stats import Proportion
 from kit.model.lora import TRAINED
 from kit.model.policy import Policy
@@ -464,6 +465,25 @@ def test_a_full_disk_leaves_the_previous_checkpoint(base, make_config, monkeypat
     monkeypatch.setattr(checkpoint.torch, "save", save)
     train(config, resume=True, base=base)
     assert [r["step"] for r in steps_of(run)] == [1, 2, 3]
+
+
+def test_the_best_adapter_is_kept_when_a_run_goes_on(base, make_config, monkeypatch):
+    """By the accuracy that is rewarded; none before the first step, of equals the later one."""
+    right = iter([7, 4, 6, 6, 2])
+
+    def measured(*given, **named):
+        strict = next(right)
+        return Evaluation(Proportion(strict, 8), Proportion(8 - strict, 8), Proportion(0, 8), 9.0)
+
+    monkeypatch.setattr("kit.training.learner.evaluate", measured)
+    schedule = {"validate_every": 1, "keep_checkpoints": 4}
+    train(make_config(reward={"strict": True}, train={"steps": 3, **schedule}), base=base)
+    config = make_config(reward={"strict": True}, train={"steps": 4, **schedule})
+    run = train(config, resume=True, base=base)
+    assert next(right, None) is None
+    assert run.read_description()["best_validation"] == 6 / 8
+    steps = [run.checkpoints / f"step-{step:06}" / "adapter" for step in (1, 2, 3, 4)]
+    assert [same_weights(run.adapter, step) for step in steps] == [False, False, True, False]
 
 
 def test_only_the_newest_checkpoints_are_kept(base, make_config):
