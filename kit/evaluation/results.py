@@ -266,7 +266,11 @@ def _anew(path: Path, data: str | None = None) -> str:
     """The command that makes these results, as far as their place tells."""
     run = path.parent.parent
     target = run if (run / "config.yaml").is_file() else "RUN_OR_ADAPTER"
-    return f"kit evaluate {target} --data {data or path.name.partition('.')[0]} --overwrite"
+    known = result_path(path.parent, data).stem if data else path.stem.partition(".")[0]
+    tag = path.stem.removeprefix(known).lstrip(".")
+    is_there = any(path.with_suffix(ending).exists() for ending in (".json", ".jsonl"))
+    options = (f" --tag {tag}" if tag else "") + (" --overwrite" if is_there else "")
+    return f"kit evaluate {target} --data {data or known}{options}"
 
 
 @contextmanager
