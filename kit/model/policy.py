@@ -103,6 +103,19 @@ class Policy:
         """Whether rows of a forward pass that have the same prompt compute it once."""
         return self.base.unsloth is None and self.causal.config._attn_implementation == GROUPED
 
+    def alone_of(self, adapters: Sequence[str]) -> str:
+        """Which of several adapters cannot be in a batch with others; "": all can.
+
+        Unsloth's kernels compute all rows with the same one, and so does PEFT those of DoRA.
+        """
+        names = sorted(set(adapters))
+        if len(names) == 1:
+            return ""
+        if self.base.unsloth is not None:
+            return names[0]
+        loaded = self.model.peft_config if self.model is not None else {}
+        return next((n for n in names if getattr(loaded.get(n), "use_dora", False)), "")
+
     def shared(self, prompts: list[Prompt]) -> list[Prompt] | None:
         """The prompt of each row, for making micro-batches that share them; None: they do not."""
         return prompts if self.shares_prompts else None

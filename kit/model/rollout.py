@@ -101,14 +101,14 @@ def stream(
     "not at its end yet". Closing the iterator stops the decoding. While it is suspended the model
     stays in evaluation mode and gradients are off, in the thread that runs it.
 
-    Raises ModelError for rows of different adapters with the unsloth backend, whose kernels compute
-    all rows of a batch with the same adapter; NotFiniteError as `sample` does.
+    Raises ModelError for rows of different adapters where one of them cannot be decoded together
+    with others; NotFiniteError as `sample` does.
     """
-    if policy.base.unsloth is not None and len({request.adapter for request in requests}) > 1:
-        raise ModelError(
-            "rows of different adapters cannot be decoded together by the unsloth backend; "
-            "load the base with model.backend=transformers"
-        )
+    if name := policy.alone_of([request.adapter for request in requests]):
+        advice = "ask one adapter after the other"
+        if policy.base.unsloth is not None:
+            advice = "load the base with model.backend=transformers"
+        raise ModelError(f"rows of {name!r} cannot be decoded together with others; {advice}")
     with _ready(policy, sampling):
         pace = pace_of(policy.base.hardware.device, watched=True)
         for decoding in decode(policy, requests, sampling, pace):
@@ -124,10 +124,11 @@ def _too_large(request: Request, sampling: Sampling) -> OutOfMemoryError:
 
 def _in_order(policy: Policy, requests: Sequence[Request]) -> list[int]:
     """Indices of requests: neighbours share prompts and have similar lengths, so that prefill is
-    shared and unpadded. Unsloth's kernels also want one adapter after the other."""
+    shared and unpadded. Where an adapter has to be alone, all come one after the other."""
+    apart = policy.alone_of([request.adapter for request in requests])
 
     def key(i: int) -> tuple[str, int, tuple[int, ...], int]:
-        adapter = "" if policy.base.unsloth is None else requests[i].adapter
+        adapter = requests[i].adapter if apart else ""
         return adapter, len(requests[i].prompt), requests[i].prompt, i
 
     return sorted(range(len(requests)), key=key)
@@ -135,7 +136,7 @@ def _in_order(policy: Policy, requests: Sequence[Request]) -> list[int]:
 
 def _wave(policy: Policy, requests: Sequence[Request], order: list[int]) -> list[int]:
     """As many of these as can be decoded together."""
-    if policy.base.unsloth is None:
+    if not policy.alone_of([requests[i].adapter for i in order]):
         return order
     first = requests[order[0]].adapter
     return list(takewhile(lambda i: requests[i].adapter == first, order))

@@ -9,10 +9,14 @@ from peft import get_peft_model
 from torch import nn
 
 from kit.config import LoraConfig
+from kit.errors import ModelError
 from kit.model.base import dequantized
 from kit.model.lora import add_lora
 from kit.model.mixed_lora import _of_any, _of_tokens, is_plain, mixed_lora
 from kit.model.policy import BASE, Policy
+from kit.model.requests import Sampling
+from kit.model.rollout import sample, stream
+from tests.model.sampled import requests_for
 from tests.noise import add_noise
 
 ADAPTERS = {"one": 2, "two": 4, "three": 3}  # name: rank
@@ -154,3 +158,22 @@ def test_adapters_that_are_more_than_two_matrices_are_left_to_peft(special):
 
     assert is_plain(model(), ["mine"])
     assert not is_plain(model(**special), ["mine"])
+
+
+def test_rows_of_dora_are_sampled_one_adapter_after_the_other(base):
+    """PEFT, to which they are left, refuses them in a batch of several adapters."""
+    model = noisy_adapters(base)
+    plain = model.peft_config["one"]
+    model.add_adapter("dora", PeftLoraConfig(**{**plain.to_dict(), "use_dora": True}))
+    add_noise(model, 2)
+    policy = Policy(base, model, "one")
+    requests = requests_for(base, ("dora", BASE, "one"), 1)
+    try:
+        alone = [sample(policy, [request], Sampling(8))[0].tokens for request in requests]
+        for some in (slice(None), slice(1, 3)):
+            found = sample(policy, requests[some], Sampling(8))
+            assert [row.tokens for row in found] == alone[some]
+        with pytest.raises(ModelError, match="'dora' cannot be decoded together with others"):
+            next(stream(policy, requests, Sampling(8)))
+    finally:
+        model.unload()
