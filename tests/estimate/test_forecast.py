@@ -656,6 +656,9 @@ def test_arms_that_train_together():
     assert both.likely["validation"] == 2 * alone.likely["validation"]
     assert "2 arms that train together" in str(both) and "arms" not in str(alone)
     assert both.record()["arms"] == 2
+    budget = one.model_copy(update={"memory_budget": "1GB"})
+    with pytest.raises(ConfigError, match="are not enough for 2 arms that train together"):
+        estimate(budget, "T4", [budget])
 
 
 def test_the_command_takes_the_arms_of_a_comparison(capsys):

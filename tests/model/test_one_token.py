@@ -34,9 +34,14 @@ def read(monkeypatch):
     return rows
 
 
-def loaded(folder, name) -> Policy:
+def loaded(folder, name, dtype="float32") -> Policy:
     FAMILIES[name].save(folder)
-    base = load_base(ModelConfig(id=str(folder), quantization="none"), torch.device("cpu"))
+    settings = ModelConfig(id=str(folder), quantization="none", dtype=dtype)
+    base = load_base(settings, torch.device("cpu"))
+    torch.manual_seed(0)
+    for weight in base.model.parameters():
+        if weight.dim() == 1:  # norms begin as ones, biases as zeros, which say little
+            weight.data += 0.3 * torch.randn_like(weight)
     model = add_lora(base, LoraConfig(rank=2), seed=0)
     model.add_adapter("other", model.peft_config[TRAINED])
     add_noise(model, 1)
@@ -50,9 +55,11 @@ def answers(policy, *adapters, **settings):
     return sample(policy, asked, Sampling(8, **settings))
 
 
-@pytest.mark.parametrize("name", sorted(PLAIN))
-def test_every_family_computes_what_the_library_computes(name, tmp_path, monkeypatch, read):
-    policy = loaded(tmp_path, name)
+@pytest.mark.parametrize(
+    "name, dtype", [*((name, "float32") for name in sorted(PLAIN)), ("qwen3", "bfloat16")]
+)
+def test_every_family_computes_what_the_library_computes(name, dtype, tmp_path, monkeypatch, read):
+    policy = loaded(tmp_path, name, dtype)
     rows = ([TRAINED], [BASE], [TRAINED, BASE, "other"])
     shorter = [answers(policy, *adapters) for adapters in rows]
     assert len(read) > 10 and max(read) == 6
