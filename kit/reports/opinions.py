@@ -53,9 +53,13 @@ def _read_judge(path: Path) -> dict[str, Any]:
             f"{path} is not valid JSON ({error}); give the .json that kit judge wrote"
         ) from None
     is_record = isinstance(record, dict) and record.get("schema") == JUDGE_SCHEMA
-    if not is_record or record.get("kind") not in tuple(_TABLES):  # other files have a schema too
-        raise ResultsError(f"{path} is no summary of kit judge of schema {JUDGE_SCHEMA}")
-    return record
+    try:
+        if is_record:  # other files have a schema too
+            _TABLES[record["kind"]]({"file": str(path), **record})
+            return record
+    except (KeyError, TypeError, AttributeError):
+        pass  # a field is missing, or is something else
+    raise ResultsError(f"{path} is no summary of kit judge of schema {JUDGE_SCHEMA}")
 
 
 def _votes_table(record: dict[str, Any]) -> Table:

@@ -654,6 +654,13 @@ def test_a_file_of_another_kind_has_no_votes(tmp_path):
         measure_opinions([tmp_path / "pairs.jsonl"], [])
 
 
+@pytest.mark.parametrize("kind", ['"pairs"', '"scores"', '"other"', "[1]", "null"])
+def test_a_judge_summary_without_its_fields_is_none(tmp_path, kind):
+    (tmp_path / "judge.json").write_text(f'{{"schema": 1, "kind": {kind}}}')
+    with pytest.raises(ResultsError, match=r"judge\.json is no summary of kit judge of schema 1"):
+        measure_opinions([], [tmp_path / "judge.json"])
+
+
 def test_a_file_of_another_kind_is_no_judge_summary(tmp_path):
     comparison = write_comparison(tmp_path) / "compare.json"
     assert json.loads(comparison.read_text())["schema"] == 1  # as that of a summary
