@@ -91,7 +91,7 @@ def run_judge(
     Raises ResultsError for files that cannot be compared, ConfigError and ModelError for a judge
     that cannot be asked.
     """
-    if not output.name:
+    if output.name in ("", ".."):
         raise ConfigError(
             f"--output is {str(output)!r}; name the files to be written, as runs/judged"
         )

@@ -1,6 +1,7 @@
 """The judge: strict verdicts, both orders, an endpoint that fails in every way, no guessing."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -674,9 +675,11 @@ def test_a_run_that_was_not_evaluated_is_told_how(tmp_path, capsys) -> None:
     assert said.count("\n") == 1
 
 
-def test_what_is_written_needs_a_name(files, server) -> None:
-    with pytest.raises(ConfigError, match=r"--output is '\.'; name the files to be written"):
-        run_judge(*files[:2], Path("."), config(server))
+@pytest.mark.parametrize("output", [".", "..", "runs/.."])
+def test_what_is_written_needs_a_name(files, server, output) -> None:
+    said = rf"--output is '{re.escape(output)}'; name the files to be written"
+    with pytest.raises(ConfigError, match=said):
+        run_judge(*files[:2], Path(output), config(server))
     assert server.requests == []
 
 
