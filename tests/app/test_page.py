@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from kit.app.training.view import SECONDS
 from kit.evaluation.benchmark import benchmark
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import resolve_data, resolve_targets
@@ -712,6 +713,17 @@ def test_the_charts_are_narrowed_to_some_steps_by_keys_alone(page):
     page.keyboard.press("Enter")
     page.wait_for_function(f"{ends}.every(text => text.includes('step 3'))")
     assert page.get_by_label("Steps to").input_value() == "0"
+
+
+def test_a_step_below_the_first_is_no_error(page):
+    open_tab(page, "Training")
+    page.wait_for_function(FILLED["Training"])
+    page.get_by_label("Steps to").fill("2")
+    page.get_by_label("Steps from").fill("-3")
+    ends = "[...document.querySelectorAll('.kit-curves svg')].map(svg => svg.textContent)"
+    page.wait_for_function(f"!{ends}.join().includes('step 3')")
+    page.wait_for_timeout(1000 * SECONDS + 500)  # the page looks whether the runs have changed
+    assert page.locator(".toast-body").count() == 0
 
 
 @pytest.mark.slow

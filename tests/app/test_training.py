@@ -439,6 +439,13 @@ def test_a_part_of_the_steps_is_drawn_with_its_own_scale(tmp_path):
     assert ">3</text>" in figure and ">6</text>" in figure and ">9</text>" not in figure
 
 
+def test_a_line_of_one_step_is_seen() -> None:
+    drawn = {"a": [(7, 0.5, "0.5")], "b": [(7, 0.1, "0.1"), (8, 0.2, "0.2")]}
+    figure = plot(CURVE["reward/mean"], drawn, colours(["a", "b"]))
+    assert figure.count("kit-alone") == 1
+    assert re.search(r'<circle class="kit-alone"[^>]*><title>a, step 7: 0.5', figure)
+
+
 def test_plots_tell_equal_lines_apart(tmp_path):
     text = lines({"step": 1, "reward/mean": 1.0}, {"step": 2, "reward/mean": 2.0})
     runs = read_all(tmp_path, a=text, b=text, **{"<img>": text})

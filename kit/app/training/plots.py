@@ -49,9 +49,10 @@ def _line(
     number: int,
     colours: Mapping[str, str],
 ) -> str:
+    alone = ' class="kit-alone"' if len(places) == 1 else ""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in places)
     dots = "".join(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colours[name]}">'
+        f'<circle{alone} cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colours[name]}">'
         f"<title>{escaped(name)}, step {step}: {escaped(said)}</title></circle>"
         for x, y, step, said in places
     )

@@ -48,7 +48,7 @@ def build(options: AppOptions) -> None:
         )
         against = gr.Dropdown([VALUES], value=VALUES, label="Lines show", min_width=200)
         steps = [
-            gr.Number(0, label=label, precision=0, minimum=0, min_width=100)
+            gr.Number(0, label=label, precision=0, min_width=100)
             for label in ("Steps from", "Steps to, 0: the last")
         ]
     with gr.Row():
