@@ -247,6 +247,17 @@ def test_a_phone_shows_the_reasoning_and_what_differs(page):
     assert page.locator("#kit-text .kit-is-right:visible").count() > 0
 
 
+@pytest.mark.parametrize("box", ["base", "blind"])
+def test_a_phone_that_shows_the_base_shows_both_when_its_column_goes(page, box):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.get_by_role("checkbox", name="base").check()
+    page.click("#kit-head button[data-show=base]")
+    page.get_by_role("checkbox", name=box).click()
+    page.wait_for_selector("#kit-head button[data-show=base]", state="detached")
+    page.wait_for_selector(".kit-cell.kit-is-left >> visible=true", timeout=5000)
+    assert page.locator(".kit-both").get_attribute("aria-pressed") == "true"
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_long_names_of_a_pair_can_be_read(page, width):
     """As long as the page makes them, in both boxes of the bar and in both heads."""

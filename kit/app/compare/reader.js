@@ -98,7 +98,9 @@ function share(problem) {
 
 // a rendered head starts with what is chosen
 watch("value", () => {
-  show(reader().dataset.show || "both");
   const heads = element.querySelector(".kit-heads");
+  const side = reader().dataset.show || "both";
+  const isGone = heads && !heads.querySelector(`[data-show=${side}]`); // the base's column
+  show(isGone ? "both" : side);
   if (heads) share(heads.dataset.problem);
 });
