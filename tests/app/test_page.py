@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 
 import httpx
@@ -256,6 +257,24 @@ def test_a_phone_that_shows_the_base_shows_both_when_its_column_goes(page, box):
     page.wait_for_selector("#kit-head button[data-show=base]", state="detached")
     page.wait_for_selector(".kit-cell.kit-is-left >> visible=true", timeout=5000)
     assert page.locator(".kit-both").get_attribute("aria-pressed") == "true"
+
+
+@pytest.mark.parametrize("is_blind", [False, True])
+@pytest.mark.parametrize("width", [660, 768, 1100, 1101])
+def test_nothing_stands_over_the_foot_of_a_narrow_window(page, width, is_blind):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.get_by_role("checkbox", name="blind").set_checked(is_blind)
+    page.wait_for_selector("#kit-vote-left" if is_blind else ".kit-scores", timeout=5000)
+    page.wait_for_timeout(200)
+    parts = "#kit-views, #kit-votes p, #kit-next, #kit-outcome, #kit-vote, #kit-scores, #kit-voter"
+    boxes = [part.bounding_box() for part in page.locator(parts).locator("visible=true").all()]
+    assert len(boxes) == 5
+    for one, other in combinations(boxes, 2):
+        beside = max(one["x"], other["x"]) >= min(b["x"] + b["width"] for b in (one, other))
+        below = max(one["y"], other["y"]) >= min(b["y"] + b["height"] for b in (one, other))
+        assert beside or below, (one, other)
+    assert page.locator("#kit-votes p").bounding_box()["height"] < 60  # no word a line
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("width", [390, 1280])

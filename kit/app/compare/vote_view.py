@@ -76,7 +76,7 @@ class VoteView:
                 label="Who votes", placeholder="your name", max_lines=1, max_length=LONGEST_NAME,
                 visible=False, elem_id="kit-voter", **BARE,
             )  # fmt: skip
-        self.strip = gr.HTML(elem_id="kit-scores", apply_default_css=False)
+            self.strip = gr.HTML(elem_id="kit-scores", apply_default_css=False)
         self.outputs = [
             *(self.box, self.outcome, self.following, self.result, self.voter, self.strip)
         ]
