@@ -134,6 +134,16 @@ def test_a_base_that_is_not_stored_dims_no_line_and_colours_none(runs: Path) -> 
     assert text.count("kit-same") == 1  # the sides' last line
 
 
+def test_a_base_that_cannot_be_read_leaves_the_pair(runs: Path) -> None:
+    (rows,) = (runs / "base" / "eval").glob("*.jsonl")
+    rows.unlink()
+    rows.mkdir()
+    view = view_on(runs)
+    update = view._based(values_of(view, reading_of(runs)))
+    assert spelled(view, update, LEFT) and spelled(view, update) == NONE
+    assert "cannot read the completions" in update[view.notice]["value"]
+
+
 def test_blind_nothing_of_the_base_is_there(runs: Path) -> None:
     view = view_on(runs)
     values = values_of(view, reading_of(runs), blind=True)

@@ -25,7 +25,7 @@ from kit.app.library.adapters import BASE_LABEL, advice, default_pair
 from kit.app.pair_view import PairView
 from kit.app.parts import AT_ONCE, QUIET, notice_html
 from kit.app.session import Session, queue_tag
-from kit.errors import KitError
+from kit.errors import KitError, ResultsError
 from kit.evaluation.settings import EvalSettings
 
 MODEL = "model"  # the queue of everything that computes with the model: one at a time
@@ -254,8 +254,9 @@ class CompareView:
 
     def _pair(self, reading: Reading, values: Update, said: str = "") -> Update:
         before, case = values[self.shown], reading.case
+        comparison, notice = self._comparison(reading, values)
         shown = Shown(
-            self._comparison(reading, values),
+            comparison,
             reading.order,
             values[self.pair.blind],
             is_repeat=bool(reading.ballots) and reading.ballots[reading.at].is_repeat,
@@ -268,14 +269,20 @@ class CompareView:
             **self._show(shown, reading, values, said),
             **dict(zip(self.problem.taken, problem, strict=True)),
             self.system_prompt: about.shared_prompt,
+            **notice,
         }
 
-    def _comparison(self, reading: Reading, values: Update) -> Comparison:
-        """A stored pair, with the base where that is wanted and gives nothing away."""
+    def _comparison(self, reading: Reading, values: Update) -> tuple[Comparison, Update]:
+        """A stored pair, with the base where that is wanted and gives nothing away; and what is to
+        be said where the base's answers cannot be read."""
         if values[self.pair.blind] or not values[self.pair.with_base]:
-            return reading.comparison()
+            return reading.comparison(), {}
         base = self.desk.choice(BASE_LABEL)
-        return reading.comparison(base, base_answer(self.desk.options.roots, reading, base))
+        try:
+            said = base_answer(self.desk.options.roots, reading, base)
+        except ResultsError as error:
+            return reading.comparison(base), {self.notice: _notice(error)}
+        return reading.comparison(base, said), {}
 
     def _based(self, values: Update) -> Update:
         """The base beside stored answers, or away again; what was run keeps its columns."""
