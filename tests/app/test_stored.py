@@ -153,6 +153,27 @@ def test_blind_nothing_of_the_base_is_there(runs: Path) -> None:
     assert BASE_SIDE not in update[view.shown].comparison.answers
 
 
+def test_in_a_session_the_right_answer_is_not_in_the_page_but_judges_what_is_run(
+    runs: Path,
+) -> None:
+    view = view_on(runs)
+    values = values_of(view, reading_of(runs), blind=True)
+    update = view._read(values[view.reading], values)
+    assert update[view.problem.gold]["value"] == ""
+    said, problem = update[view.reading].case.left, view.problem
+    asked = values | {
+        view.reading: update[view.reading],
+        view.pair.with_base: False,
+        **dict.fromkeys(problem.taken),
+        problem.question: said.question,
+    }
+    assert view._setup(asked).gold == said.answer
+    assert view._setup(asked | {problem.question: "another"}).gold is None
+    assert view._setup(asked | {problem.gold: "5"}).gold == "5"
+    told = view._read(update[view.reading], values | {view.pair.blind: False})
+    assert told[problem.gold]["value"] == said.answer
+
+
 def test_what_was_run_keeps_its_columns(runs: Path) -> None:
     view = view_on(runs)
     values = values_of(view, reading_of(runs))

@@ -263,7 +263,8 @@ class CompareView:
             history=before.history if before else (),
         )
         about = reading.pairing.left.about
-        gold = gr.update(value=case.left.answer, elem_classes=self._gold(shown, reading, values))
+        told = "" if shown.hides_names else case.left.answer
+        gold = gr.update(value=told, elem_classes=self._gold(shown, reading, values))
         problem = (case.left.question, gold, about.data, case.left.question)
         return {
             **self._show(shown, reading, values, said),
@@ -480,7 +481,7 @@ class CompareView:
         if values[self.pair.with_base]:
             sides[BASE_SIDE] = BASE_LABEL
         return Setup(
-            **self.problem.read(values),
+            **self.problem.read(values | self._untold(values)),
             system_prompt=values[self.system_prompt],
             sides={side: self.desk.choice(str(label or "")) for side, label in sides.items()},
             temperature=values[self.temperature],
@@ -488,6 +489,15 @@ class CompareView:
             seed=int(values[self.seed] or 0),
             samples=int(values[self.samples]),
         )
+
+    def _untold(self, values: Update) -> Update:
+        """The right answer of a stored problem, which a session has not sent to the page."""
+        reading: Reading | None = values[self.reading]
+        if not values[self.pair.blind] or reading is None or values[self.problem.gold]:
+            return {}
+        said = reading.case.left
+        is_asked = values[self.problem.question] == said.question
+        return {self.problem.gold: said.answer} if is_asked else {}
 
     def _pick_sample(self, event: gr.EventData, shown: Shown | None, *controls: Any) -> Update:
         """Another sample, scored if that is possible; nothing for the one that is shown."""
