@@ -405,6 +405,14 @@ def test_the_bases_lines_stand_by_the_lines_of_the_first() -> None:
     ]
 
 
+def test_what_differs_is_about_the_pair_whatever_the_base_says() -> None:
+    left, right = Column("left", "left", "L", "a\nb 1"), Column("right", "right", "R", "a\nb 2")
+    base = Column("base", "base", "B", "b 1")
+    for third in ([], [base]):
+        rows = Page(text_markdown([left, right, *third])).of_class("kit-row")
+        assert [attrs["class"] for attrs, _ in rows] == ["kit-row kit-same", "kit-row"]
+
+
 def test_a_formula_is_typeset_once_and_has_its_tokens_beside_it() -> None:
     parts = [token("is $", -1, -1), token("x^2", -1, -2), token("$ so", -1, -1)]
     both = (column(parts), column(parts, "right"))

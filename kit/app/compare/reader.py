@@ -108,7 +108,7 @@ class Row:
     """Lines that stand beside each other: their indices in each column."""
 
     lines: tuple[tuple[int, ...], ...]
-    is_same: bool
+    is_same: bool  # to the pair, whatever a third says
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ def rows_of(columns: Sequence[Column]) -> list[Row]:
         rows = [[*cells, tuple(more)] for cells, more in zip(rows, extra, strict=True)]
 
     def is_same(cells: Sequence[tuple[int, ...]]) -> bool:
-        said = {tuple(texts[n][i] for i in lines) for n, lines in enumerate(cells)}
+        said = {tuple(texts[n][i] for i in lines) for n, lines in enumerate(cells[:2])}
         return len(said) == 1
 
     return [Row(tuple(cells), is_same(cells)) for cells in rows]
