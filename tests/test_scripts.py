@@ -49,6 +49,7 @@ def test_a_sum_worked_out_with_care_has_the_answer_of_its_data(sums):
         assert (len(lines), answer) == (problem.terms - 1, problem.answer)
 
 
+@pytest.mark.slow
 def test_held_out_sums_are_none_of_those_trained_on():
     data = load_config(EMBEDDED_RECIPES[EMBEDDED_SUMS]).data
     asked = [load_problems(data, role).problems["question"] for role in ("train", "test")]

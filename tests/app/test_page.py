@@ -745,6 +745,7 @@ def test_the_charts_are_narrowed_to_some_steps_by_keys_alone(page):
     assert page.get_by_label("Steps to").input_value() == "0"
 
 
+@pytest.mark.slow
 def test_a_step_below_the_first_is_no_error(page):
     open_tab(page, "Training")
     page.wait_for_function(FILLED["Training"])

@@ -311,6 +311,7 @@ def noisy_policy(base):
     return policy
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_rows_of_several_adapters_say_the_same_on_both(fast):
     """Padded prompts, rows that end early and leave the batch, adapters in turn."""

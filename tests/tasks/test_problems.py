@@ -607,7 +607,7 @@ def test_guidelines_do_not_go_with_prompts_of_the_datas_own(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "split", "kept"),
     [
-        ("gsm8k", "train", 7473),
+        pytest.param("gsm8k", "train", 7473, marks=pytest.mark.slow),
         ("gsm8k", "test", 1319),
         ("svamp", "test", 1000),
         ("asdiv", "test", 2092),  # of 2305

@@ -111,7 +111,8 @@ def test_validation_and_the_best_adapter_are_those_of_every_method(base, make):
 # --- the gradient does not depend on how it is computed ------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_micro_batches_of_any_size_give_the_same_gradient(base, make, monkeypatch, method):
     gradients, sizes = Gradients(monkeypatch), []
     for budget in (16, 200, 400, 100_000):  # 16: every pair or completion alone
