@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.nn.functional import rms_norm
 
+from kit.model.attention import grouped_attention
 from kit.model.caches import StaticCache
 from kit.model.siblings import side_by_side
 
@@ -68,8 +69,8 @@ class Layer:
         turning = turned(self._normed(heads[:, : asking + keys], asking), *turn)
         new = turning[:, asking:, None], heads[:, asking + keys :, None]
         key, value = cache.update(*new, self.number)
-        query = turning[:, :asking].unflatten(1, (keys, self.shared_by))
-        answer = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scaling)
+        query = turning[:, :asking, None]
+        answer, _ = grouped_attention(None, query, key, value, mask, scaling=self.scaling)
         return self.out(answer.reshape(len(x), 1, -1))
 
     def _normed(self, heads: Tensor, asking: int) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from kit.config import EMBEDDED_PATH, LoraConfig, ModelConfig
 from kit.estimate.memory import Memory
 from kit.estimate.times import token_launches
-from kit.model import graphs, one_token, rollout
+from kit.model import attention, graphs, rollout
 from kit.model.base import load_base
 from kit.model.decoding import Decoding, Pace
 from kit.model.graphs import Replay
@@ -86,7 +86,7 @@ class Graph:
 @pytest.fixture
 def asked(gpu, monkeypatch) -> list[tuple[tuple[int, int], Asked]]:
     """The shape of every step, and what it asked of the card; attention is one kernel on one."""
-    found, step, inner = [], Decoding.step, one_token.scaled_dot_product_attention
+    found, step, inner = [], Decoding.step, attention.scaled_dot_product_attention
     inside = [0]
 
     def one_kernel(*given, **named):
@@ -102,7 +102,7 @@ def asked(gpu, monkeypatch) -> list[tuple[tuple[int, int], Asked]]:
         shape = (len(self.adapters), self.cache.length)
         found.append((shape, spent._replace(launches=spent.launches - inside[0])))
 
-    monkeypatch.setattr(one_token, "scaled_dot_product_attention", one_kernel)
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", one_kernel)
     monkeypatch.setattr(Decoding, "step", counted)
     return found
 
