@@ -590,6 +590,11 @@ class Config(SettingsSection):
         return prompted(self.data.system_prompt, self.guidelines)
 
     @property
+    def updates_per_step(self) -> int:
+        """Optimizer steps of a training step: one where nothing is sampled."""
+        return self.train.updates_per_rollout if self.method == "grpo" else 1
+
+    @property
     def learns_from_preferences(self) -> bool:
         return self.method in PREFERENCE_METHODS
 

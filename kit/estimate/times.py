@@ -104,7 +104,7 @@ def _sampling(memory: Memory, wave: Wave, pace: Pace, bandwidth: float, flops: f
 def _update(memory: Memory, config: Config, pace: Pace, flops: float) -> float:
     """Forward (again with checkpointing) and backward to the inputs; what is fixed, once."""
     shape = memory.shape
-    updates = config.train.updates_per_rollout if config.method == "grpo" else 1
+    updates = config.updates_per_step
     fixed = FIXED_PASSES[config.method]
     again = memory.checkpointed
     signal = pace.signal if config.method == "grpo" else 1.0

@@ -91,7 +91,7 @@ class Learner:
             config.train,
             accelerator,
             base.hardware.scales_loss,
-            None if config.method == "grpo" else config.train.steps,
+            config.train.steps * config.updates_per_step,
         )
         self.method = self._method()
         self.owes_validation = False
