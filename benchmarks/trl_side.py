@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 from measuring import CUDA, SIZES, Size, noise, settle
 
-from kit.config import DEMO_RECIPE, Config
+from kit.config import EMBEDDED, EMBEDDED_RECIPES, Config
 from kit.model.hardware import choose_hardware, peak_memory_mb, reset_peak_memory
 from kit.reading import read_metrics
 from kit.recipe import load_config
@@ -24,6 +24,7 @@ from kit.recipe import load_config
 BASELINE = "LIBRARIES_MB"  # in the environment: the kit loads this file anew for its function
 MARK = "@step "  # begins the lines that are for the other process
 SIDES = ("kit", "TRL")
+RECIPE = EMBEDDED_RECIPES[EMBEDDED]
 MICRO = 16  # rows of a micro-batch
 ROW = 230  # tokens that a row has about, for the kit, which counts them
 
@@ -40,11 +41,11 @@ def main() -> None:
 
 
 def recipe(size: Size, quantization: str, folder: Path) -> Config:
-    """The demo's, as what TRL calls GRPO, without anything beside the steps."""
+    """The word problems', as what TRL calls GRPO, without anything beside the steps."""
     prompts = size.prompts * (size.runs + 4)
     rows = min(MICRO, size.prompts * size.group)
     return load_config(
-        DEMO_RECIPE,
+        RECIPE,
         [
             *(f"model.quantization={quantization}", "model.backend=transformers"),
             *("data.validation_size=0", f"data.options={{size: {20 * prompts}, seed: 0}}"),
@@ -69,7 +70,7 @@ def paced(completions: list[Any], **columns: Any) -> list[float]:
     settle()
     if since:
         seconds = time.perf_counter() - since.pop()
-        device = choose_hardware(load_config(DEMO_RECIPE).model).device
+        device = choose_hardware(load_config(RECIPE).model).device
         peak = max(peak_memory_mb(device), _peak_in_metrics())
         said = {
             "seconds": seconds,

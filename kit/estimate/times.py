@@ -112,7 +112,7 @@ def _update(memory: Memory, config: Config, pace: Pace, flops: float) -> float:
     tokens = update_tokens(config) * signal * pace.length
     forward = 2 * tokens * (shape.linear_size + shape.layers * shape.query * row)
     head = 2 * rows * pace.length * config.rollout.max_new_tokens * shape.vocab * shape.hidden
-    work = forward * (fixed + updates * (2 + again)) + head * (fixed + 3 * updates)
+    work = forward * (fixed + updates * (2 + again)) + head * (fixed + 2 * updates)
     with_lora = LAYER_OPERATIONS + LORA_OPERATIONS * len(shape.adapted(config.lora.targets))
     launches = float(fixed * LAYER_OPERATIONS)
     launches += updates * (with_lora * (1 + again) + BACKWARD_OPERATIONS)

@@ -2,7 +2,7 @@
 
 N positions, H hidden size, V vocabulary, C chunk of positions. The logits of a batch would take
 N x V floats several times over (Qwen2.5 has V = 151,936); here only C x V of them exist at once,
-and the backward pass computes them again instead of storing them.
+and what the backward pass needs of them, N x H numbers, is taken while they do.
 """
 
 from __future__ import annotations
@@ -51,39 +51,45 @@ def token_logprobs(
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """d logprob / d logits = (onehot(target) - softmax(logits / T)) / T, chunk by chunk."""
+    """d logprob / d logits = (onehot(target) - softmax(logits / T)) / T, chunk by chunk.
+
+    A log-prob depends on its own hidden state alone, so its gradient is known up to the factor that
+    the loss puts before it: what points from the mean of the head's rows to the target's, (N, H).
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, temperature, chunk):
         n = hidden.shape[0]
         logprobs = torch.empty(n, dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logprobs)
-        normalizer = torch.empty_like(logprobs)
+        is_wanted = ctx.needs_input_grad[0]
+        directions = torch.empty_like(hidden if is_wanted else hidden[:0], dtype=weight.dtype)
         for rows in _chunks(n, chunk):
             logits = _scaled_logits(hidden[rows], weight, bias, temperature)  # (C, V)
-            normalizer[rows] = logits.logsumexp(-1)
-            logits -= normalizer[rows, None]
-            logprobs[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1)
+            logits -= logits.logsumexp(-1, keepdim=True)
+            target = targets[rows, None]
+            logprobs[rows] = logits.gather(-1, target).squeeze(-1)
             # in place, so that two (C, V) tensors are the most that exist; a token masked out with
             # -inf has probability 0 and adds nothing
-            entropy[rows] = -logits.exp().mul_(logits.clamp_(min=-1e4)).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, targets, normalizer)
-        ctx.temperature, ctx.chunk = temperature, chunk
+            probs = logits.exp()
+            entropy[rows] = -logits.clamp_(min=-1e4).mul_(probs).sum(-1)
+            del logits
+            if is_wanted:
+                onehot_less_probs = probs.neg_().scatter_add_(
+                    -1, target, torch.ones_like(probs[:, :1])
+                )
+                directions[rows] = onehot_less_probs.to(weight.dtype) @ weight
+        ctx.save_for_backward(directions)
+        ctx.temperature, ctx.dtype = temperature, hidden.dtype
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx, grad_logprobs, _grad_entropy):
-        hidden, weight, bias, targets, normalizer = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        scale = grad_logprobs / ctx.temperature
-        for rows in _chunks(hidden.shape[0], ctx.chunk):
-            logits = _scaled_logits(hidden[rows], weight, bias, ctx.temperature)
-            grad = logits.sub_(normalizer[rows, None]).exp_().neg_()  # -softmax, (C, V)
-            grad.scatter_add_(-1, targets[rows, None], torch.ones_like(grad[:, :1]))
-            # the loss's small factor comes after the product: before it, float16 would underflow
-            grad_hidden[rows] = (grad.to(weight.dtype) @ weight) * scale[rows, None]
-        return grad_hidden, None, None, None, None, None
+        (directions,) = ctx.saved_tensors
+        # the loss's small factor comes after the product: before it, float16 would underflow
+        grad_hidden = directions * (grad_logprobs / ctx.temperature)[:, None]
+        return grad_hidden.to(ctx.dtype), None, None, None, None, None
 
 
 def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float):
