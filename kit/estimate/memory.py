@@ -292,8 +292,7 @@ class Memory:
         backward = tokens * ((3 if c < 4 else 2) * c * shape.intermediate + 8 * shape.hidden)
         backward += self._unpacked(with_copy=False)
         stored = c * shape.hidden * shape.layers * tokens if checkpointed else kept * shape.layers
-        chunk = min(self.config.train.logprob_chunk, positions) * shape.vocab
-        logits = chunk * (8 if c == 4 else 8 + c)
+        logits = 8 * min(self.config.train.logprob_chunk, positions) * shape.vocab
         working = max(logits, backward + (kept if checkpointed else 0))
         return self._phase(
             "update",

@@ -59,28 +59,19 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, temperature, chunk):
-        n = hidden.shape[0]
-        logprobs = torch.empty(n, dtype=torch.float32, device=hidden.device)
+        logprobs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logprobs)
-        is_wanted = ctx.needs_input_grad[0]
-        directions = torch.empty_like(hidden if is_wanted else hidden[:0], dtype=weight.dtype)
-        for rows in _chunks(n, chunk):
-            logits = _scaled_logits(hidden[rows], weight, bias, temperature)  # (C, V)
-            logits -= logits.logsumexp(-1, keepdim=True)
-            target = targets[rows, None]
-            logprobs[rows] = logits.gather(-1, target).squeeze(-1)
-            # in place, so that two (C, V) tensors are the most that exist; a token masked out with
-            # -inf has probability 0 and adds nothing
-            probs = logits.exp()
-            entropy[rows] = -logits.clamp_(min=-1e4).mul_(probs).sum(-1)
+        directions = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
+            logits = _scaled_logits(hidden[rows], weight, bias, temperature)
+            logprobs[rows], entropy[rows], probs = _read(logits, targets[rows, None])
             del logits
-            if is_wanted:
-                onehot_less_probs = probs.neg_().scatter_add_(
-                    -1, target, torch.ones_like(probs[:, :1])
-                )
-                directions[rows] = onehot_less_probs.to(weight.dtype) @ weight
+            if directions is not None:
+                directions[rows] = _direction(probs, targets[rows, None], weight)
+            del probs  # before the next chunk's logits are there
         ctx.save_for_backward(directions)
-        ctx.temperature, ctx.dtype = temperature, hidden.dtype
+        ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
@@ -89,7 +80,7 @@ class _TokenLogprobs(torch.autograd.Function):
         (directions,) = ctx.saved_tensors
         # the loss's small factor comes after the product: before it, float16 would underflow
         grad_hidden = directions * (grad_logprobs / ctx.temperature)[:, None]
-        return grad_hidden.to(ctx.dtype), None, None, None, None, None
+        return grad_hidden.to(directions.dtype), None, None, None, None, None
 
 
 def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float):
@@ -98,5 +89,17 @@ def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperat
     return logits.float().div_(temperature)
 
 
-def _chunks(n: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+def _read(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs and entropy (C,), and probabilities (C, V); the logits' memory is written over, so
+    that two (C, V) tensors are the most that exist."""
+    logits -= logits.logsumexp(-1, keepdim=True)
+    logprobs = logits.gather(-1, targets).squeeze(-1)
+    probs = logits.exp()
+    # a token masked out with -inf has probability 0 and adds nothing
+    return logprobs, -logits.clamp_(min=-1e4).mul_(probs).sum(-1), probs
+
+
+def _direction(probs: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+    """(onehot(target) - probs) times the head, (C, H); the memory of `probs` is written over."""
+    probs.neg_().scatter_add_(-1, targets, torch.ones_like(probs[:, :1]))
+    return probs.to(weight.dtype) @ weight
