@@ -34,7 +34,6 @@ from torch import Tensor
 
 from kit.config import DEMO_RECIPE, ModelConfig
 from kit.model.base import Base, load_base
-from kit.model.batching import make_batch
 from kit.model.hardware import peak_memory_mb, reset_peak_memory
 from kit.model.lora import TRAINED
 from kit.model.policy import Policy
@@ -158,9 +157,8 @@ def build_rows(policy: Policy, size: Size) -> Rows:
     shared = tuple(draw(prompt))
     requests = [Request(shared, (0, 0, row), TRAINED) for row in range(count)]
     tokens = [draw(length) for _ in requests]
-    batch = make_batch([shared] * count, tokens, pad_id=0, device=policy.base.hardware.device)
     with torch.no_grad():
-        logprobs = policy.logprobs(batch)[0].tolist()
+        logprobs = policy.logprobs(policy.batch([shared] * count, tokens))[0].tolist()
     texts = ["#### 1"] + [""] * (count - 1)  # the first is rewarded for its form
     completions = [
         Completion(own, said, False, text)
@@ -171,8 +169,7 @@ def build_rows(policy: Policy, size: Size) -> Rows:
 
 
 def kit_loss(policy: Policy, rows: Rows) -> Tensor:
-    batch = make_batch(rows.prompts, rows.completions, pad_id=0, device=policy.base.hardware.device)
-    logprobs, _ = policy.logprobs(batch)
+    logprobs, _ = policy.logprobs(policy.batch(rows.prompts, rows.completions))
     return -(logprobs * rows.advantages.to(logprobs.device)[:, None]).sum()
 
 
