@@ -28,16 +28,18 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what a full disk make
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that readers see the old content or the new, never a part."""
+    """Write a file so that readers see the old content or the new, never a part. Of processes that
+    write it at once one waits for the other."""
     partial = path.with_name(path.name + ".part")
-    try:
-        with partial.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            sync_file(file)
-        publish(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)  # on a full disk it is in the way of everything else
-        raise
+    with _held(partial, Path.touch, wait=True):
+        try:
+            with partial.open("wb") as file:
+                file.write(content.encode("utf-8") if isinstance(content, str) else content)
+                sync_file(file)
+            publish(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)  # on a full disk it is in the way of everything else
+            raise
 
 
 def publish(partial: Path, path: Path) -> None:
@@ -100,7 +102,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     if os.path.lexists(path) and not replace:
         raise FileExistsError(errno.EEXIST, "it exists", str(path))
     partial, old = _beside(path, ".part"), _beside(path, ".old")
-    with _held(partial):
+    with _held(partial, _make_folder):
         restore_folder(path)
         for rest in partial.iterdir():  # of an earlier attempt that was killed
             remove(rest)
@@ -199,43 +201,49 @@ def only_one(lock: Path, busy: Exception, wait: float = 0) -> Iterator[None]:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Make a folder and hold it: a lock that goes where the folder goes and leaves no file behind.
+def _held(path: Path, make: Callable[[Path], None], *, wait: bool = False) -> Iterator[None]:
+    """Make a file or folder and hold it: a lock that goes where it goes and leaves no file behind.
 
-    Raises BlockingIOError while another process holds it.
+    Raises BlockingIOError while another process holds it, unless that is to be waited for.
     """
     if os.name != "posix":
-        folder.mkdir(parents=True, exist_ok=True)
+        make(path)
         yield
         return
-    number = _open_held(folder)
+    number = _open_held(path, make, wait)
     try:
         yield
     finally:
         os.close(number)
 
 
-def _open_held(folder: Path) -> int:
+def _open_held(path: Path, make: Callable[[Path], None], wait: bool) -> int:
     while True:
-        if not folder.is_dir():
-            remove(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make(path)
         try:
-            number = os.open(folder, os.O_RDONLY)
+            number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         except FileNotFoundError:  # its owner has just finished
             continue
         try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.lexists(folder) and os.path.samestat(os.fstat(number), os.stat(folder)):
+            fcntl.flock(number, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(number), os.stat(path)):
                 return number
+        except FileNotFoundError:
+            pass
         except BlockingIOError:
             os.close(number)
             raise BlockingIOError(
-                errno.EWOULDBLOCK, "another process is writing it", str(folder)
+                errno.EWOULDBLOCK, "another process is writing it", str(path)
             ) from None
-        except OSError as error:  # a file system without locks on folders
+        except OSError as error:  # a file system without locks
             if error.errno not in (errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
                 os.close(number)
                 raise
             return number
         os.close(number)  # it was renamed in between
+
+
+def _make_folder(path: Path) -> None:
+    if not path.is_dir():
+        remove(path)
+    path.mkdir(parents=True, exist_ok=True)

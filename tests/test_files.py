@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -34,6 +35,20 @@ with hold(Path(sys.argv[1]){more}):
 """
 
 
+# writes a file, and between its content and its name waits until its standard input is closed
+WRITER = """
+import sys
+from pathlib import Path
+from kit import files
+def sync(file):
+    file.flush()
+    print("written", flush=True)
+    sys.stdin.read()
+files.sync_file = sync
+files.write_atomically(Path(sys.argv[1]), "of the other")
+"""
+
+
 @pytest.fixture
 def synced(monkeypatch):
     """What is synced and renamed, in order: names of files, and of folders with a slash."""
@@ -58,14 +73,18 @@ def synced(monkeypatch):
 
 
 def held_by_another(path: Path, call: str, more: str = ""):
-    source = HOLDER.format(call=call, more=more)
+    return waiting(HOLDER.format(call=call, more=more), path, "held")
+
+
+def waiting(source: str, path: Path, said: str):
+    """A process that has come as far as it says, and goes on when its standard input is closed."""
     child = subprocess.Popen(
         [sys.executable, "-c", source, str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert child.stdout.readline() == "held\n"
+    assert child.stdout.readline() == f"{said}\n"
     return child
 
 
@@ -127,6 +146,29 @@ def test_a_full_disk_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_atomically(tmp_path / "a", "new")
     assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_of_two_processes_that_write_a_file_one_waits(tmp_path, monkeypatch):
+    child, flock = waiting(WRITER, tmp_path / "a", "written"), fcntl.flock
+
+    def when_the_other_goes_on(number, how):
+        child.stdin.close()
+        flock(number, how)
+
+    monkeypatch.setattr(fcntl, "flock", when_the_other_goes_on)
+    write_atomically(tmp_path / "a", "mine")
+    child.stdin.close()
+    assert child.wait() == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "mine"
+
+
+def test_the_rest_of_a_killed_writer_is_in_nobodys_way(tmp_path):
+    child = waiting(WRITER, tmp_path / "a", "written")
+    child.kill()
+    child.wait()
+    assert (tmp_path / "a.part").read_text() == "of the other"
+    write_atomically(tmp_path / "a", "mine")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "mine"
 
 
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
