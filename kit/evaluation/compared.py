@@ -11,17 +11,19 @@ from kit.errors import ConfigError, DataError
 from kit.reading import parse_json
 from kit.runs import RunFolder, lineage
 from kit.tasks.problems import ProblemSet, same_question
+from kit.tasks.questions import Questions
 
 log = logging.getLogger(__name__)
 
 
-def compared_ids(questions: frozenset[str], problem_set: ProblemSet) -> list[str]:
-    """Ids of the problems that ask one of these questions, in their order."""
+def compared_ids(said: frozenset[str], problem_set: ProblemSet) -> list[str]:
+    """Ids of the problems that these texts ask, in their order."""
     rows = problem_set.problems
+    asked = set[str]().union(*map(Questions(rows["question"]).asked_in, said))
     return [
         id_
         for id_, question in zip(rows["id"], rows["question"], strict=True)
-        if same_question(question) in questions
+        if same_question(question) in asked
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from kit.preferences.records import Example, LabelledCompletion, PreferencePair,
 from kit.preferences.verdicts import ONE_SIDED
 from kit.preferences.voted import BOTH_BAD
 from kit.tasks.problems import load_problems, same_question
+from kit.tasks.questions import Questions
 
 _ADVICE = {
     BOTH_BAD: "give more votes for a side",
@@ -76,7 +76,7 @@ def on_test_problems(
     """The examples on problems of a test split: by what they say, and by what is asked in any turn
     where they do not say that it is of the training split."""
     unknown = not all(map(_is_of_training_split, data.examples))
-    questions = held_out_questions(problems) if problems and unknown else frozenset()
+    questions = Questions(held_out_questions(problems) if problems and unknown else ())
     return tuple(example for example in data.examples if _is_test(example, questions))
 
 
@@ -97,7 +97,7 @@ def held_out_questions(config: DataConfig) -> frozenset[str]:
     return test - train
 
 
-def _is_test(example: PreferencePair | LabelledCompletion, questions: Collection[str]) -> bool:
+def _is_test(example: PreferencePair | LabelledCompletion, questions: Questions) -> bool:
     if is_of_test_split(example):
         return True
     return not _is_of_training_split(example) and asked_in(example.prompt, questions)

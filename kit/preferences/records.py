@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from kit.preferences.votes import Message
-from kit.tasks.problems import same_question
+from kit.tasks.questions import Questions
 
 PAIR_COLUMNS = ("chosen", "rejected")  # and the prompt, unless they hold the whole chat
 LABEL_COLUMNS = ("prompt", "completion", "label")
@@ -98,10 +98,10 @@ Example = TypeVar("Example", PreferencePair, LabelledCompletion)
 _PROVENANCE = TypeAdapter(Provenance)
 
 
-def asked_in(prompt: Prompt, questions: Collection[str]) -> bool:
-    """Whether one of these questions, as `same_question` has them, is asked in any turn."""
+def asked_in(prompt: Prompt, questions: Questions) -> bool:
+    """Whether one of these questions is asked in any turn."""
     said = (message.content for message in prompt if message.role == "user")
-    return any(same_question(text) in questions for text in said)
+    return any(map(questions.asked_in, said))
 
 
 def parse_pair(row: Row, system_prompt: str = "") -> PreferencePair:

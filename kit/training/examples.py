@@ -15,7 +15,8 @@ from kit.model.base import Base
 from kit.model.tokenizer import text_ids, warn_of_forged
 from kit.preferences.data import read_labelled, read_pairs
 from kit.preferences.records import LabelledCompletion, PreferencePair, Prompt, asked_in
-from kit.tasks.problems import ProblemSet, same_question
+from kit.tasks.problems import ProblemSet
+from kit.tasks.questions import Questions
 from kit.training.whole_logprobs import Row
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class _Fitting:
         self.config = config
         self.base = base
         questions = validation.problems["question"] if validation else []
-        self.held_out = {same_question(question) for question in questions}
+        self.held_out = Questions(questions)
         self.kept = 0
         self.left_out = Counter[str]()
         self.chats: list[list[dict[str, str]]] = []

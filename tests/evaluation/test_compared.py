@@ -93,6 +93,14 @@ def test_they_are_left_out(tmp_path: Path, problems) -> None:
         leave_out(problems, [str(everything)])
 
 
+def test_they_are_found_between_other_words(tmp_path: Path) -> None:
+    question = "Ann has 3 apples and buys 4 more. How many apples has she?"
+    path = tmp_path / "apples.jsonl"
+    path.write_text(json.dumps({"question": question, "answer": "7"}) + "\n")
+    said = frozenset(["another", f"solve: {question.lower()}"])
+    assert compared_ids(said, load_problems(DataConfig(name=str(path)))) == ["apples/0"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, r"cannot read .*votes\.jsonl of leave_out"), (b'{"a": 1}\n', "has no prompt in any")],

@@ -435,6 +435,18 @@ def test_test_problems_are_found_in_every_turn_and_whatever_the_split_is_called(
     )
 
 
+def test_test_problems_are_found_between_other_words(tmp_path: Path) -> None:
+    (tmp_path / "gsm8k").mkdir()
+    for split, name in (("test", "Ann"), ("train", "Bob")):
+        question = f"{name} has 3 apples and buys 4 more. How many apples has {name}?"
+        written(tmp_path / "gsm8k" / f"{split}.jsonl", {"question": question, "answer": "#### 7"})
+    problems = DataConfig(name="gsm8k", data_dir=str(tmp_path), validation_size=0)
+    (asked,) = held_out_questions(problems)
+    row = {"prompt": f"Solve: {asked}\nThink first.", "chosen": "7", "rejected": "8"}
+    with pytest.raises(DataError, match=r"1 of 1 .* on test problems"):
+        read_pairs(written(tmp_path / "mine.jsonl", row), problems=problems)
+
+
 def test_a_data_set_of_one_split_has_no_test_problems(tmp_path: Path) -> None:
     (tmp_path / "asdiv").mkdir()
     row = {"body": "A", "question": "B?", "answer": "3", "formula": "3", "solution_type": "Sum"}
