@@ -19,6 +19,7 @@ from kit.reading import read_metrics
 from kit.recipe import did_you_mean_path, differences
 from kit.reports.evidence import BASE, Arm, Evidence, Measured, TrainedRun, check
 from kit.reports.figures import short_names
+from kit.reports.scores import label
 from kit.runs import RunFolder
 
 
@@ -63,7 +64,22 @@ def collect(paths: Sequence[str | Path]) -> Evidence:
         _sort_into_arms(runs), _read_base(base_folders, remarks), comparisons, remarks
     )
     check(evidence)
+    remarks += _unshared(evidence)
     return evidence
+
+
+def _unshared(evidence: Evidence) -> Iterator[str]:
+    """What was not measured of every arm that was evaluated, and what is told instead."""
+    evaluated = {arm.name for arm in evidence.arms if any(run.results for run in arm.runs.values())}
+    for data in evidence.data:
+        measured, told = evidence.temperatures(data), evidence.told_temperature(data)
+        if without := sorted(evaluated - measured.keys()):
+            yield f"{data}: not evaluated of {', '.join(without)}"
+        arms = {name: found for name, found in measured.items() if name != BASE}
+        for t in sorted(t for t in set[float]().union(*arms.values()) if t <= told):
+            if without := [name for name, found in arms.items() if t not in found]:
+                instead = f", so {label(told)} is told" if t < told else ""
+                yield f"{data}, {label(t)}: not measured of {', '.join(without)}{instead}"
 
 
 def _runs_of(record: Mapping[str, Any], folder: Path, remarks: list[str]) -> Iterator[FoundRun]:

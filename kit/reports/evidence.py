@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,20 @@ class Evidence:
             if results:
                 found[arm.name] = results
         return found
+
+    def temperatures(self, data: str) -> dict[str, set[float]]:
+        """Those at which base and arms were measured on a data set, by name."""
+        return {
+            name: {t for measured in seeds.values() for t in measured.temperatures}
+            for name, seeds in self.subjects(data).items()
+        }
+
+    def told_temperature(self, data: str) -> float:
+        """The one at which answers are told: that of most arms, of several the lowest."""
+        measured = self.temperatures(data)
+        had = Counter(t for name, found in measured.items() for t in found if name != BASE)
+        every = set[float]().union(*measured.values())
+        return max(every, key=lambda t: (had[t], t in measured.get(BASE, ()), -t))
 
 
 # what two results must share before their figures may stand side by side

@@ -134,12 +134,13 @@ def describe_answers(
 ) -> Section:
     """What a report opens with: what was found in words, and one figure of all differences."""
     section = Section("Answers")
-    if comparisons:
-        for b in _opponents(comparisons):
-            told = sorted(_told(comparisons, b), key=lambda c: not c.is_shown)
+    told = [c for c in comparisons if c.a.temperature == evidence.told_temperature(c.a.data)]
+    if told:
+        for b in _opponents(told):
+            mine = sorted((c for c in told if c.b.arm == b), key=lambda c: not c.is_shown)
             title = f"Against {_against(b)}"
-            section.blocks.append(Text([f"{c}." for c in told], is_list=True, title=title))
-        section.blocks.append(_figure(comparisons, looks))
+            section.blocks.append(Text([f"{c}." for c in mine], is_list=True, title=title))
+        section.blocks.append(_figure(told, looks))
     else:
         section.say("Nothing to compare: no two arms were evaluated on the same data.")
     reference = _reference(evidence)
@@ -225,14 +226,6 @@ def _opponents(comparisons: Sequence[Contrast]) -> list[str]:
     return list(dict.fromkeys(c.b.arm for c in comparisons))
 
 
-def _told(comparisons: Sequence[Contrast], b: str) -> list[Contrast]:
-    """Those with `b`, at each data set's lowest temperature."""
-    lowest: dict[str, float] = {}
-    for c in comparisons:
-        lowest[c.a.data] = min(c.a.temperature, lowest.get(c.a.data, c.a.temperature))
-    return [c for c in comparisons if c.b.arm == b and c.a.temperature == lowest[c.a.data]]
-
-
 def _against(b: str) -> str:
     return "the base" if b == BASE else b
 
@@ -243,7 +236,7 @@ def _figure(comparisons: Sequence[Contrast], looks: dict[str, Style]) -> Figure:
     panels: dict[str, dict[str, list[Dot]]] = {}
     for b in _opponents(comparisons):
         rows = panels.setdefault(f"against {_against(b)}", {})
-        for c in sorted(_told(comparisons, b), key=lambda c: c.a.data):
+        for c in sorted((c for c in comparisons if c.b.arm == b), key=lambda c: c.a.data):
             d = c.difference
             name = f"{c.a.arm} on {c.a.data}" if several else c.a.arm
             dot = Dot(c.a.arm, d.value, (d.low, d.high), is_hollow=c.measure == "lenient")

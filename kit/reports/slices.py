@@ -16,10 +16,11 @@ DRAWN = 15  # slices in a figure, the largest; the table has all
 def describe_slices(
     evidence: Evidence, scores: Sequence[Score], looks: dict[str, Style]
 ) -> Section:
-    """At each data set's lowest temperature."""
+    """At the temperature at which each data set's answers are told."""
     section = Section("Kinds of problems and reasoning")
     for data in evidence.data:
-        here = lowest([score for score in scores if score.data == data])
+        told = evidence.told_temperature(data)
+        here = [s for s in scores if s.data == data and s.temperature == told]
         for kind in ("category", "difficulty"):
             section.blocks.extend(_by_slice(data, kind, here, looks))
         if any(score.figures["reasoning"] for score in here):
@@ -27,12 +28,6 @@ def describe_slices(
     if not section.blocks:
         section.say("No categories, difficulties or measures of reasoning yet.")
     return section
-
-
-def lowest(scores: Sequence[Score]) -> list[Score]:
-    """Those at the lowest temperature."""
-    temperature = min((score.temperature for score in scores), default=None)
-    return [score for score in scores if score.temperature == temperature]
 
 
 def _by_slice(

@@ -484,6 +484,29 @@ def test_every_arm_is_compared_with_the_base(tmp_path):
 # --- the paper ------------------------------------------------------------------------------------
 
 
+def test_told_is_a_temperature_that_all_arms_have_and_the_others_are_named(tmp_path):
+    verdicts = {"clip": {0.4: first(20)}, "pspo": {0.0: first(10), 0.4: first(30)}}
+    for region, by_temperature in verdicts.items():
+        folder = write_run(tmp_path / region, region=region)
+        write_result(folder / "eval", by_temperature, data="d", categories=["sums"] * 40)
+    write_result(tmp_path / "pspo" / "eval", {0.0: first(10)}, data="other")
+    write_result(tmp_path / "base" / "eval", {0.0: first(5), 0.4: first(5)}, data="d", adapter=None)
+    paths = [tmp_path / name for name in ("clip", "pspo", "base")]
+    text = (report(paths, tmp_path / "report") / "report.md").read_text()
+    answers = text.partition("## Answers")[2].partition("\n## ")[0]
+    assert "pspo adapter is higher than the clip adapter on d (strict, temperature 0.4)" in answers
+    assert "pspo adapter is higher than the base on d (strict, temperature 0.4)" in answers
+    assert "greedy)" not in answers
+    assert "Strict accuracy on d by category, temperature 0.4, %" in text
+    assert "other: not evaluated of clip" in answers
+    assert "d, greedy: not measured of clip, so temperature 0.4 is told" in answers
+
+
+def test_what_all_arms_have_needs_no_words(tmp_path):
+    paths = write_arms(tmp_path, {"clip": [20], "pspo": [30]}, base=10)
+    assert collect(paths).remarks == []
+
+
 def paper_run(root: Path, recipe: str, overrides: Sequence[str] = (), cap: int = 128) -> Path:
     values = load_config(ROOT / "configs" / recipe, list(overrides)).model_dump(mode="json")
     values.pop("output")
