@@ -16,7 +16,7 @@ from torch.nn.functional import rms_norm
 
 from kit.model.attention import grouped_attention
 from kit.model.caches import StaticCache
-from kit.model.siblings import side_by_side
+from kit.model.siblings import one_by_one, side_by_side
 
 
 class OneToken:
@@ -45,7 +45,8 @@ class Layer:
         self.norms = layer.input_layernorm, layer.post_attention_layernorm
         self.qkv = side_by_side([attention.q_proj, attention.k_proj, attention.v_proj])
         self.out = attention.o_proj
-        self.gate_up = side_by_side([mlp.gate_proj, mlp.up_proj])
+        # gelu and others round by how their numbers lie in memory
+        self.gate_up = one_by_one([mlp.gate_proj, mlp.up_proj])
         self.activate, self.down = mlp.act_fn, mlp.down_proj
         self.number = attention.layer_idx
         self.width, self.scaling = attention.head_dim, attention.scaling
@@ -57,7 +58,7 @@ class Layer:
     ) -> Tensor:
         """(R, 1, hidden) -> the same."""
         hidden = hidden + self.attend(normed(hidden, self.norms[0]), turn, cache, mask)
-        gate, up = self.gate_up(normed(hidden, self.norms[1])).chunk(2, -1)
+        gate, up = self.gate_up(normed(hidden, self.norms[1]))
         return hidden + self.down(self.activate(gate) * up)
 
     def attend(

@@ -74,12 +74,26 @@ def apart(modules: Iterable[nn.Module]) -> None:
 
 def side_by_side(modules: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
     """A function that computes what a group does, (…, O), in memory of its own."""
-    computing = [vars(module).get("forward") for module in modules]
-    if isinstance(computing[0], Part):
-        joint = computing[0].joint
-        # of a packed group, those that have adapters do not take part
-        if computing == [Part(joint, number) for number in range(len(joint.widths))]:
-            return joint.compute
+    if joint := _joined(modules):
+        return joint.compute
     if len(modules) == 1:
         return modules[0]
     return lambda x: torch.cat([module(x) for module in modules], dim=-1)
+
+
+def one_by_one(modules: Sequence[nn.Module]) -> Callable[[Tensor], Sequence[Tensor]]:
+    """The same, what each module gives by itself, laid out in memory as it gives it."""
+    if joint := _joined(modules):
+        return lambda x: joint.compute(x).split(joint.widths, dim=-1)
+    return lambda x: [module(x) for module in modules]
+
+
+def _joined(modules: Sequence[nn.Module]) -> Joint | None:
+    """What computes exactly these together."""
+    computing = [vars(module).get("forward") for module in modules]
+    if not isinstance(computing[0], Part):
+        return None
+    joint = computing[0].joint
+    # of a packed group, those that have adapters do not take part
+    parts = [Part(joint, number) for number in range(len(joint.widths))]
+    return joint if computing == parts else None

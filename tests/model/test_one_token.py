@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import pytest
@@ -34,8 +35,10 @@ def read(monkeypatch):
     return rows
 
 
-def loaded(folder, name, dtype="float32") -> Policy:
+def loaded(folder, name, dtype="float32", **changed) -> Policy:
     FAMILIES[name].save(folder)
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written | changed))
     settings = ModelConfig(id=str(folder), quantization="none", dtype=dtype)
     base = load_base(settings, torch.device("cpu"))
     torch.manual_seed(0)
@@ -66,6 +69,16 @@ def test_every_family_computes_what_the_library_computes(name, dtype, tmp_path, 
     monkeypatch.setattr(Policy, "_reader", lambda self: partial(_last_logits, self.causal))
     assert shorter == [answers(policy, *adapters) for adapters in rows]
     assert shorter[0] != shorter[1]
+
+
+def test_gelu_computes_to_the_bit_too(tmp_path, monkeypatch, read):
+    policy = loaded(tmp_path, "qwen2", hidden_act="gelu")
+    for layer in policy.causal.model.layers:
+        layer.mlp.gate_proj.weight.data *= 30  # random weights are too small to leave gelu's middle
+    shorter = answers(policy, BASE)
+    assert read
+    monkeypatch.setattr(Policy, "_reader", lambda self: partial(_last_logits, self.causal))
+    assert shorter == answers(policy, BASE)
 
 
 @pytest.mark.parametrize("dequantize", ["always", "never"])
