@@ -27,6 +27,7 @@ _train, _measure, _adapters, _look = (
 _Flag = partial(Option, metavar="")
 _Folder = partial(Option, metavar="FOLDER")
 _File = partial(Option, metavar="FILE")
+_Output = partial(Option, "--output", "-o", metavar="FOLDER")
 
 Configs = Annotated[
     list[str], Argument(metavar="CONFIG | key=value", help="YAML recipe or run folder; overrides")
@@ -38,7 +39,7 @@ Adapter = Annotated[
     str, Argument(metavar="RUN_OR_ADAPTER", help="run folder, adapter folder or hub id")
 ]
 DataDir = Annotated[str | None, _Folder(help="local copies of data sets (<name>/<split>.jsonl)")]
-NewFolder = Annotated[Path, _Folder("--output", "-o", help="must not be there yet")]
+NewFolder = Annotated[Path, _Output(help="must not be there yet")]
 
 
 @_train(short_help="train an adapter as a configuration says")
@@ -75,7 +76,7 @@ def compare(
     vary: Annotated[str, Option(metavar="FIELDS", help="also may differ, with commas")] = "",
     data: Annotated[str, Option(help="to evaluate on; without, the one trained on")] = "",
     data_dir: DataDir = None,
-    output: Annotated[Path, _Folder(help="of the comparison")] = Path("runs/compare"),
+    output: Annotated[Path, _Output(help="of the comparison")] = Path("runs/compare"),
 ) -> None:
     """Train every configuration with every seed, all of a seed together on one base and the same
     problems, then evaluate base and adapters. Arms may differ in objective.* alone unless --vary
@@ -111,9 +112,7 @@ def compare(
 def study(
     context: typer.Context,
     file: Annotated[Path, Argument(metavar="FILE", help="what is to be done, as YAML")],
-    output: Annotated[
-        Path | None, _Folder("--output", "-o", help="default: runs/<name of the file>")
-    ] = None,
+    output: Annotated[Path | None, _Output(help="default: runs/<name of the file>")] = None,
     budget: Annotated[
         str | None, Option(metavar="TIME", help="begin no more runs after 3h, 90m, 1h30m")
     ] = None,
@@ -162,8 +161,8 @@ def estimate(
     as_json: Annotated[bool, _Flag("--json", help="print JSON, in bytes and seconds")] = False,
 ) -> None:
     """Say part by part what kit train would need on a GPU, and which overrides make it fit; of
-    several recipes, what kit compare needs to train them together. The exit status is 1 when it
-    does not fit.
+    several recipes, what kit compare needs to train them together, in whatever --vary lets them
+    differ. The exit status is 1 when it does not fit.
     """
     recipes, overrides = _split(targets)
     if len(recipes) > 1:
@@ -189,7 +188,7 @@ def doctor(
         str | None, _File(help="recipe or run folder whose step is taken (default: Qwen2.5-0.5B)")
     ] = None,
     quick: Annotated[bool, _Flag("--quick", help="two minutes instead of ten")] = False,
-    output: Annotated[Path, _Folder("--output", "-o", help="of the report")] = Path("runs/doctor"),
+    output: Annotated[Path, _Output(help="of the report")] = Path("runs/doctor"),
 ) -> None:
     """Look at versions, driver and card, measure what only the card can tell, and take one step
     of a recipe; writes doctor.json and doctor.md, which hold no paths, names or tokens. The exit
@@ -221,7 +220,7 @@ def regions(plot: Annotated[Path | None, _Folder(help="draw them too, as SVG")] 
 
 
 @_train()
-def demo(output: Annotated[Path, _Folder(help="of its runs")] = Path("runs/demo")) -> None:
+def demo(output: Annotated[Path, _Output(help="of its runs")] = Path("runs/demo")) -> None:
     """train and compare clip, clip-zero, noclip and pspo on an embedded model"""
     from kit.demo import demo
 
@@ -286,7 +285,7 @@ def evaluate(
 @_measure(short_help="tables, plots and paired statistics of runs and comparisons")
 def report(
     paths: Annotated[list[str], Argument(metavar="RUN_OR_COMPARISON")],
-    output: Annotated[Path | None, _Folder(help="default: <first path>/report")] = None,
+    output: Annotated[Path | None, _Output(help="default: <first path>/report")] = None,
     votes: Annotated[list[Path] | None, _File(help="blind votes of the app")] = None,
     judge: Annotated[list[Path] | None, _File(help="a summary that kit judge wrote")] = None,
     paper: Annotated[
@@ -311,7 +310,8 @@ def judge(
     tag: Annotated[str | None, Option(help="of the results")] = None,
     limit: Annotated[int | None, Option(help="only this many problems")] = None,
     output: Annotated[
-        Path | None, Option(help="default: runs/judge/<data>[.<tag>].<left>[.<right>]")
+        Path | None,
+        _Output(metavar="PATH", help="default: runs/judge/<data>[.<tag>].<left>[.<right>]"),
     ] = None,
 ) -> None:
     """Judge completions that kit evaluate wrote, by a model behind an OpenAI-compatible endpoint
@@ -361,7 +361,7 @@ def preferences(
     sources: Annotated[
         list[str], Option("--from", metavar="SOURCE", help="votes.jsonl, a run, eval/*.jsonl, …")
     ],
-    output: Annotated[Path, _File("--output", "-o", help="must not be there yet")],
+    output: Annotated[Path, _Output(metavar="FILE", help="must not be there yet")],
     more: Annotated[
         list[str] | None, Argument(metavar="SOURCE", help="further ones, as from eval/*.jsonl")
     ] = None,

@@ -79,6 +79,7 @@ def test_every_command_explains_itself_and_may_be_verbose(capsys, command):
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert f"Usage: kit {command} [OPTIONS]" in shown and "--verbose" in shown
+    assert ("--output" in shown) == bool(re.search(r"--output +-o ", shown))
 
 
 def test_version(capsys):
