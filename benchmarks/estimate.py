@@ -27,8 +27,9 @@ from transformers import DynamicCache
 
 from kit.config import Config
 from kit.estimate.memory import GIB, Memory, Wave, lora_size
-from kit.model.base import Base, dequantized, load_base
+from kit.model.base import Base, load_base
 from kit.model.batching import make_batch
+from kit.model.dequantized import dequantized
 from kit.model.draw import choose
 from kit.model.lora import add_lora
 from kit.model.policy import Policy

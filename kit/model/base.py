@@ -5,42 +5,26 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
 from peft import import_utils
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from kit.config import ModelConfig
-from kit.errors import (
-    ModelError,
-    OutOfMemoryError,
-    first_line,
-    is_out_of_memory,
-    room_for,
-)
+from kit.errors import ModelError, first_line, is_out_of_memory
 from kit.model.attention import suits, use_grouped
 from kit.model.finite import watched
 from kit.model.graphs import Replay
-from kit.model.hardware import (
-    MAKE_ROOM,
-    Hardware,
-    choose_hardware,
-    empty_cache,
-    free_memory,
-    no_room,
-)
-from kit.model.siblings import apart, join, siblings
+from kit.model.hardware import MAKE_ROOM, Hardware, choose_hardware, no_room
 from kit.model.tokenizer import end_of_turn, prepare_tokenizer, prompt_ids, stop_ids
 from kit.model.unsloth import Unsloth, check_unpatched, load_unsloth
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +67,7 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
     quantization = _quantization(config, hardware)
     if quantization is None:
         check_torchao()
-    unsloth = None
-    try:
+    with _explained(config.id):
         settings = AutoConfig.from_pretrained(source, revision=config.revision)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
         # a checkpoint's own note of an earlier quantization would override ours
@@ -92,45 +75,7 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
             raise ModelError(
                 f"{config.id} is already quantized; give the id of its full-precision weights"
             )
-        if hardware.backend == "unsloth":
-            try:
-                model, unsloth = load_unsloth(config, source, settings, quantization, hardware)
-            except ModelError as error:
-                if config.backend == "unsloth":
-                    raise
-                log.warning("using transformers instead of unsloth: %s", error)
-                hardware = hardware.without_unsloth(str(error))
-        if unsloth is None:
-            model = AutoModelForCausalLM.from_pretrained(
-                source,
-                revision=config.revision,
-                dtype=hardware.dtype,
-                attn_implementation=hardware.attention,
-                quantization_config=quantization,
-                device_map={"": hardware.device},
-                low_cpu_mem_usage=True,
-            )
-            check_unpatched(model)
-            if config.attention == "auto" and suits(settings):
-                use_grouped(model)
-                hardware = hardware.grouped()
-    except ModelError:
-        raise
-    except (OSError, HFValidationError, ValueError, RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise no_room(config.id, error) from error
-        if "automatic conversion of the weights" in str(error):  # no more than that is in it
-            raise ModelError(
-                f"cannot load the base model {config.id!r}: its weights could not be put in place "
-                f"(the report above says why); if memory ran out, {MAKE_ROOM}"
-            ) from error
-        if isinstance(error, RuntimeError):
-            raise
-        reason = first_line(error)
-        raise ModelError(
-            f"cannot load the base model {config.id!r}: {reason} "
-            "Check the id, the network and (for gated models) your hub login, or give a folder."
-        ) from error
+        model, unsloth, hardware = _load_model(config, settings, quantization, hardware)
     model.requires_grad_(False)
     model.eval()
     use_exact_kernels(model)  # before anything is computed
@@ -156,6 +101,61 @@ def load_base(config: ModelConfig, device: torch.device | None = None) -> Base:
     )
 
 
+def _load_model(
+    config: ModelConfig,
+    settings: PreTrainedConfig,
+    quantization: BitsAndBytesConfig | None,
+    hardware: Hardware,
+) -> tuple[PreTrainedModel, Unsloth | None, Hardware]:
+    """The model, what Unsloth brings where it is of Unsloth, and the hardware as it is used."""
+    if hardware.backend == "unsloth":
+        try:
+            loaded = load_unsloth(config, config.source, settings, quantization, hardware)
+            return *loaded, hardware
+        except ModelError as error:
+            if config.backend == "unsloth":
+                raise
+            log.warning("using transformers instead of unsloth: %s", error)
+            hardware = hardware.without_unsloth(str(error))
+    model = AutoModelForCausalLM.from_pretrained(
+        config.source,
+        revision=config.revision,
+        dtype=hardware.dtype,
+        attn_implementation=hardware.attention,
+        quantization_config=quantization,
+        device_map={"": hardware.device},
+        low_cpu_mem_usage=True,
+    )
+    check_unpatched(model)
+    if config.attention == "auto" and suits(settings):
+        use_grouped(model)
+        hardware = hardware.grouped()
+    return model, None, hardware
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """ModelError, with what to do, for what libraries raise while they load a base."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except (OSError, HFValidationError, ValueError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise no_room(name, error) from error
+        if "automatic conversion of the weights" in str(error):  # no more than that is in it
+            raise ModelError(
+                f"cannot load the base model {name!r}: its weights could not be put in place "
+                f"(the report above says why); if memory ran out, {MAKE_ROOM}"
+            ) from error
+        if isinstance(error, RuntimeError):
+            raise
+        raise ModelError(
+            f"cannot load the base model {name!r}: {first_line(error)} "
+            "Check the id, the network and (for gated models) your hub login, or give a folder."
+        ) from error
+
+
 def check_torchao() -> None:
     """ModelError for a torchao that PEFT refuses to put LoRA beside, though nothing here uses it.
 
@@ -167,66 +167,6 @@ def check_torchao() -> None:
         raise ModelError(
             f"{first_line(error)}; update it (pip install -U torchao) or uninstall it"
         ) from error
-
-
-@contextmanager
-def dequantized(model: torch.nn.Module, mode: str, hardware: Hardware) -> Iterator[bool]:
-    """Hold the 4-bit weights in compute precision while inside: same numbers, faster decoding.
-
-    A 4-bit layer unpacks its weight on every call, which for one-token decoding costs more than
-    the product itself. `mode` is RolloutConfig.dequantize; with `auto` this happens only when the
-    copy takes less than a third of the free memory. Yields whether it was done.
-
-    Raises OutOfMemoryError when the copy does not fit after all and `mode` is `always`.
-    """
-    import bitsandbytes as bnb
-
-    groups = siblings(model, bnb.nn.Linear4bit)
-    layers = [layer for group in groups for layer in group]
-    size = sum(m.weight.quant_state.shape.numel() for m in layers) * hardware.dtype.itemsize
-    done = bool(layers) and (
-        mode == "always" or (mode == "auto" and size < free_memory(hardware.device) / 3)
-    )
-    try:
-        if done:
-            with room_for("unpacking the 4-bit weights", "set rollout.dequantize=never"):
-                for group in groups:
-                    dense = partial(_dense_forward, *_unpacked(group, hardware.dtype))
-                    join(group, dense, [layer.out_features for layer in group])
-    except OutOfMemoryError as error:
-        apart(layers)
-        empty_cache(hardware.device)
-        if mode == "always":
-            raise
-        log.warning("decoding from packed weights, which is slower: %s", error)
-        done = False
-    try:
-        yield done
-    finally:
-        apart(layers)
-
-
-def _unpacked(layers: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """The weights (O, in) and biases (O,) of layers that read the same input, side by side."""
-    from bitsandbytes.functional import dequantize_4bit
-
-    first, heights = layers[0], [layer.out_features for layer in layers]
-    weight = torch.empty(sum(heights), first.in_features, dtype=dtype, device=first.weight.device)
-    for layer, part in zip(layers, weight.split(heights), strict=True):
-        part.copy_(dequantize_4bit(layer.weight.data, layer.weight.quant_state))
-    if all(layer.bias is None for layer in layers):
-        return weight, None
-    zeros = weight.new_zeros
-    return weight, torch.cat(
-        [
-            zeros(height) if layer.bias is None else layer.bias
-            for layer, height in zip(layers, heights, strict=True)
-        ]
-    )
-
-
-def _dense_forward(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    return torch.nn.functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
 
 def _quantization(config: ModelConfig, hardware: Hardware) -> BitsAndBytesConfig | None:

@@ -16,8 +16,8 @@ from operator import itemgetter
 import torch
 
 from kit.errors import ModelError, OutOfMemoryError, is_out_of_memory
-from kit.model.base import dequantized
 from kit.model.decoding import Decoding, decode, pace_of
+from kit.model.dequantized import dequantized
 from kit.model.hardware import empty_cache, free_memory
 from kit.model.policy import Policy
 from kit.model.requests import Request, Sampling

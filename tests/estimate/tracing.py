@@ -27,9 +27,10 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 from kit.config import Config
 from kit.estimate.memory import group_size
 from kit.model.attention import use_grouped
-from kit.model.base import Base, dequantized
+from kit.model.base import Base
 from kit.model.caches import StaticCache
 from kit.model.decoding import Decoding, pace_of
+from kit.model.dequantized import dequantized
 from kit.model.graphs import Player
 from kit.model.hardware import Hardware
 from kit.model.lora import add_lora

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from kit.adapters.save import save_adapter
 from kit.config import EMBEDDED_PATH, LoraConfig, ModelConfig
 from kit.errors import AdapterError, ModelError
-from kit.model.base import dequantized, load_base
+from kit.model.base import load_base
+from kit.model.dequantized import dequantized
 from kit.model.hardware import choose_hardware, peak_memory_mb, reset_peak_memory
 from kit.model.lora import add_lora, load_adapters
 from kit.model.policy import BASE, Policy
@@ -298,7 +299,7 @@ def test_dequantized_is_exact_and_undone(base):
 
 
 def test_dequantized_needs_room(base, monkeypatch):
-    monkeypatch.setattr("kit.model.base.free_memory", lambda device: 1000)
+    monkeypatch.setattr("kit.model.dequantized.free_memory", lambda device: 1000)
     with dequantized(base.model, "auto", base.hardware) as done:
         assert not done
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from kit.config import LoraConfig
 from kit.errors import ModelError
-from kit.model.base import dequantized
+from kit.model.dequantized import dequantized
 from kit.model.lora import add_lora
 from kit.model.mixed_lora import _of_any, _of_tokens, is_plain, mixed_lora
 from kit.model.policy import BASE, Policy

@@ -40,8 +40,9 @@ from kit.evaluation.results import read_rows
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject
 from kit.model import decoding, rollout
-from kit.model.base import _check_supported, dequantized
+from kit.model.base import _check_supported
 from kit.model.decoding import Buffers
+from kit.model.dequantized import dequantized
 from kit.model.draw import Chosen, choose
 from kit.model.finite import first_bad_weight, watched
 from kit.model.lora import TRAINED, add_lora

@@ -17,8 +17,9 @@ from kit.evaluation.benchmark import benchmark
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject
 from kit.model import base as base_module
-from kit.model.base import dequantized, load_base
+from kit.model.base import load_base
 from kit.model.batching import make_batch
+from kit.model.dequantized import dequantized
 from kit.model.lora import add_lora
 from kit.model.packing import Packed
 from kit.model.policy import Policy
