@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from kit.config import SYSTEM_PROMPT, ModelConfig
 from kit.errors import ConfigError
 from kit.evaluation.settings import EvalSettings
-from kit.recipe import listed, read_settings
+from kit.recipe import listed
+from kit.refusals import read_settings
 
 if TYPE_CHECKING:
     from kit.evaluation.results import Result

@@ -464,7 +464,7 @@ def push(
 def app(**given: Any) -> None:
     settings = from_arguments(**given)
     if not settings.runs.exists():
-        from kit.recipe import did_you_mean_path
+        from kit.spelling import did_you_mean_path
 
         near = did_you_mean_path(settings.runs)
         print(

@@ -21,7 +21,8 @@ from kit.evaluation.results import Result
 from kit.evaluation.settings import EvalSettings
 from kit.evaluation.subjects import Subject, data_config
 from kit.files import only_one, write_atomically
-from kit.recipe import listed, read_settings
+from kit.recipe import listed
+from kit.refusals import read_settings
 from kit.runs import LOCK, RunFolder, writing
 from kit.threads import check_one_process
 

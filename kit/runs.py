@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from kit.config import Config, read_yaml
+from kit.config import Config
 from kit.errors import (
     AdapterError,
     ConfigError,
@@ -31,6 +31,7 @@ from kit.reading import parse_json
 from kit.recipe import build_config
 from kit.run_json import NOT_STARTED, parse_description, status_of
 from kit.run_settings import binding_differences, binding_settings
+from kit.yaml_text import read_yaml
 
 log = logging.getLogger(__name__)
 

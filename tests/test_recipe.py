@@ -17,7 +17,8 @@ import pytest
 import kit.config
 from kit.config import TRUST_REGION_SETTINGS, Config, ObjectiveConfig, SettingsSection
 from kit.errors import ConfigError, KitError
-from kit.recipe import build_config, did_you_mean, differences, flatten, load_config
+from kit.recipe import build_config, differences, flatten, load_config
+from kit.spelling import did_you_mean
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p for p in (ROOT / "configs").glob("*.yaml") if not p.name.startswith("_"))

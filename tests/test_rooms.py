@@ -31,7 +31,8 @@ FLOORS = (
     (
         *("arms", "regions", "runs", "run_json", "run_settings", "manifest", "compare_json"),
         *("packages", "cards", "metrics"),
-        *("files", "reading", "recipe", "config", "guideline", "section"),
+        *("files", "reading", "yaml_text", "spelling", "recipe", "refusals", "config"),
+        *("guideline", "section"),
         *("stopping", "terminal", "errors", "threads"),
     ),
     ("assets", "__init__"),

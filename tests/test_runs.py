@@ -12,11 +12,12 @@ import pytest
 
 from kit import files
 from kit.compare_json import read_comparison
-from kit.config import Config, read_yaml
+from kit.config import Config
 from kit.errors import AdapterError, ConfigError, ResultsError, RunError, TrainingError
 from kit.recipe import build_config
 from kit.run_json import environment, this_process
 from kit.runs import RunFolder, check_has_adapter
+from kit.yaml_text import read_yaml
 
 PROBLEMS = {"question": ["3 + 4?", "5 - 2?"], "answer": ["7", "3"]}
 

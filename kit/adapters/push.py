@@ -16,8 +16,8 @@ from kit.config import EMBEDDED_PATHS
 from kit.errors import AdapterError
 from kit.model.adapter_files import ADAPTER_FILES, CARD
 from kit.model.base_files import BaseSource, base_of
-from kit.recipe import did_you_mean_path
 from kit.runs import RunFolder
+from kit.spelling import did_you_mean_path
 
 
 @dataclass(frozen=True, slots=True)

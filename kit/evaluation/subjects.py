@@ -16,7 +16,7 @@ from kit.evaluation.compared import compared_by, compared_ids
 from kit.guideline import Guideline
 from kit.model.adapter_files import read_adapter_config, suggesting
 from kit.model.base_files import base_of
-from kit.recipe import read_settings
+from kit.refusals import read_settings
 from kit.runs import RunFolder, check_has_adapter, lineage
 from kit.tasks.problems import ProblemSet, load_problems, same_question, split_validation
 from kit.tasks.sources import is_task

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from kit.errors import AdapterError
 from kit.reading import parse_json
-from kit.recipe import did_you_mean_path
+from kit.spelling import did_you_mean_path
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

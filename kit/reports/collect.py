@@ -16,11 +16,12 @@ from kit.compare_json import read_comparison
 from kit.errors import ResultsError
 from kit.evaluation.results import Result, find_results
 from kit.reading import read_metrics
-from kit.recipe import did_you_mean_path, differences
+from kit.recipe import differences
 from kit.reports.evidence import BASE, Arm, Evidence, Measured, TrainedRun, check
 from kit.reports.figures import short_names
 from kit.reports.scores import label
 from kit.runs import RunFolder
+from kit.spelling import did_you_mean_path
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,21 +11,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from kit.config import (
-    TRUST_REGION_SETTINGS,
-    Config,
-    NonNegativeInt,
-    PositiveInt,
-    SettingsSection,
-    read_yaml,
-)
+from kit.config import TRUST_REGION_SETTINGS, Config, NonNegativeInt, PositiveInt, SettingsSection
 from kit.errors import ConfigError, RunError
 from kit.estimate.fit import check_budget
 from kit.evaluation.settings import EvalSettings, Temperature
 from kit.files import only_one, write_atomically
 from kit.reading import parse_json
-from kit.recipe import build_config, flatten, load_config, read_layers, read_settings
+from kit.recipe import build_config, flatten, load_config, read_layers
+from kit.refusals import read_settings
 from kit.runs import LOCK, writing
+from kit.yaml_text import read_yaml
 
 NAME = "study.json"
 SCHEMA = 1  # of study.json, raised when a field changes its meaning

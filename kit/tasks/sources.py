@@ -16,7 +16,7 @@ from typing import Any
 
 from kit.config import READERS, AnswerKind, DataConfig
 from kit.errors import DataError
-from kit.recipe import did_you_mean, did_you_mean_path
+from kit.spelling import did_you_mean, did_you_mean_path
 from kit.tasks.answers import parse_number
 from kit.tasks.splits import Role, read_file, read_split
 from kit.tasks.verifiers import NumberVerifier, TaskVerifier, Verifier

@@ -18,10 +18,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from kit.app.options import AppOptions
-from kit.config import Config, read_yaml
+from kit.config import Config
 from kit.errors import AdapterError, ConfigError, KitError, first_line
 from kit.model.adapter_files import CONFIG, WEIGHTS, check_leaves_base, read_adapter_config
 from kit.recipe import build_config
+from kit.yaml_text import read_yaml
 
 MAX_PATH = 1024  # bytes of a path typed into the page
 MAX_NAME = 255  # bytes of one of its parts, as file systems have it
