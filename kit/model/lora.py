@@ -125,8 +125,8 @@ def check_adapter(base: Base, source: str) -> tuple[PeftLoraConfig, Path]:
     on_cpu = base.hardware.device.type == "cpu"
     if settings.get("use_dora") and on_cpu and getattr(base.model, "is_loaded_in_8bit", False):
         raise AdapterError(
-            f"the adapter {source} is DoRA, which bitsandbytes cannot compute beside weights in "
-            "int8 on a CPU; set model.quantization to nf4 or none, or use a GPU"
+            f"the adapter {source} is DoRA, which PEFT cannot compute beside weights in int8 on a "
+            "CPU; set model.quantization to nf4 or none, or use a GPU"
         )
     modules = adapted_modules(source, settings, weights)
     heads = [n for n, m in base.model.named_modules() if m is base.model.get_output_embeddings()]

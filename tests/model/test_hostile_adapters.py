@@ -316,7 +316,7 @@ def test_files_that_are_none(own_base, good, expected, hostile, part, data):
 
 
 def test_dora_beside_8_bit_weights_is_refused_on_a_cpu(hostile):
-    """bitsandbytes unpacks them as PEFT asks it to, and then finds none of their scales."""
+    """To unpack them there PEFT makes a copy of the weights, which lacks their scales."""
     int8 = load_base(ModelConfig(id="embedded", quantization="int8"), torch.device("cpu"))
     message = r"int8 on a CPU.*set model.quantization to nf4 or none"
     refused(int8, hostile({"use_dora": True}), message)
