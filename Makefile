@@ -7,8 +7,8 @@
 # make fuzz    the property tests, with twenty times the cases and new ones on every run
 # make mutants faults put into the pure modules, which their tests must notice
 # make faults  a hundred kills and full disks, after each of which everything must go on
-# make bench   speed against TRL, transformers and the kit itself, into build/bench: an hour or so;
-#              BENCH=--quick takes a few minutes, BENCH="--only rollout --output FOLDER" a part
+# make bench   speed against TRL, transformers and the kit itself, into build/bench: half an hour
+#              on a CPU; BENCH=--quick takes minutes, BENCH="--only rollout --output FOLDER" a part
 # Each makes .venv first when it is missing. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
