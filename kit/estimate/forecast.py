@@ -22,6 +22,18 @@ from kit.estimate.memory import GIB, Memory, Phase
 from kit.estimate.times import FAST, LIKELY, SLOW, step_seconds
 from kit.model.shape import find_shape
 
+WORTH = 0.95  # of a step's likely time, below which another setting is worth a line
+SPARE = 0.9  # of a GPU's memory, which can be spent
+
+
+@dataclass(frozen=True, slots=True)
+class Faster:
+    """A setting that trades memory for time, with the same results."""
+
+    override: str
+    peak: int  # bytes
+    step: float  # likely seconds
+
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
@@ -39,6 +51,7 @@ class Forecast:
     seconds: dict[str, tuple[float, float]]  # empty where the GPU's speed is not known
     likely: dict[str, float]  # seconds, likewise
     chosen: dict[str, Any]  # settings that memory_budget settled; empty without one
+    faster: Faster | None = None  # what more of the memory would buy
 
     @property
     def peak(self) -> int:
@@ -122,8 +135,18 @@ class Forecast:
                 f"groups teach, {FAST.flops:.0%} of the peak arithmetic",
                 f"  likely: {LIKELY.length:.0%}, {LIKELY.signal:.0%} and {LIKELY.flops:.0%}",
                 f"  most: every text at its limit, every group teaches, {SLOW.flops:.0%} of it",
+                *self._faster(),
             ]
         )
+
+    def _faster(self) -> list[str]:
+        if self.faster is None:
+            return []
+        return [
+            f"Faster, with the same results: {self.faster.override} takes "
+            f"{_gib(self.faster.peak)} GiB, and a step likely {self.faster.step:.1f} s instead of "
+            f"{self.likely['one step']:.1f} s."
+        ]
 
 
 def estimate(config: Config, gpu: str | None = None, others: Sequence[Config] = ()) -> Forecast:
@@ -156,7 +179,24 @@ def estimate(config: Config, gpu: str | None = None, others: Sequence[Config] = 
         likely={name: likely for name, (_, likely, _) in seconds.items()},
         chosen=chosen(config) if config.memory_budget else {},
     )
-    return found if found.fits else replace(found, advice=tuple(advise(memory)))
+    if not found.fits:
+        return replace(found, advice=tuple(advise(memory)))
+    return replace(found, faster=_faster(found, config, gpu, others))
+
+
+def _faster(
+    found: Forecast, config: Config, gpu: str | None, others: Sequence[Config]
+) -> Faster | None:
+    """What a memory_budget of nearly all there is would buy, where it is worth it."""
+    room = int(SPARE * found.gpu.memory / GIB)
+    if config.memory_budget or not found.likely or found.peak > room * GIB:
+        return None
+    budget = f"{room}GiB"
+    within = [arm.model_copy(update={"memory_budget": budget}) for arm in (config, *others)]
+    larger = estimate(within[0], gpu, within[1:])
+    if larger.likely["one step"] > WORTH * found.likely["one step"]:
+        return None
+    return Faster(f"memory_budget={budget}", larger.peak, larger.likely["one step"])
 
 
 def _gib(size: int) -> str:

@@ -661,6 +661,23 @@ def test_arms_that_train_together():
         estimate(budget, "T4", [budget])
 
 
+def test_what_more_memory_would_buy_is_said():
+    recipe = load_config(RECIPE)
+    found = estimate(recipe, "T4")  # 14.56 GiB, nine tenths of which are 13.1
+    assert found.faster is not None and found.faster.override == "memory_budget=13GiB"
+    within = estimate(load_config(RECIPE, [found.faster.override]), "T4")
+    assert within.chosen["model.gradient_checkpointing"] is False
+    assert found.faster.step == within.likely["one step"] < 0.95 * found.likely["one step"]
+    assert found.faster.peak == within.peak < 13 * 2**30
+    said = str(found).splitlines()[-1]
+    assert said.startswith("Faster, with the same results: memory_budget=13GiB takes ")
+    assert found.record()["faster"]["override"] == "memory_budget=13GiB"
+    # who has said what to spend is told nothing, nor who has nothing to spend or nothing to gain
+    assert within.faster is None and "Faster" not in str(within)
+    assert estimate(recipe, "4").faster is None
+    assert estimate(recipe, "4090").faster is None  # which has room for all activations
+
+
 def test_the_command_takes_the_arms_of_a_comparison(capsys):
     recipes = [str(RECIPE.with_name(f"qwen2.5-0.5b-{arm}.yaml")) for arm in ("clip", "pspo")]
     assert main(["estimate", *recipes, "--gpu", "3060", "train.steps=10"]) == 0
