@@ -14,7 +14,8 @@ from kit.app import inert, parts
 from kit.app.api import Api
 from kit.app.browse import view as browse_view
 from kit.app.compare import ratios, reader
-from kit.app.compare.view import MODEL, CompareView
+from kit.app.compare.view import CompareView
+from kit.app.compare.wiring import MODEL, Wiring
 from kit.app.doors import PER_ADDRESS, WINDOW, Doors
 from kit.app.library.adapters import find
 from kit.app.options import AppOptions
@@ -61,6 +62,7 @@ def build(desk: Session) -> gr.Blocks:
         with gr.Tabs(elem_id="kit-tabs") as tabs:
             with gr.Tab("Compare", id=COMPARE, elem_id="kit-compare"):
                 compare = CompareView(desk, pair)
+                events = Wiring(compare)
             with gr.Tab("Browse", id=BROWSE) as browse_tab:
                 browse = browse_view.build(desk.options, pair, compare.reading)
                 browse.refresh_on(browse_tab.select)
@@ -69,9 +71,7 @@ def build(desk: Session) -> gr.Blocks:
             with gr.Tab("Report", id=REPORT):
                 report_view.build(desk.options)
         for picked in browse.picked:
-            compare.read_after(picked).then(
-                lambda: gr.update(selected=COMPARE), None, tabs, **QUIET
-            )
+            events.read_after(picked).then(lambda: gr.update(selected=COMPARE), None, tabs, **QUIET)
     return page
 
 

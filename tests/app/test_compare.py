@@ -19,6 +19,9 @@ import pytest
 from kit.app import session as desk_module
 from kit.app.compare.analysis_view import TO_BASE, _pictures
 from kit.app.compare.comparison import Answer, Comparison, Shown, finish, to_pair
+from kit.app.compare.read_events import ReadEvents
+from kit.app.compare.run_events import RunEvents
+from kit.app.compare.score_events import ScoreEvents
 from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT
 from kit.app.compare.tokens import ScoredAnswer, Token
 from kit.app.compare.view import CompareView
@@ -55,8 +58,9 @@ def values_of(view, **changes):
 
 def pick(view, shown, number):
     """What a click on a sample's dot shows."""
-    controls = [control.value for control in view.reader.controls]
-    return view._pick_sample(SimpleNamespace(sample=number), shown, *controls)
+    values = {control: control.value for control in view.reader.controls}
+    event = SimpleNamespace(sample=number)
+    return ScoreEvents(view).pick_sample(values | {view.shown: shown}, event)
 
 
 def spelled(page, view):
@@ -72,7 +76,8 @@ def scores_of(**logprobs):
 def written(view, samples=1, **changes):
     """A comparison as it is while the answers are being written."""
     temperature = 1.0 if samples > 1 else 0.0
-    setup = view._setup(values_of(view, samples=samples, temperature=temperature, **changes))
+    values = values_of(view, samples=samples, temperature=temperature, **changes)
+    setup = RunEvents(view).setup(values)
     answers = {
         side: tuple(
             Answer(Completion([1, 2], [-0.5, -1.5], False, f"{TEXTS[side]}{'0' * i}"), 0.5)
@@ -91,7 +96,7 @@ def finished(view, **changes):
 def run(view, values):
     """What the page shows at the end of a run."""
     page = {}
-    for update in view._run(values, REQUEST):
+    for update in RunEvents(view).run(values, REQUEST):
         page |= update
     return page
 
@@ -179,9 +184,9 @@ def test_stopped_answers_are_neither_voted_on_nor_exported(view, monkeypatch):
 def test_the_bases_column_is_closed_until_the_vote(view, monkeypatch):
     comes(view, monkeypatch, written(view, with_base=True), finished(view, with_base=True))
     values = values_of(view, with_base=True, blind=True)
-    for update in view._run(values, REQUEST):
+    for update in RunEvents(view).run(values, REQUEST):
         assert "kit-is-base" not in update[view.reader.heads] + update.get(view.reader.text, "")
-    voted = view._show(replace(update[view.shown], vote="left"), None, values)
+    voted = view.show(replace(update[view.shown], vote="left"), None, values)
     assert "kit-is-base" in voted[view.reader.heads] and "#### 9" in spelled(voted, view)
 
 
@@ -198,15 +203,14 @@ def test_no_verdict_and_no_colour_tells_before_a_blind_vote(view, monkeypatch):
 def test_the_right_answer_waits_for_a_blind_vote(view, monkeypatch):
     comes(view, monkeypatch, finished(view))
     gold = view.problem.gold
-    assert view._blinded(values_of(view, blind=True))[gold] == gr.update(
-        elem_classes=["kit-unseen"]
-    )
-    page = run(view, values_of(view, blind=True))
+    events, blind = ReadEvents(view), values_of(view, blind=True)
+    assert events.blinded(blind)[gold] == gr.update(elem_classes=["kit-unseen"])
+    page = run(view, blind)
     assert page[gold] == gr.update(elem_classes=["kit-unseen"])
     voted = replace(page[view.shown], vote="left")
-    assert view._voted(values_of(view, blind=True), voted)[gold] == gr.update(elem_classes=[])
+    assert events.voted(blind, voted)[gold] == gr.update(elem_classes=[])
     assert run(view, values_of(view))[gold] == gr.update(elem_classes=[])
-    drawn = view._moving(1)(values_of(view, blind=True))[gold]
+    drawn = events.move(blind, 1)[gold]
     assert drawn["elem_classes"] == ["kit-unseen"] and drawn["value"]
 
 
@@ -245,7 +249,7 @@ def test_a_fault_of_the_app_is_no_secret_but_leaves_no_badge_waiting(view, monke
     comes(view, monkeypatch, *[written(view)] * said, error=ZeroDivisionError("a fault"))
     page = {}
     with pytest.raises(ZeroDivisionError):
-        for update in view._run(values_of(view), REQUEST):
+        for update in RunEvents(view).run(values_of(view), REQUEST):
             page |= update
     assert "waiting" not in page[view.reader.heads]
     assert ("kit-badge-right" in page[view.reader.heads]) == bool(said)

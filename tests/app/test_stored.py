@@ -15,8 +15,12 @@ import gradio as gr
 import pytest
 
 from kit.app.compare.comparison import Comparison
+from kit.app.compare.read_events import ReadEvents
+from kit.app.compare.run_events import RunEvents
+from kit.app.compare.score_events import ScoreEvents
 from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT
 from kit.app.compare.stored import Reading, open_reading
+from kit.app.compare.stored_page import StoredPage
 from kit.app.compare.tokens import ScoredAnswer, Token
 from kit.app.compare.view import CompareView
 from kit.app.library.adapters import Choice, find
@@ -78,13 +82,13 @@ def runs(tmp_path: Path) -> Path:
 def test_the_bases_stored_answer_stands_beside_the_pairs(runs: Path) -> None:
     view = view_on(runs)
     values = values_of(view, reading_of(runs))
-    update = view._based(values)
+    update = ReadEvents(view).based(values)
     assert spelled(view, update) == "The base said 4 #### 4"
     assert "kit-badge-right" in update[view.reader.heads].split('id="kit-base"')[1]
     assert update[view.shown].comparison.hashes[BASE_SIDE] is None
-    moved = view._moving(1)(values)
+    moved = ReadEvents(view).move(values, 1)
     assert spelled(view, moved) == NONE and spelled(view, moved, LEFT) == "#### 4"
-    without = view._based(values | {view.pair.with_base: False})
+    without = ReadEvents(view).based(values | {view.pair.with_base: False})
     assert "kit-is-base" not in without[view.reader.heads]
     assert view.desk._engine is None  # no model was asked for
 
@@ -103,7 +107,7 @@ def test_the_bases_stored_answer_stands_beside_the_pairs(runs: Path) -> None:
 def test_an_answer_to_something_else_is_not_the_bases(runs: Path, other: dict[str, Any]) -> None:
     write(runs / "base" / "eval", adapter=None, **other)
     view = view_on(runs)
-    assert spelled(view, view._based(values_of(view, reading_of(runs)))) == NONE
+    assert spelled(view, ReadEvents(view).based(values_of(view, reading_of(runs)))) == NONE
 
 
 def test_of_several_the_one_of_the_same_evaluation_is_shown_then_the_newest(runs: Path) -> None:
@@ -113,9 +117,9 @@ def test_of_several_the_one_of_the_same_evaluation_is_shown_then_the_newest(runs
         write(runs / words / "eval", rows, adapter=None, started=day)
         write(runs / "tagged" / words, rows, adapter=None, started="2027-01-01", tag="other")
     values = values_of(view, reading_of(runs))
-    assert spelled(view, view._based(values)) == "newer"
+    assert spelled(view, ReadEvents(view).based(values)) == "newer"
     write(runs / "newer" / "eval", [row(2)], adapter=None, started="2026-01-03")
-    assert spelled(view, view._based(values)) == "The base said 4 #### 4"
+    assert spelled(view, ReadEvents(view).based(values)) == "The base said 4 #### 4"
 
 
 def test_a_pair_of_the_base_itself_has_its_answer_too(runs: Path) -> None:
@@ -123,14 +127,14 @@ def test_a_pair_of_the_base_itself_has_its_answer_too(runs: Path) -> None:
     sides = (view.desk.known[0], reading_of(runs).sides[0])
     found = open_reading([runs], *sides)
     assert found is not None
-    update = view._based(values_of(view, found))
+    update = ReadEvents(view).based(values_of(view, found))
     assert spelled(view, update) == spelled(view, update, LEFT) == "The base said 4 #### 4"
 
 
 def test_a_base_that_is_not_stored_dims_no_line_and_colours_none(runs: Path) -> None:
     view = view_on(runs)
     reading = replace(reading_of(runs), at=1)
-    text = view._based(values_of(view, reading))[view.reader.text]
+    text = ReadEvents(view).based(values_of(view, reading))[view.reader.text]
     assert text.count("kit-same") == 1  # the sides' last line
 
 
@@ -139,7 +143,7 @@ def test_a_base_that_cannot_be_read_leaves_the_pair(runs: Path) -> None:
     rows.unlink()
     rows.mkdir()
     view = view_on(runs)
-    update = view._based(values_of(view, reading_of(runs)))
+    update = ReadEvents(view).based(values_of(view, reading_of(runs)))
     assert spelled(view, update, LEFT) and spelled(view, update) == NONE
     assert "cannot read the completions" in update[view.notice]["value"]
 
@@ -147,8 +151,8 @@ def test_a_base_that_cannot_be_read_leaves_the_pair(runs: Path) -> None:
 def test_blind_nothing_of_the_base_is_there(runs: Path) -> None:
     view = view_on(runs)
     values = values_of(view, reading_of(runs), blind=True)
-    assert view._based(values) == gr.skip()
-    update = view._blinded(values)
+    assert ReadEvents(view).based(values) == gr.skip()
+    update = ReadEvents(view).blinded(values)
     assert "base" not in update[view.reader.heads] + update[view.reader.text].casefold()
     assert BASE_SIDE not in update[view.shown].comparison.answers
 
@@ -158,7 +162,7 @@ def test_in_a_session_the_right_answer_is_not_in_the_page_but_judges_what_is_run
 ) -> None:
     view = view_on(runs)
     values = values_of(view, reading_of(runs), blind=True)
-    update = view._read(values[view.reading], values)
+    update = StoredPage(view).show(values[view.reading], values)
     assert update[view.problem.gold]["value"] == ""
     said, problem = update[view.reading].case.left, view.problem
     asked = values | {
@@ -167,20 +171,20 @@ def test_in_a_session_the_right_answer_is_not_in_the_page_but_judges_what_is_run
         **dict.fromkeys(problem.taken),
         problem.question: said.question,
     }
-    assert view._setup(asked).gold == said.answer
-    assert view._setup(asked | {problem.question: "another"}).gold is None
-    assert view._setup(asked | {problem.gold: "5"}).gold == "5"
-    told = view._read(update[view.reading], values | {view.pair.blind: False})
+    assert RunEvents(view).setup(asked).gold == said.answer
+    assert RunEvents(view).setup(asked | {problem.question: "another"}).gold is None
+    assert RunEvents(view).setup(asked | {problem.gold: "5"}).gold == "5"
+    told = StoredPage(view).show(update[view.reading], values | {view.pair.blind: False})
     assert told[problem.gold]["value"] == said.answer
 
 
 def test_what_was_run_keeps_its_columns(runs: Path) -> None:
     view = view_on(runs)
     values = values_of(view, reading_of(runs))
-    shown = view._based(values)[view.shown]
+    shown = ReadEvents(view).based(values)[view.shown]
     ran = replace(shown, comparison=replace(shown.comparison, prompt="as it was sent"))
-    assert view._based(values | {view.shown: ran}) == gr.skip()
-    assert view._based(values | {view.reading: None}) == gr.skip()
+    assert ReadEvents(view).based(values | {view.shown: ran}) == gr.skip()
+    assert ReadEvents(view).based(values | {view.reading: None}) == gr.skip()
 
 
 # --- what their tokens are worth ------------------------------------------------------------------
@@ -208,18 +212,18 @@ def scoring(runs: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[CompareView, A
     reading = reading_of(runs)
     view.desk._choices |= {side.label: side for side in reading.sides}
     values = values_of(view, reading) | {view.reader.views: "Heat"}
-    update = view._based(values)
+    update = ReadEvents(view).based(values)
     return view, values | {view.shown: update[view.shown]}, scorer
 
 
 def scored(view: CompareView, values: dict[Any, Any], stop_at: int | None = None) -> dict[Any, Any]:
     """What the page shows at the end; Stop is pressed at one of the updates."""
     page: dict[Any, Any] = {}
-    for number, update in enumerate(view._score(values, REQUEST)):
+    for number, update in enumerate(ScoreEvents(view).score(values, REQUEST)):
         page |= update
         if number == stop_at:
             view.desk.stop("mine")
-    return page | view._take_scores(values | {view.scored: page.get(view.scored)})
+    return page | ScoreEvents(view).take(values | {view.scored: page.get(view.scored)})
 
 
 def test_heat_of_stored_answers_is_computed_when_it_is_picked(
@@ -228,7 +232,7 @@ def test_heat_of_stored_answers_is_computed_when_it_is_picked(
     view, values, scorer = scoring(runs, monkeypatch)
     before = values[view.shown]
     assert "kit-token" not in view.reader.written(before)[view.reader.text]
-    wanted = view._unscored(values)
+    wanted = ScoreEvents(view).want(values)
     assert wanted[view.wanted] and "wait for the model" in wanted[view.notice]["value"]
     page = scored(view, values)
     assert scorer.asked == [LEFT, RIGHT, BASE_SIDE]  # one at a time
@@ -237,14 +241,14 @@ def test_heat_of_stored_answers_is_computed_when_it_is_picked(
     assert page[view.notice] == gr.update(visible=False)
     after = page[view.shown]
     assert replace(after.comparison, scores={}) == before.comparison
-    assert view._unscored(values | {view.shown: after}) == gr.skip()
+    assert ScoreEvents(view).want(values | {view.shown: after}) == gr.skip()
 
 
 def test_tokens_are_scored_beside_a_base_that_is_not_stored(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view, values, scorer = scoring(runs, monkeypatch)
-    values[view.shown] = view._moving(1)(values)[view.shown]
+    values[view.shown] = ReadEvents(view).move(values, 1)[view.shown]
     page = scored(view, values)
     assert scorer.asked == [LEFT, RIGHT] and "kit-at-right-0" in page[view.reader.text]
     assert spelled(view, page) == NONE
@@ -256,16 +260,16 @@ def test_other_views_ask_for_no_model(
     runs: Path, monkeypatch: pytest.MonkeyPatch, view_name: str
 ) -> None:
     view, values, _ = scoring(runs, monkeypatch)
-    assert view._unscored(values | {view.reader.views: view_name}) == gr.skip()
-    assert view._unscored(values | {view.shown: None}) == gr.skip()
+    assert ScoreEvents(view).want(values | {view.reader.views: view_name}) == gr.skip()
+    assert ScoreEvents(view).want(values | {view.shown: None}) == gr.skip()
 
 
 def test_before_a_blind_vote_nothing_is_scored(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     view, values, scorer = scoring(runs, monkeypatch)
     values[view.pair.blind] = True
-    values[view.shown] = view._blinded(values)[view.shown]
-    assert view._unscored(values) == gr.skip()
-    assert list(view._score(values, REQUEST)) == []  # whoever sends the event
+    values[view.shown] = ReadEvents(view).blinded(values)[view.shown]
+    assert ScoreEvents(view).want(values) == gr.skip()
+    assert list(ScoreEvents(view).score(values, REQUEST)) == []  # whoever sends the event
     assert scorer.asked == []
     text = view.reader.written(values[view.shown])[view.reader.text]
     assert "before a blind vote" in text
@@ -275,9 +279,9 @@ def test_scores_of_a_pair_that_is_no_longer_read_are_not_shown(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view, values, _ = scoring(runs, monkeypatch)
-    *_, last = view._score(values, REQUEST)
-    moved = view._moving(1)(values)
-    left = view._take_scores(
+    *_, last = ScoreEvents(view).score(values, REQUEST)
+    moved = ReadEvents(view).move(values, 1)
+    left = ScoreEvents(view).take(
         values | {view.shown: moved[view.shown], view.scored: last[view.scored]}
     )
     assert left == {view.notice: gr.update(visible=False)}
@@ -295,14 +299,14 @@ def test_stop_ends_scoring_between_two_sides(runs: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(scorer, "score", slowly)
     page: dict[Any, Any] = {}
-    for update in view._score(values, REQUEST):
+    for update in ScoreEvents(view).score(values, REQUEST):
         page |= update
         if scorer.asked:
             view.desk.stop("mine")
             waits.set()
     assert len(scorer.asked) < 3 and page[view.scored] is None
     assert "stopped" in page[view.notice]["value"]
-    assert view._take_scores(values | page) == gr.skip()
+    assert ScoreEvents(view).take(values | page) == gr.skip()
     view.desk.stop("mine")
     assert "stopped" in scored(view, values)[view.notice]["value"]  # before its turn had come
 
@@ -330,7 +334,7 @@ def test_what_goes_wrong_while_scoring_leaves_nothing_waiting(
     monkeypatch.setattr(scorer, "score", fails)
     page: dict[Any, Any] = {}
     with pytest.raises(kind) if kind is ZeroDivisionError else nullcontext():
-        for update in view._score(values, REQUEST):
+        for update in ScoreEvents(view).score(values, REQUEST):
             page |= update
     said = page[view.notice]
     assert "out of memory" in said["value"] if kind is ModelError else not said["visible"]

@@ -11,8 +11,9 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from kit.app.compare.read_events import ReadEvents
 from kit.app.compare.setup import LEFT, RIGHT
-from kit.app.compare.stored import Reading, open_reading
+from kit.app.compare.stored import open_reading
 from kit.app.compare.view import CompareView
 from kit.app.compare.vote_view import LONGEST_NAME
 from kit.app.library.adapters import Choice, find
@@ -62,15 +63,15 @@ class Page:
 
     def blind(self, is_on: bool = True) -> None:
         self.values[self.view.pair.blind] = is_on
-        self.does(self.view._blinded(self.values))
+        self.does(ReadEvents(self.view).blinded(self.values))
 
     def votes(self, column: str) -> None:
         voter = self.view.vote.name(self.values)
         cast = self.view.vote._cast(self.values[self.view.shown], column, voter)
-        self.does(self.view._voted(self.values, cast))
+        self.does(ReadEvents(self.view).voted(self.values, cast))
 
     def next(self) -> None:
-        self.does(self.view._moving(1)(self.values))
+        self.does(ReadEvents(self.view).move(self.values, 1))
 
     @property
     def shown(self) -> Any:
@@ -207,9 +208,9 @@ def test_each_voter_has_a_session_of_their_own_on_the_same_pairs(runs: Path) -> 
         bob.votes("both_bad" if bob.shown.comparison.setup.question > "Problem 4" else bob.shorter)
     assert "All 2 voters" in bob.result and "α of 2 voters on 12 pairs" in bob.result
     bob.values[bob.view.vote.voter] = "Cleo"
-    bob.does(bob.view._renamed(bob.values))
+    bob.does(ReadEvents(bob.view).renamed(bob.values))
     assert bob.said == "**0 of 13**" and bob.shown.hides_names
-    assert bob.view._renamed(bob.values) == gr.skip()  # nothing has changed
+    assert ReadEvents(bob.view).renamed(bob.values) == gr.skip()  # nothing has changed
 
 
 def test_a_shorter_session_is_the_beginning_of_a_longer_one(runs: Path) -> None:
@@ -222,7 +223,7 @@ def test_a_shorter_session_is_the_beginning_of_a_longer_one(runs: Path) -> None:
         page.votes("tie")
     assert len(asked) == 4 and len(page.cast) == 5
     page.values[page.view.size] = 10
-    page.does(page.view._renamed(page.values))
+    page.does(ReadEvents(page.view).renamed(page.values))
     assert page.result is None and page.shown.comparison.id not in asked
 
 
@@ -245,10 +246,7 @@ def test_votes_that_cannot_be_read_are_said(runs: Path) -> None:
 
 def test_the_strip_and_the_verdict_are_not_there_while_one_votes(runs: Path) -> None:
     page = Page(runs)
-    event = SimpleNamespace(case=2)
-    controls = [control.value for control in page.view.reader.controls]
-    reading: Reading = page.values[page.view.reading]
-    page.does(page.view._go(event, reading, None, False, *controls, False))
+    page.does(ReadEvents(page.view).go(page.values, SimpleNamespace(case=2)))
     assert page.shown.comparison.setup.question == "Problem 2?"
     assert "kit-scores" in page.seen[page.view.vote.strip]
     page.blind()

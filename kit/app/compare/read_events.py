@@ -1,0 +1,138 @@
+"""Events after which another stored pair is read, or the same one in another way."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from kit.app.compare.comparison import Shown
+from kit.app.compare.stored import Reading, open_reading
+from kit.app.compare.stored_page import StoredPage
+from kit.app.compare.view import CompareView, Update
+from kit.errors import KitError
+
+
+class ReadEvents:
+    """Each takes the page's values and gives what it shows next."""
+
+    def __init__(self, view: CompareView) -> None:
+        self.view, self.page = view, StoredPage(view)
+
+    def open(self, request: gr.Request) -> Update:
+        """The page as it opens: pair and problem of the address, or a stored one they differ on."""
+        values = {part: part.value for part in self.view.looks}
+        pair, problem = self.view.pair, request.query_params.get("problem", "")
+        both = pair.asked_for(request.query_params)
+        choices = [gr.update(value=side, choices=pair.offered()) for side in both]
+        return self._opened(values, *both, problem) | dict(zip(pair.both, choices, strict=True))
+
+    def follow(self, values: Update) -> Update:
+        """Another pair: its stored answers, and the system prompt the left one was trained with.
+
+        Nothing where that pair is read already: the page itself has set it.
+        """
+        reading: Reading | None = values[self.view.reading]
+        both = [values[side] for side in self.view.pair.both]
+        if reading and [side.label for side in reading.sides] == both:
+            return gr.skip()
+        return self._opened(values, *both)
+
+    def _opened(self, values: Update, left: str, right: str, problem: str = "") -> Update:
+        prompt = gr.skip()
+        try:
+            sides = self.view.pair.choices(left, right)
+            prompt = sides[0].system_prompt
+            reading = open_reading(self.view.desk.options.roots, *sides)
+        except KitError:  # of a path that is still being typed; a run will say so
+            reading = None
+        if reading is None:
+            return self.view.show(None, None, values) | {self.view.system_prompt: prompt}
+        return self.page.show(reading.at_problem(problem), values)
+
+    def show(self, values: Update) -> Update:
+        """What Browse has found."""
+        reading: Reading | None = values[self.view.reading]
+        return gr.skip() if reading is None else self.page.show(reading, values)
+
+    def based(self, values: Update) -> Update:
+        """The base beside stored answers, or away again; what was run keeps its columns."""
+        reading, shown = values[self.view.reading], values[self.view.shown]
+        is_run = shown is not None and not shown.comparison.is_stored
+        if reading is None or is_run or values[self.view.pair.blind]:
+            return gr.skip()
+        return self.page.show(reading, values)
+
+    def blinded(self, values: Update) -> Update:
+        """A session begins, with another pair than the one that was seen with names; or it stops,
+        and what it has come to is shown."""
+        view = self.view
+        reading: Reading | None = values[view.reading]
+        if reading is not None:
+            update = self.page.show(reading, values)
+            return update | view.result.show(reading) if reading.ballots else update
+        if values[view.pair.blind]:
+            return view.show(None, None, values)
+        classes = view.gold_classes(values[view.shown], None, values)
+        return {view.problem.gold: gr.update(elem_classes=classes)}
+
+    def renamed(self, values: Update) -> Update:
+        """Another voter, or another number of pairs: the session that is theirs."""
+        reading: Reading | None = values[self.view.reading]
+        if reading is None or not values[self.view.pair.blind]:
+            return gr.skip()
+        if (self.view.vote.name(values), values[self.view.size]) == (reading.voter, reading.size):
+            return gr.skip()
+        return self.page.show(reading, values)
+
+    def move(self, values: Update, by: int | None) -> Update:
+        """The stored pair `by` further, or any one; without any, the data set's problem."""
+        view, problem = self.view, self.view.problem
+        reading: Reading | None = values[view.reading]
+        if reading is not None:
+            moved = reading.drawn() if by is None else reading.moved(by)
+            return self.page.show(moved, values, by or 1)
+        source, search, asked = (
+            values[part] for part in (problem.source, problem.search, problem.question)
+        )
+        try:
+            taken = problem.draw(source, search, by, asked)
+        except KitError as error:
+            return view.refuse(error)
+        empty = view.show(None, None, values)
+        gold = empty[problem.gold] | {"value": taken[1]}
+        return empty | dict(zip(problem.taken, taken, strict=True)) | {problem.gold: gold}
+
+    def go(self, values: Update, event: gr.EventData) -> Update:
+        """To a mark of the strip."""
+        reading: Reading | None = values[self.view.reading]
+        if reading is None:
+            return gr.skip()
+        return self.page.show(reading.at_case(int(event.case)), values)
+
+    def filter(self, values: Update) -> Update:
+        """The pairs that came out as is asked for."""
+        reading: Reading | None = values[self.view.reading]
+        found = reading.filtered(values[self.view.vote.outcome]) if reading else None
+        if found is None:
+            return self.view.say("No stored pair came out so.")
+        return self.page.show(found, values)
+
+    def voted(self, values: Update, shown: Shown) -> Update:
+        """After a vote of a session its next pair; another is shown with its names."""
+        reading: Reading | None = values[self.view.reading]
+        if reading is not None and shown.comparison.is_stored:
+            return self.page.show(reading.moved(1), values)
+        return self.view.show(shown, reading, values)
+
+    def revote(self, values: Update) -> Update:
+        """A session on what was trained on the votes, against what it went on from."""
+        pair = self.view.pair
+        try:
+            reading = self.view.result.revote()
+        except KitError as error:
+            return self.view.refuse(error)
+        chosen = {
+            part: gr.update(value=side.label, choices=pair.offered())
+            for part, side in zip(pair.both, reading.sides, strict=True)
+        }
+        is_blind = {pair.blind: True}
+        return self.page.show(reading, values | is_blind) | chosen | is_blind
