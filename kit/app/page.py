@@ -52,12 +52,7 @@ def build(desk: Session) -> gr.Blocks:
     """The whole page on a desk; start it with `launch`."""
     with gr.Blocks(title="GR-PSPO kit", fill_width=True, delete_cache=(3600, 86_400)) as page:
         # before the tabs: whoever comes first has the name
-        gr.api(
-            Api(desk).compare,
-            api_name="compare",
-            concurrency_id=MODEL,
-            concurrency_limit=1,
-        )
+        gr.api(Api(desk).compare, api_name="compare", concurrency_id=MODEL, concurrency_limit=1)
         pair = PairView(desk)
         with gr.Tabs(elem_id="kit-tabs") as tabs:
             with gr.Tab("Compare", id=COMPARE, elem_id="kit-compare"):

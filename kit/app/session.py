@@ -125,12 +125,7 @@ class Session:
             raise trouble
 
     def evaluate(
-        self,
-        sides: Sequence[Choice],
-        data: str,
-        settings: EvalSettings,
-        prompt: str,
-        session: str,
+        self, sides: Sequence[Choice], data: str, settings: EvalSettings, prompt: str, session: str
     ) -> Iterator[int]:
         """Let two choices answer many problems of a data set, kept on disk as an evaluation: how
         many they have answered. `stop` ends it between a few problems; asked again, it goes on."""

@@ -11,14 +11,7 @@ from typing import Any
 import gradio as gr
 
 from kit.app.browse import matching, pairs
-from kit.app.browse.layout import (
-    ANY,
-    HEADERS,
-    Parts,
-    bullets,
-    counts_table,
-    sentence,
-)
+from kit.app.browse.layout import ANY, HEADERS, Parts, bullets, counts_table, sentence
 from kit.app.browse.pairs import Case, Filter, Selection
 from kit.app.compare.stored import is_of, reading_of, stored_pairs
 from kit.app.inert import printable, short

@@ -114,9 +114,7 @@ def finish(comparison: Comparison, judge: Judge, *, is_stopped: bool = False) ->
                 answer,
                 verdict=verdict,
                 badge=badge(
-                    verdict,
-                    is_judged=setup.is_judged,
-                    truncated=answer.completion.truncated,
+                    verdict, is_judged=setup.is_judged, truncated=answer.completion.truncated
                 ),
             )
             for answer, verdict in zip(mine, verdicts, strict=True)

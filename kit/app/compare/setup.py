@@ -15,12 +15,7 @@ from kit.preferences.votes import VotedProblem
 LEFT, RIGHT, BASE_SIDE = "left", "right", "base"
 MAX_SAMPLES = 64
 MAX_CHARACTERS = 50_000  # of a problem and a system prompt; longer than any context here
-TYPES = {
-    "text": str,
-    "text or null": str | None,
-    "a number": int | float,
-    "a whole number": int,
-}
+TYPES = {"text": str, "text or null": str | None, "a number": int | float, "a whole number": int}
 
 
 @dataclass(frozen=True, slots=True)

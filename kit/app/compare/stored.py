@@ -223,8 +223,7 @@ def _worth_reading(pairing: Pairing) -> list[Case]:
     """The pairs whose texts differ: first those with different verdicts, then answers."""
     cases = [c for c in pairing.cases if c.left.completion != c.right.completion]
     return sorted(
-        cases,
-        key=lambda c: (c.left.strict == c.right.strict, not c.answers_differ("lenient")),
+        cases, key=lambda c: (c.left.strict == c.right.strict, not c.answers_differ("lenient"))
     )
 
 

@@ -17,12 +17,7 @@ from kit.app.session import Session
 from kit.errors import KitError
 from kit.terminal import one_line
 
-CHOICES = {
-    "left": "A better",
-    "right": "B better",
-    "tie": "Tie",
-    "both_bad": "Both bad",
-}
+CHOICES = {"left": "A better", "right": "B better", "tie": "Tie", "both_bad": "Both bad"}
 STOPPED = "There is no vote on answers that were stopped: the names stay hidden. Run again."
 LONGEST_NAME = 60  # characters of a voter's
 OUTCOMES = [
