@@ -721,6 +721,34 @@ def test_the_page_opens_on_the_newest_results_that_differ(tmp_path: Path) -> Non
     assert len({a.about.tag for a in last}) == 2
 
 
+def test_the_page_opens_on_the_larger_of_two_evaluations_of_the_same_adapters(
+    tmp_path: Path,
+) -> None:
+    one, two = (
+        Choice(name, str(tmp_path / name / "adapter"), "Qwen", "", None, str(tmp_path / name), None)
+        for name in ("one", "two")
+    )
+
+    def opened() -> str | None:
+        reading = open_reading([tmp_path], one, two)
+        return reading and reading.pairing.left.about.tag
+
+    def evaluated(tag: str, n: int, started: str, **changes: Any) -> None:
+        for name, rows in (("one", [row(1)]), ("two", [row(1, **WRONG)])):
+            about = {"tag": tag, "n": n, "started": started} | changes
+            write(tmp_path / name, rows, name=f"gsm8k.{tag}", **about)
+
+    evaluated("large", 500, "2026-01-02")
+    evaluated("small", 20, "2026-01-03")
+    assert opened() == "large"
+    evaluated("again", 500, "2026-01-03")
+    assert opened() == "again"  # of equals the newest
+    evaluated("killed", 1000, "2026-01-04", status="running")
+    assert opened() == "again"
+    evaluated("trained on", 20, "2026-01-05", sha256="cd" * 32)
+    assert opened() == "trained on"  # what was said before, other adapters have said
+
+
 def test_all_pairs_that_are_read_are_exported(tmp_path: Path) -> None:
     parts, pair, updates = three(tmp_path)
     asked = [updates[parts.found], updates[parts.left].value, updates[parts.right].value]

@@ -43,7 +43,7 @@ class Reading:
     @property
     def hashes(self) -> list[str | None]:
         """Of the two adapters."""
-        return [one.about.target.adapter_sha256 for one in (self.pairing.left, self.pairing.right)]
+        return _hashes((self.pairing.left, self.pairing.right))
 
     @property
     def case(self) -> Case:
@@ -138,12 +138,12 @@ class Reading:
 def open_reading(
     roots: Sequence[Path], left: Choice, right: Choice, tag: str | None = None
 ) -> Reading | None:
-    """The newest stored results of two choices on which they differ, or else the newest ones; None
-    where there are none. With a tag, those that have it.
+    """The first of the `stored_pairs` of two choices on which they differ, or else the first ones;
+    None where there are none. With a tag, those that have it.
 
     Those pairs whose texts differ are read, with different verdicts first; all where none differ.
     """
-    newest = None
+    first = None
     for a, b in stored_pairs(find_stored(roots).stored, left, right):
         pairing = pair_up(a, b)
         if not pairing.cases or tag not in (None, a.about.tag):
@@ -152,21 +152,23 @@ def open_reading(
         reading = reading_of(pairing, cases or pairing.cases, (left, right))
         if cases or tag:
             return reading
-        newest = newest or reading
-    return newest
+        first = first or reading
+    return first
 
 
 def stored_pairs(
     stored: Sequence[Stored], left: Choice, right: Choice
 ) -> list[tuple[Stored, Stored]]:
-    """The results of two choices that can be compared: those of one tag, the newest first, then
-    others."""
+    """The results of two choices that can be compared: first those of the adapters that were
+    evaluated last, and of these those of one tag, of the most problems, and the newest."""
     ours, theirs = ([one for one in stored if is_of(one, side)] for side in (left, right))
     pairs = [(a, b) for a in ours for b in theirs if a != b and not differences(a, b)]
+    pairs.sort(key=lambda pair: pair[0].about.started or "", reverse=True)
 
-    def rank(pair: tuple[Stored, Stored]) -> tuple[bool, str]:
-        a, b = pair
-        return a.about.tag == b.about.tag, a.about.started or ""
+    def rank(pair: tuple[Stored, Stored]) -> tuple[bool, bool, int]:
+        a, b = (one.about for one in pair)
+        problems = min(one.n if one.status == "finished" else 0 for one in (a, b))
+        return _hashes(pair) == _hashes(pairs[0]), a.tag == b.tag, problems
 
     return sorted(pairs, key=rank, reverse=True)
 
@@ -243,9 +245,13 @@ def _unlisted(stored: Stored) -> Choice:
     return Choice(stored.name, target.adapter, target.base, prompt)
 
 
+def _hashes(pair: tuple[Stored, Stored]) -> list[str | None]:
+    return [one.about.target.adapter_sha256 for one in pair]
+
+
 def _said(pairing: Pairing, case: Case) -> tuple[Said, Said]:
     """What was said, left then right."""
-    left, right = (one.about.target.adapter_sha256 for one in (pairing.left, pairing.right))
+    left, right = _hashes((pairing.left, pairing.right))
     return (left, case.left.completion), (right, case.right.completion)
 
 
