@@ -39,6 +39,7 @@ pytestmark = [
 ]
 QUESTION = "Tom has 3 apples and buys 5 more. How many apples does he have?"
 LONG = 60_000  # ms; a busy machine is no failure
+HANDLE = ".toggle-button"  # of the drawer
 TRIES = 5  # a browser that gets less of the processor than the model may come too late
 
 
@@ -160,11 +161,11 @@ def fill(page, question=QUESTION, gold="8", **settings):
     page.fill("#kit-question textarea", question)
     page.fill("#kit-gold textarea, #kit-gold input", gold)
     if settings:
-        page.click(".toggle-button")
+        page.click(HANDLE)
         for label, value in settings.items():
             page.get_by_role("spinbutton", name=f"number input for {label}").fill(str(value))
             page.keyboard.press("Tab")
-        page.click(".toggle-button")
+        page.click(HANDLE)
 
 
 def run(page):
@@ -278,7 +279,14 @@ def test_nothing_stands_over_the_foot_of_a_narrow_window(page, width, is_blind):
     assert page.evaluate("document.scrollingElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_stands_over_the_menu_of_a_small_phone(page):
+    page.set_viewport_size({"width": 320, "height": 780})
+    page.wait_for_selector(".overflow-menu")
+    menu, handle = (page.locator(part).bounding_box() for part in (".overflow-menu", HANDLE))
+    assert menu["x"] + menu["width"] <= handle["x"]
+
+
+@pytest.mark.parametrize("width", [320, 390, 1101, 1280])
 def test_long_names_of_a_pair_can_be_read(page, width):
     """As long as the page makes them, in both boxes of the bar and in both heads."""
     page.set_viewport_size({"width": width, "height": 844})
@@ -376,7 +384,7 @@ def test_enter_runs_and_the_exact_prompt_is_shown(page):
     fill(page)
     page.press("#kit-question textarea", "Enter")
     page.wait_for_selector(".kit-cell .kit-token")
-    page.click(".toggle-button")
+    page.click(HANDLE)
     page.get_by_role("button", name="The prompt exactly").click()
     page.wait_for_function(
         "q => [...document.querySelectorAll('textarea')].some(a => a.value.includes(q) "
@@ -555,9 +563,9 @@ def test_a_problem_of_a_data_set_is_picked_and_its_comparison_exported(page):
     page.get_by_label("Left").first.fill("base")  # which has no stored answers here
     page.keyboard.press("Enter")
     page.wait_for_function("!document.querySelector('.kit-row')")
-    page.click(".toggle-button")
+    page.click(HANDLE)
     page.get_by_label("Problems containing").fill("books")
-    page.click(".toggle-button")
+    page.click(HANDLE)
     page.click("#kit-chance")
     page.wait_for_function(
         "document.querySelector('#kit-question textarea').value.includes('books')"
@@ -566,7 +574,7 @@ def test_a_problem_of_a_data_set_is_picked_and_its_comparison_exported(page):
     gold = page.input_value("#kit-gold textarea, #kit-gold input")
     assert gold.isdigit()
     run(page)
-    page.click(".toggle-button")
+    page.click(HANDLE)
     files = {}
     for name in ("as Markdown", "as JSON", "LLM Comparator"):
         with page.expect_download() as download:
@@ -588,7 +596,7 @@ def test_hostile_text_does_nothing(page):
     )
     fill(page, question=hostile, gold="<b>8</b>")
     run(page)
-    page.click(".toggle-button")
+    page.click(HANDLE)
     page.get_by_role("button", name="The prompt exactly").click()
     page.wait_for_function(
         "[...document.querySelectorAll('textarea')].some("
@@ -668,12 +676,12 @@ def test_left_may_become_what_right_is(page):
 
 
 def test_many_problems_are_answered_and_kept_like_an_evaluation(page, runs):
-    page.click(".toggle-button")
+    page.click(HANDLE)
     page.get_by_label("Problems of a queue").fill("6")
     page.keyboard.press("Tab")
     page.get_by_role("spinbutton", name="number input for New tokens at most").fill("16")
     page.keyboard.press("Tab")
-    page.click(".toggle-button")
+    page.click(HANDLE)
     page.get_by_role("button", name="6 problems").click()
     page.wait_for_function("document.querySelectorAll('.kit-scores button').length == 4")
     page.wait_for_selector("#kit-many", state="visible")
@@ -693,12 +701,12 @@ def test_many_problems_are_answered_and_kept_like_an_evaluation(page, runs):
 
 @pytest.mark.slow
 def test_a_queue_stops_between_problems_and_goes_on(page, runs):
-    page.click(".toggle-button")
+    page.click(HANDLE)
     page.get_by_label("Problems of a queue").fill("20")
     page.keyboard.press("Tab")
     page.get_by_role("spinbutton", name="number input for New tokens at most").fill("56")
     page.keyboard.press("Tab")
-    page.click(".toggle-button")
+    page.click(HANDLE)
     page.get_by_role("button", name="20 problems").click()
     page.wait_for_function(  # at the first marks of this queue
         """() => {

@@ -198,7 +198,15 @@ def test_names_lose_what_all_have_in_common(names, short):
             [f"gsm8k-{'long' * 9}-clip-seed-1", f"gsm8k-{'long' * 9}-pspo-seed-1"],
             ["gsm8k-longlong…g-clip-seed-1", "gsm8k-longlong…g-pspo-seed-1"],
         ),
-        (["x" * 20 + name + "y" * 20 for name in "ab"], ["x" * 20 + n + "y" * 20 for n in "ab"]),
+        (
+            [f"gsm8k-qwen2.5-0.5b-{arm}-lr-1e-5-seed-0" for arm in ("clip", "pspo")],
+            ["…0.5b-clip-lr-1e-5-seed-0", "…0.5b-pspo-lr-1e-5-seed-0"],
+        ),
+        (
+            ["x" * 20 + name + "y" * 40 for name in "ab"],
+            [f"…xxxxx{name}{'y' * 20}…" for name in "ab"],
+        ),
+        (["x" * 20 + name + "y" * 40 for name in "aa"], ["x" * 20 + "a" + "y" * 40] * 2),
     ],
 )
 def test_long_names_keep_what_tells_them_apart(names, shown):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,18 +98,26 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 def display_names(names: Sequence[str], most: int = 28) -> list[str]:
     """Names of at most `most` characters, where that tells them apart: without the leading folders
-    that those in folders share, and with the middle left out of what is still too long."""
+    that those in folders share, and with the middle left out of what is still too long, or else
+    what is before and after the place where they part."""
     inside = [name for name in names if "/" in name]
     short = dict(zip(inside, short_names(inside), strict=True))
     whole = [short.get(name, name) for name in names]
     if len(set(whole)) < len(whole):
         whole = list(names)
-    cut = [
-        name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}"
-        for name in whole
-    ]
-    counts = Counter(cut)
-    return [one if counts[one] == 1 else name for one, name in zip(cut, whole, strict=True)]
+    alike: dict[str, list[str]] = {}
+    for name in whole:
+        ends = name[: most // 2], name[-(most - most // 2 - 1) :]
+        alike.setdefault(name if len(name) <= most else "…".join(ends), []).append(name)
+    shown: dict[str, str] = {}
+    for cut, group in alike.items():
+        columns = enumerate(zip(*group, strict=False))
+        first = max(0, next((i for i, column in columns if len({*column}) > 1), 0) - 5)
+        last = first + most - 2
+        parts = [f"…{name[first:last]}{'…' * (len(name) > last)}" for name in group]
+        if len({*parts}) == len(group):
+            shown |= dict(zip(group, [cut] if len(group) == 1 else parts, strict=True))
+    return [shown.get(name, name) for name in whole]
 
 
 def natural(name: str) -> list[str]:
