@@ -157,6 +157,21 @@ def test_votes_that_cannot_be_read_do_not_hide_whose_the_answers_were(view):
     assert "A was **base**" in text and "cannot read the votes" in text
 
 
+def test_why_tokens_have_no_probabilities_is_one_reason(view):
+    unscored = replace(finished(view), prompt="", scores={})
+    stopped = finish(written(view), view.desk.judge, is_stopped=True)
+    said = [
+        "The tokens have no probabilities yet.",
+        "Answers that were stopped have no probabilities: Run again.",
+        "The tokens' probabilities are not told before a blind vote.",
+    ]
+    for number, shown in enumerate(
+        (Shown(unscored), Shown(stopped), Shown(unscored, is_blind=True))
+    ):
+        text = spelled(view.reader.written(shown), view)
+        assert [sentence in text for sentence in said] == [i == number for i in range(3)]
+
+
 def test_a_click_for_nothing_changes_nothing(view):
     done = finished(view)
     for shown in (None, Shown(done), Shown(done, is_blind=True, vote="left")):

@@ -559,6 +559,19 @@ def test_the_problem_is_in_the_address_and_can_be_shared(page, app):
     assert page.input_value("#kit-question textarea") == before
 
 
+def test_the_base_is_in_the_address_and_can_be_shared(page):
+    box = page.get_by_role("checkbox", name="base")
+    box.check()
+    page.wait_for_selector("#kit-base")
+    page.wait_for_function("location.search.includes('base=on')")
+    opened(page, page.url)
+    page.wait_for_selector("#kit-base")
+    assert box.is_checked() and "base=on" in page.url
+    box.uncheck()
+    page.wait_for_function("!location.search.includes('base')")
+    page.wait_for_selector("#kit-base", state="detached")
+
+
 def test_a_problem_of_a_data_set_is_picked_and_its_comparison_exported(page):
     page.get_by_label("Left").first.fill("base")  # which has no stored answers here
     page.keyboard.press("Enter")

@@ -178,6 +178,29 @@ def test_in_a_session_the_right_answer_is_not_in_the_page_but_judges_what_is_run
     assert told[problem.gold]["value"] == said.answer
 
 
+def opened(view: CompareView, **query: str) -> dict[Any, Any]:
+    """The page as it opens at an address."""
+    view.desk._choices |= {side.label: side for side in reading_of(view.desk.options.runs).sides}
+    request: Any = SimpleNamespace(query_params={"left": "one", "right": "two"} | query)
+    return ReadEvents(view).open(request)
+
+
+def test_an_address_has_problem_sample_and_base(runs: Path) -> None:
+    for name, start in (("one", ""), ("two", "So ")):
+        sampled = [row(1, sample=n, completion=f"{start}{n}\n#### 4") for n in range(3)]
+        write(runs / name, sampled, sha256="ab" * 32 if name == "one" else "cd" * 32)
+    view = view_on(runs)
+    shown = opened(view, problem="gsm8k/1", sample="2")
+    assert spelled(view, shown, LEFT) == "2 #### 4"
+    assert 'data-problem="gsm8k/1" data-sample="2"' in shown[view.reader.heads]
+    assert not shown[view.pair.with_base]
+    first = opened(view, problem="gsm8k/1", base="on")
+    assert spelled(view, first, RIGHT) == "So 0 #### 4"
+    assert 'data-problem="gsm8k/1" data-sample=""' in first[view.reader.heads]
+    assert first[view.pair.with_base] and spelled(view, first) == "The base said 4 #### 4"
+    assert spelled(view, opened(view, problem="gsm8k/1", sample="nine"), LEFT)
+
+
 def test_what_was_run_keeps_its_columns(runs: Path) -> None:
     view = view_on(runs)
     values = values_of(view, reading_of(runs))
@@ -256,10 +279,14 @@ def test_tokens_are_scored_beside_a_base_that_is_not_stored(
 
 
 @pytest.mark.parametrize("view_name", ["Text", "Diff"])
-def test_other_views_ask_for_no_model(
+def test_other_views_ask_for_no_model_and_say_nothing_of_scores(
     runs: Path, monkeypatch: pytest.MonkeyPatch, view_name: str
 ) -> None:
     view, values, _ = scoring(runs, monkeypatch)
+    other = values | {view.reader.views: view_name}
+    assert ScoreEvents(view).look(other) == {view.notice: gr.update(visible=False)}
+    assert ScoreEvents(view).look(other | {view.shown: None}) == gr.skip()
+    assert view.wanted in ScoreEvents(view).look(values)
     assert ScoreEvents(view).want(values | {view.reader.views: view_name}) == gr.skip()
     assert ScoreEvents(view).want(values | {view.shown: None}) == gr.skip()
 

@@ -10,7 +10,7 @@ import gradio as gr
 from kit.app.compare.columns import columns, samples_html
 from kit.app.compare.comparison import Shown
 from kit.app.compare.ratios import Ratios, ratio_chart, ratios
-from kit.app.compare.reader import SCRIPT, heads_html, heat_of, text_markdown
+from kit.app.compare.reader import SCRIPT, UNSCORED, heads_html, heat_of, text_markdown
 from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT
 from kit.app.parts import AT_ONCE, BARE, PROSE, QUIET, notice_html
 from kit.config import PSPO, Clip
@@ -20,6 +20,8 @@ VIEWS = ["Text", "Diff", "Heat", "Silenced"]
 BY_TOKEN = VIEWS[2:]  # the views that show what each model makes of a token
 BETWEEN, TO_BASE = "left against right", "each against the base"
 AS_JUDGED, POSITIVE, NEGATIVE = "as judged", "positive", "negative"
+BLIND = "The tokens' probabilities are not told before a blind vote."
+STOPPED = "Answers that were stopped have no probabilities: Run again."
 VIEW = "v => { document.getElementById('kit-reader').dataset.view = v.toLowerCase() }"
 Update = dict[Any, Any]
 
@@ -84,10 +86,12 @@ class AnalysisView:
 
     def written(self, shown: Shown) -> Update:
         """The answers while they grow: what changes with every token."""
-        sides, problem = columns(shown), shown.comparison.setup.problem
+        said, sides = shown.comparison, columns(shown)
+        problem = said.setup.problem.id if said.setup.problem else ""
+        unscored = BLIND if shown.hides_names else STOPPED if said.is_stopped else UNSCORED
         return {
-            self.heads: heads_html(sides, problem.id if problem else ""),
-            self.text: text_markdown(sides, is_over=shown.comparison.is_over),
+            self.heads: heads_html(sides, problem, said.sample),
+            self.text: text_markdown(sides, is_over=said.is_over, unscored=unscored),
         }
 
     def show(self, shown: Shown | None, values: Update) -> Update:

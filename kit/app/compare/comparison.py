@@ -58,6 +58,7 @@ class Comparison:
     is_stopped: bool = False
     scores: dict[int, dict[str, ScoredAnswer]] = field(default_factory=dict)  # by sample and side
     id: str = field(default_factory=lambda: uuid4().hex)  # of a stored pair its `pair_id`
+    sample: int = 0  # of a stored pair, which one of its problem's
 
     @property
     def is_stored(self) -> bool:

@@ -18,12 +18,13 @@ class ReadEvents:
         self.view, self.page = view, StoredPage(view)
 
     def open(self, request: gr.Request) -> Update:
-        """The page as it opens: pair and problem of the address, or a stored one they differ on."""
-        values = {part: part.value for part in self.view.looks}
-        pair, problem = self.view.pair, request.query_params.get("problem", "")
-        both = pair.asked_for(request.query_params)
+        """The page as it opens: with what is in the address, or a stored pair that differs."""
+        pair, query = self.view.pair, request.query_params
+        both, based = pair.asked_for(query), {pair.with_base: query.get("base") == "on"}
+        values = {part: part.value for part in self.view.looks} | based
         choices = [gr.update(value=side, choices=pair.offered()) for side in both]
-        return self._opened(values, *both, problem) | dict(zip(pair.both, choices, strict=True))
+        update = self._opened(values, *both, query.get("problem", ""), query.get("sample", "0"))
+        return update | based | dict(zip(pair.both, choices, strict=True))
 
     def follow(self, values: Update) -> Update:
         """Another pair: its stored answers, and the system prompt the left one was trained with.
@@ -36,7 +37,9 @@ class ReadEvents:
             return gr.skip()
         return self._opened(values, *both)
 
-    def _opened(self, values: Update, left: str, right: str, problem: str = "") -> Update:
+    def _opened(
+        self, values: Update, left: str, right: str, problem: str = "", sample: str = "0"
+    ) -> Update:
         prompt = gr.skip()
         try:
             sides = self.view.pair.choices(left, right)
@@ -46,7 +49,7 @@ class ReadEvents:
             reading = None
         if reading is None:
             return self.view.show(None, None, values) | {self.view.system_prompt: prompt}
-        return self.page.show(reading.at_problem(problem), values)
+        return self.page.show(reading.at_problem(problem, sample), values)
 
     def show(self, values: Update) -> Update:
         """What Browse has found."""

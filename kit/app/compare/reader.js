@@ -88,13 +88,15 @@ document.addEventListener("touchend", ({ changedTouches }) => {
 
 reader().dataset.view = "diff";
 
-// the address holds the problem that is read, so that a view can be shared
-function share(problem) {
+// the address holds what is read, so that it can be shared; what is empty is left out
+window.kitShare = (said) => {
   const address = new URL(window.location);
-  if (problem) address.searchParams.set("problem", problem);
-  else address.searchParams.delete("problem");
+  for (const [name, value] of Object.entries(said)) {
+    if (value) address.searchParams.set(name, value);
+    else address.searchParams.delete(name);
+  }
   history.replaceState(null, "", address);
-}
+};
 
 // a rendered head starts with what is chosen
 watch("value", () => {
@@ -102,5 +104,5 @@ watch("value", () => {
   const side = reader().dataset.show || "both";
   const isGone = heads && !heads.querySelector(`[data-show=${side}]`); // the base's column
   show(isGone ? "both" : side);
-  if (heads) share(heads.dataset.problem);
+  if (heads) kitShare({ ...heads.dataset });
 });

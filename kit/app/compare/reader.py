@@ -26,10 +26,7 @@ from kit.app.verdicts import Badge
 PLACES = ("first", "second", "base")
 MAX_LINES = 1_000  # of a text; the rest is counted, not shown
 LEAST_SCALE = 0.01  # nats; smaller differences are none
-UNSCORED = (
-    "The tokens have no probabilities yet; what was stopped gets none, and before a blind vote "
-    "they are not told."
-)
+UNSCORED = "The tokens have no probabilities yet."
 NEWLINE = '<span class="kit-newline"></span>'
 CHANGED = ' class="kit-changed"'
 STYLE = (Path(__file__).parent / "reader.css").read_text(encoding="utf-8")
@@ -166,23 +163,28 @@ def rows_of(columns: Sequence[Column]) -> list[Row]:
     return [Row(tuple(cells), is_same(cells)) for cells in rows]
 
 
-def heads_html(columns: Sequence[Column], problem: str = "") -> str:
+def heads_html(columns: Sequence[Column], problem: str = "", sample: int = 0) -> str:
     """The names with verdict, final answer and length; on a phone, the switch between them.
 
-    `problem` is the id that the address is given.
+    `problem`, an id, and which sample of it this is are what the address is given.
     """
     first, *others = (_head(column, place) for place, column in enumerate(columns))
     both = '<button class="kit-both" data-show="both" aria-pressed="true">Diff</button>'
     heads = f"{first}{both}{''.join(others)}"
-    return f'<div class="kit-heads" data-problem="{escaped(problem)}">{heads}</div>'
+    address = f'data-problem="{escaped(problem)}" data-sample="{sample or ""}"'
+    return f'<div class="kit-heads" {address}>{heads}</div>'
 
 
 def text_markdown(
-    columns: Sequence[Column], *, heat: Heat | None = None, is_over: bool = True
+    columns: Sequence[Column],
+    *,
+    heat: Heat | None = None,
+    is_over: bool = True,
+    unscored: str = UNSCORED,
 ) -> str:
     """What is to be read, for a gr.Markdown of PROSE: one block of HTML for each row of lines.
 
-    Words are told apart once all `is_over`.
+    Words are told apart once all `is_over`; `unscored` says why there is no `heat`.
     """
     names = {BASE_SIDE: BASE_SIDE} | {column.side: printable(column.name) for column in columns}
     notes = "".join(_note(column) for column in columns if column.note)
@@ -199,7 +201,8 @@ def text_markdown(
     if hidden:
         blocks.append(f'<p class="kit-key">{hidden:,} further characters are not shown.</p>')
     if is_over:
-        blocks.append(_legend(columns, names, heat))
+        none = f'<p class="kit-key kit-key-heat kit-key-silenced">{unscored}</p>'
+        blocks.append(_legend(columns, names, heat) if heat else none)
     return "\n\n".join(blocks)
 
 
@@ -408,9 +411,7 @@ class _Writer:
             yield "silenced: clip leaves it no gradient"
 
 
-def _legend(columns: Sequence[Column], names: Mapping[str, str], heat: Heat | None) -> str:
-    if heat is None:
-        return f'<p class="kit-key kit-key-heat kit-key-silenced">{UNSCORED}</p>'
+def _legend(columns: Sequence[Column], names: Mapping[str, str], heat: Heat) -> str:
     keys = " ".join(
         f'<span class="kit-token kit-like-{side}" style="--kit-share: 100%">likelier under '
         f"{literal_html(names[side])}</span>"

@@ -29,6 +29,13 @@ class ScoreEvents:
         waits = view.say("The tokens of these answers wait for the model …")
         return {view.wanted: time.monotonic()} | waits
 
+    def look(self, values: Update) -> Update:
+        """Another view; where it shows no scores, no more is said of those that are lacking."""
+        shown: Shown | None = values[self.view.shown]
+        if values[self.view.reader.views] in BY_TOKEN or shown is None or not shown.lacks_scores:
+            return self.want(values)
+        return self.view.quiet()
+
     def score(self, values: Update, request: gr.Request) -> Iterator[Update]:
         """Score stored answers as they are; what the page reads meanwhile is left alone."""
         view = self.view

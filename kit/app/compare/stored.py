@@ -57,10 +57,11 @@ class Reading:
         """Any pair of the two results, and from it on through all of them."""
         return replace(self, cases=self.pairing.cases, at=number % len(self.pairing.cases))
 
-    def at_problem(self, problem: str) -> Reading:
-        """The pair of a problem; the one it is at where that is not among the results."""
-        ids = [case.left.id for case in self.pairing.cases]
-        return self.at_case(ids.index(problem)) if problem in ids else self
+    def at_problem(self, problem: str, sample: str) -> Reading:
+        """A pair, as an address names it; the one it is at where that is not among the results."""
+        keys = [(case.left.id, f"{case.left.sample}") for case in self.pairing.cases]
+        asked = problem, sample
+        return self.at_case(keys.index(asked)) if asked in keys else self
 
     def filtered(self, outcome: Outcome) -> Reading | None:
         """The pairs that came out so; None where there is none."""
@@ -132,6 +133,7 @@ class Reading:
             hashes=dict(zip((LEFT, RIGHT, BASE_SIDE), (*self.hashes, None), strict=True)),
             is_over=True,
             id=_pair_id(self.pairing, case),
+            sample=case.left.sample,
         )
 
 

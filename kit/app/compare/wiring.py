@@ -15,12 +15,6 @@ from kit.app.parts import AT_ONCE, QUIET
 
 MODEL = "model"  # the queue of everything that computes with the model: one at a time
 LATEST = QUIET | {"trigger_mode": "always_last"}
-ADDRESS = """(left, right) => {
-  const address = new URL(window.location);
-  address.searchParams.set("left", left);
-  address.searchParams.set("right", right);
-  history.replaceState(null, "", address);
-}"""
 
 
 class Wiring:
@@ -59,10 +53,13 @@ class Wiring:
     def _pairs(self) -> None:
         """Another pair, and what is shown of it."""
         view, pair = self.view, self.view.pair
-        gr.on(None, self.read.open, None, view.outputs, **QUIET)  # as the page opens
+        opened = [*view.outputs, pair.with_base]
+        gr.on(None, self.read.open, None, opened, **QUIET)  # as the page opens
         changed = partial(gr.on, [part.change for part in pair.both])
         followed = self._reads(changed, self.read.follow, self.inputs, trigger_mode="always_last")
-        followed.then(None, pair.both, None, js=ADDRESS)
+        followed.then(None, pair.both, None, js="(left, right) => kitShare({ left, right })")
+        base = "base => kitShare({ base: base && 'on' })"
+        pair.with_base.change(None, pair.with_base, None, js=base)
         pair.swap.click(lambda *both: both[::-1], pair.both, pair.both, **AT_ONCE)
         self._reads(pair.blind.input, self.read.blinded, self.inputs)
         self._reads(pair.with_base.input, self.read.based, view.looks)
@@ -84,7 +81,7 @@ class Wiring:
 
     def _scores(self) -> None:
         view, score = self.view, self.score
-        self._want(view.reader.views.input)
+        self._want(view.reader.views.input, score.look)
         waiting = [view.scored, view.notice]
         found = self._compute(view.wanted.change, score.score, {view.shown}, waiting)
         found.then(score.take, {*view.looks, view.scored}, view.outputs, **QUIET)
@@ -103,13 +100,12 @@ class Wiring:
     def _reads(self, trigger: Any, fn: Any, inputs: Any, **how: Any) -> Any:
         """At an event, show what may be another stored pair."""
         event = trigger(fn, inputs, self.view.outputs, **how, **QUIET)
-        self._want(event.then)
+        self._want(event.then, self.score.want)
         return event
 
-    def _want(self, trigger: Any) -> None:
+    def _want(self, trigger: Any, fn: Any) -> None:
         view = self.view
-        shown = {view.shown, view.reader.views}
-        trigger(self.score.want, shown, [view.wanted, view.notice], **QUIET)
+        trigger(fn, {view.shown, view.reader.views}, [view.wanted, view.notice], **QUIET)
 
     def _lock(self, request: gr.Request) -> list[Any]:
         self.view.desk.expect(str(request.session_hash))
