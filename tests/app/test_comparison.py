@@ -300,6 +300,16 @@ def test_lines_that_fulfil_a_guideline_are_marked_once_names_are_told():
     assert columns(Shown(done))[0].marks == {2: "two: equations"}  # which of its checks it is
 
 
+def test_an_answer_that_waits_for_the_others_says_so():
+    running = comparison("#### 7")
+    waiting = (replace(running.answers[RIGHT][0], completion=Completion([], [], True, "")),)
+    running = replace(running, answers=running.answers | {RIGHT: waiting})
+    first, second = columns(Shown(running))
+    assert first.text == "#### 7" and "when the others have answered" in second.text
+    stopped = finish(running, Judge(), is_stopped=True)
+    assert columns(Shown(stopped))[1].text == ""
+
+
 def test_the_bases_own_column_waits_for_the_vote():
     sides = {LEFT: choice("clip"), RIGHT: choice("base"), BASE_SIDE: choice("base")}
     shown = Shown(comparison("#### 7", sides=sides), (RIGHT, LEFT), is_blind=True)

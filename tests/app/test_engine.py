@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig as PeftLoraConfig
 from safetensors.torch import load_file, save_file
 
 from kit.app.compare import engine as module
@@ -27,6 +29,7 @@ from kit.model.lora import load_adapters
 from kit.model.policy import BASE, Policy
 from kit.model.rollout import Request, Sampling, sample
 from kit.model.tokenizer import end_of_turn, text_ids
+from tests.conftest import add_noise
 
 QUESTION = "Tom has 3 apples and buys 5 more. How many apples does he have?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
@@ -84,6 +87,39 @@ def test_each_side_says_what_it_says_alone(engine, job, base, adapters, temperat
         assert together[side] == [c.tokens for c in alone]
     assert together[LEFT] != together[RIGHT] != together[BASE_SIDE]
     engine._policy = Policy(base)
+
+
+@pytest.fixture
+def dora(base, adapters, tmp_path):
+    """A saved adapter of DoRA, which PEFT does not compute in one batch with others."""
+    model = load_adapters(base, {"plain": str(adapters / "first")})
+    settings = model.peft_config["plain"].to_dict() | {"use_dora": True}
+    model.add_adapter("dora", PeftLoraConfig(**settings))
+    add_noise(model, 3)
+    model.save_pretrained(tmp_path, selected_adapters=["dora"])
+    model.unload()
+    return str(tmp_path / "dora")
+
+
+@pytest.mark.smoke
+def test_an_adapter_that_is_computed_alone_is_asked_before_or_after_the_others(
+    engine, job, adapters, dora
+):
+    first, began = str(adapters / "first"), time.perf_counter()
+    sides = {LEFT: first, RIGHT: dora, BASE_SIDE: None}
+    steps = list(engine.run(job(adapters=sides)))
+    together = said(steps[-1])
+    assert set(steps[-1].scores[0]) == set(sides)
+    for side, source in sides.items():
+        alone = job(adapters={LEFT: source, RIGHT: source})
+        assert said(last(engine.run(alone)))[LEFT] == together[side]
+    assert together[LEFT] != together[RIGHT] != together[BASE_SIDE]
+    answers = [[mine[0] for mine in step.answers.values()] for step in steps]
+    assert sorted(len(one.completion.tokens) for one in answers[0]) == [0, 0, 1]
+    for before, after in pairwise(answers[:-1]):  # one adapter is written at a time
+        assert sum(one != other for one, other in zip(before, after, strict=True)) == 1
+    # each in its own time
+    assert sum(one.seconds for one in answers[-1]) <= time.perf_counter() - began
 
 
 @pytest.mark.smoke

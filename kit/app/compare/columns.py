@@ -11,6 +11,7 @@ from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT
 from kit.app.library.folders import display_names
 from kit.app.parts import table_html
 
+LATER = "Asked when the others have answered: an adapter of DoRA is computed alone."
 NOT_STORED = "No stored answer of the base; Run asks it."
 
 
@@ -28,12 +29,13 @@ def columns(shown: Shown, silenced: Mapping[str, Collection[int]] | None = None)
             continue
         answer, samples = shown.answer(side), shown.comparison.answers[side]
         is_told = not shown.hides_names
+        waits = answer.verdict is None and not answer.completion.tokens
         found.append(
             Column(
                 side=side,
                 colour=side if is_told else (LEFT, RIGHT)[place],
                 name=names[side],
-                text=answer.completion.text,
+                text=LATER if waits else answer.completion.text,
                 badge=answer.badge if is_told else None,
                 answer=final_answer(answer),
                 tokens=len(answer.completion.tokens),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +40,8 @@ WINDOW = 16  # tokens that are decoded together: an unfinished character never s
 
 
 class Engine:
-    """Decodes all sides of a job in one batch. Adapters stay loaded once they have been used."""
+    """Decodes all sides of a job in one batch, but for adapters that are computed alone. Adapters
+    stay loaded once they have been used."""
 
     def __init__(self, base: Base) -> None:
         self.base = base
@@ -74,16 +76,28 @@ class Engine:
             ]
             said = Comparison(setup, self.prompt_text(setup.shared_messages), {}, hashes)
             sampling = Sampling(setup.max_new_tokens, setup.temperature)
-            began = time.perf_counter()
-            answers: list[Any] = [None] * len(requests)
-            for completions in stream(self._policy, requests, sampling):
-                now = time.perf_counter() - began
-                answers = [_timed(*both, now) for both in zip(completions, answers, strict=True)]
+            for answers in self._answers(requests, sampling):
                 starts = range(0, len(answers), setup.samples)
                 by_side = [tuple(answers[start : start + setup.samples]) for start in starts]
                 said = replace(said, answers=dict(zip(setup.sides, by_side, strict=True)))
                 yield said
             yield replace(said, scores={0: self._score(said, 0)})
+
+    def _answers(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Answer]]:
+        """What all rows say so far; where an adapter is computed alone, one adapter is asked after
+        the other, in an order of chance that tells a blind voter nothing."""
+        apart = self._policy.alone_of([request.adapter for request in requests])
+        groups: dict[str, list[int]] = {}
+        for row, request in enumerate(requests):
+            groups.setdefault(request.adapter if apart else "", []).append(row)
+        said = [Answer(Completion([], [], True, ""), 0.0)] * len(requests)
+        for rows in random.sample([*groups.values()], len(groups)):
+            began = time.perf_counter()
+            for completions in stream(self._policy, [requests[row] for row in rows], sampling):
+                now = time.perf_counter() - began
+                for row, completion in zip(rows, completions, strict=True):
+                    said[row] = _timed(completion, said[row], now)
+                yield [*said]
 
     def evaluate(
         self, subjects: Sequence[Subject], data: DataConfig, settings: EvalSettings, tag: str
@@ -192,9 +206,9 @@ def _evaluated(path: Path) -> tuple[int, bool]:
     return int(record["settings"]["limit"] or 0), record["status"] == "finished"
 
 
-def _timed(completion: Completion, before: Answer | None, now: float) -> Answer:
+def _timed(completion: Completion, before: Answer, now: float) -> Answer:
     """What one row has said by now, in as long as it took to its newest token."""
-    if before is not None and len(completion.tokens) == len(before.completion.tokens):
+    if len(completion.tokens) == len(before.completion.tokens):
         now = before.seconds
     return Answer(completion, now)
 
