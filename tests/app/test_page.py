@@ -236,6 +236,29 @@ def test_the_page_opens_on_reasoning_that_differs(page, runs):
     assert first["width"] + second["width"] > 1300
 
 
+def test_bold_text_has_the_letters_of_the_pages_font(page):
+    widths = page.evaluate(
+        """async () => {
+            const font = "600 100px 'Source Sans Pro', monospace";
+            await document.fonts.load(font, "i");
+            const canvas = document.createElement("canvas").getContext("2d");
+            return [font, "600 100px monospace"].map(each => {
+                canvas.font = each;
+                return canvas.measureText("i").width;
+            });
+        }"""
+    )
+    assert widths[0] < 0.7 * widths[1]  # monospace is what a letter that is lacking is drawn in
+
+
+def test_the_foot_is_read_beside_the_open_drawer(page):
+    page.set_viewport_size({"width": 1180, "height": 900})
+    page.click(HANDLE)
+    page.wait_for_function("document.querySelector('#kit-drawer').getBoundingClientRect().x < 810")
+    said, drawer = (page.locator(part).bounding_box() for part in ("#kit-votes", "#kit-drawer"))
+    assert said["x"] + said["width"] <= drawer["x"]
+
+
 def test_a_phone_shows_the_reasoning_and_what_differs(page):
     page.set_viewport_size({"width": 390, "height": 844})
     assert top(page, ".kit-row") <= 220
