@@ -28,9 +28,9 @@ from kit.errors import ModelError
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 # of weight 600, which Gradio would load, its file has two letters
-FONT = [gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"]
+SANS: Any = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
 # Gradio's own greys are too pale to read for many people (WCAG 2, 4.5 to 1)
-THEME = gr.themes.Default(primary_hue="blue", text_size="md", font=FONT).set(
+THEME = gr.themes.Default(primary_hue="blue", text_size="md", font=(SANS, "sans-serif")).set(
     body_text_color_subdued="*neutral_600",
     body_text_color_subdued_dark="*neutral_300",
     block_info_text_color="*neutral_600",

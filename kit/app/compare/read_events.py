@@ -52,17 +52,15 @@ class ReadEvents:
         return self.page.show(reading.at_problem(problem, sample), values)
 
     def show(self, values: Update) -> Update:
-        """What Browse has found."""
+        """The pair that is being read, which Browse may have found; nothing where there is none."""
         reading: Reading | None = values[self.view.reading]
         return gr.skip() if reading is None else self.page.show(reading, values)
 
     def based(self, values: Update) -> Update:
         """The base beside stored answers, or away again; what was run keeps its columns."""
-        reading, shown = values[self.view.reading], values[self.view.shown]
+        shown: Shown | None = values[self.view.shown]
         is_run = shown is not None and not shown.comparison.is_stored
-        if reading is None or is_run or values[self.view.pair.blind]:
-            return gr.skip()
-        return self.page.show(reading, values)
+        return gr.skip() if is_run or values[self.view.pair.blind] else self.show(values)
 
     def blinded(self, values: Update) -> Update:
         """A session begins, with another pair than the one that was seen with names; or it stops,
@@ -80,11 +78,9 @@ class ReadEvents:
     def renamed(self, values: Update) -> Update:
         """Another voter, or another number of pairs: the session that is theirs."""
         reading: Reading | None = values[self.view.reading]
-        if reading is None or not values[self.view.pair.blind]:
-            return gr.skip()
-        if (self.view.vote.name(values), values[self.view.size]) == (reading.voter, reading.size):
-            return gr.skip()
-        return self.page.show(reading, values)
+        now = self.view.vote.name(values), values[self.view.size]
+        is_same = reading is not None and (reading.voter, reading.size) == now
+        return gr.skip() if is_same or not values[self.view.pair.blind] else self.show(values)
 
     def move(self, values: Update, by: int | None) -> Update:
         """The stored pair `by` further, or any one; without any, the data set's problem."""
@@ -107,17 +103,15 @@ class ReadEvents:
     def go(self, values: Update, event: gr.EventData) -> Update:
         """To a mark of the strip."""
         reading: Reading | None = values[self.view.reading]
-        if reading is None:
-            return gr.skip()
-        return self.page.show(reading.at_case(int(event.case)), values)
+        moved = reading and reading.at_case(int(event.case))
+        return self.show(values | {self.view.reading: moved})
 
     def filter(self, values: Update) -> Update:
         """The pairs that came out as is asked for."""
         reading: Reading | None = values[self.view.reading]
         found = reading.filtered(values[self.view.vote.outcome]) if reading else None
-        if found is None:
-            return self.view.say("No stored pair came out so.")
-        return self.page.show(found, values)
+        none = "No stored pair came out so."
+        return self.view.say(none) if found is None else self.page.show(found, values)
 
     def voted(self, values: Update, shown: Shown) -> Update:
         """After a vote of a session its next pair; another is shown with its names."""
