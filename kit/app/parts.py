@@ -11,6 +11,7 @@ from kit.app.inert import LATEX_DELIMITERS, escaped
 from kit.app.verdicts import Badge
 from kit.errors import KitError
 
+Update = dict[Any, Any]  # what components show next, by component
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE = QUIET | {"queue": False}
 BARE: dict[str, Any] = {"show_label": False, "container": False}  # of a field, its name unseen

@@ -12,7 +12,7 @@ from kit.app.compare.comparison import Shown
 from kit.app.compare.ratios import Ratios, ratio_chart, ratios
 from kit.app.compare.reader import SCRIPT, UNSCORED, heads_html, heat_of, text_markdown
 from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT
-from kit.app.parts import AT_ONCE, BARE, PROSE, QUIET, notice_html
+from kit.app.parts import AT_ONCE, BARE, PROSE, QUIET, Update, notice_html
 from kit.config import PSPO, Clip
 from kit.errors import AdapterError
 
@@ -23,7 +23,6 @@ AS_JUDGED, POSITIVE, NEGATIVE = "as judged", "positive", "negative"
 BLIND = "The tokens' probabilities are not told before a blind vote."
 STOPPED = "Answers that were stopped have no probabilities: Run again."
 VIEW = "v => { document.getElementById('kit-reader').dataset.view = v.toLowerCase() }"
-Update = dict[Any, Any]
 
 
 def _pictures(alpha: float, low: float, high: float) -> str:

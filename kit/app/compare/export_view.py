@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
@@ -12,9 +11,8 @@ from kit.app.browse.pairs import compared
 from kit.app.compare.comparison import Shown, to_pair
 from kit.app.compare.stored import Reading
 from kit.app.exports import comparator_json, json_text, pair_json, pair_markdown
+from kit.app.parts import Update
 from kit.files import write_atomically
-
-Update = dict[Any, Any]
 
 
 class ExportView:

@@ -7,7 +7,8 @@ import gradio as gr
 from kit.app.compare.comparison import Shown
 from kit.app.compare.stored import Reading, open_reading
 from kit.app.compare.stored_page import StoredPage
-from kit.app.compare.view import CompareView, Update
+from kit.app.compare.view import CompareView
+from kit.app.parts import Update
 from kit.errors import KitError
 
 

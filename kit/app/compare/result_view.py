@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import gradio as gr
 
 from kit.app.compare.revote import commands, trained_on
 from kit.app.compare.stored import Reading, open_reading
 from kit.app.inert import inert_markdown
+from kit.app.parts import Update
 from kit.app.session import Session
 from kit.errors import ConfigError, KitError
 from kit.preferences.tallies import Tally
 from kit.preferences.voted import pairs_of_votes
-
-Update = dict[Any, Any]
 
 
 class ResultView:

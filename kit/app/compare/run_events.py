@@ -13,9 +13,10 @@ from kit.app.compare.comparison import Shown, to_pair
 from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT, Setup, chat
 from kit.app.compare.stored import Reading, open_reading
 from kit.app.compare.stored_page import StoredPage
-from kit.app.compare.view import MANY, CompareView, Update
+from kit.app.compare.view import MANY, CompareView
 from kit.app.inert import inert_markdown
 from kit.app.library.adapters import BASE_LABEL
+from kit.app.parts import Update
 from kit.app.session import queue_tag
 from kit.errors import KitError
 from kit.evaluation.settings import EvalSettings

@@ -10,7 +10,8 @@ import gradio as gr
 
 from kit.app.compare.analysis_view import BY_TOKEN
 from kit.app.compare.comparison import Comparison, Shown
-from kit.app.compare.view import CompareView, Update
+from kit.app.compare.view import CompareView
+from kit.app.parts import Update
 from kit.errors import KitError
 
 

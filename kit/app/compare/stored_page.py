@@ -9,8 +9,9 @@ import gradio as gr
 from kit.app.compare.comparison import Comparison, Shown
 from kit.app.compare.revote import learned_questions
 from kit.app.compare.stored import Reading, base_answer
-from kit.app.compare.view import MANY, CompareView, Update
+from kit.app.compare.view import MANY, CompareView
 from kit.app.library.adapters import BASE_LABEL
+from kit.app.parts import Update
 from kit.errors import KitError, ResultsError
 
 NO_PAIR = "There is no pair of stored answers here that differ and could be voted on."

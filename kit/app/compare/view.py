@@ -17,13 +17,11 @@ from kit.app.compare.vote_view import VoteView
 from kit.app.inert import inert_markdown
 from kit.app.library.adapters import advice, default_pair
 from kit.app.pair_view import PairView
-from kit.app.parts import notice_html
+from kit.app.parts import Update, notice_html
 from kit.app.session import Session
 from kit.errors import KitError
 
 MANY = 1_000  # problems of a queue, or pairs of a blind session, at most
-
-Update = dict[Any, Any]
 
 
 class CompareView:

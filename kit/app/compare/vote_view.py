@@ -12,7 +12,7 @@ from kit.app.compare.comparison import Shown
 from kit.app.compare.setup import LEFT, RIGHT
 from kit.app.compare.stored import Reading
 from kit.app.inert import escaped, inert_markdown
-from kit.app.parts import BARE, QUIET
+from kit.app.parts import BARE, QUIET, Update
 from kit.app.session import Session
 from kit.errors import KitError
 from kit.terminal import one_line
@@ -29,7 +29,6 @@ OUTCOMES = [
     ("both wrong", "neither"),
 ]
 MARKS = 400  # of the strip at most
-Update = dict[Any, Any]
 
 
 def score_strip(reading: Reading) -> str:
