@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,12 @@ def _merged(found: Sequence[Gathered], source: str) -> Gathered:
 
 def _allowed(data: Gathered, recipe: Config) -> Gathered:
     """Without what training by the recipe would refuse."""
-    for what, found in (
-        ("on test problems", on_test_problems(data, recipe.data)),
-        (f"of another base than {recipe.model.id}", of_other_bases(data, recipe.model.id)),
+    base, takes = recipe.model.id, recipe.preferences
+    for what, is_taken, find in (
+        ("on test problems", takes.test_problems, partial(on_test_problems, problems=recipe.data)),
+        (f"of another base than {base}", takes.other_bases, partial(of_other_bases, base=base)),
     ):
-        refused = set(found)
+        refused = set() if is_taken else set(find(data))
         if refused:
             kept = tuple(example for example in data.examples if example not in refused)
             dropped = data.dropped + Counter({what: len(data.examples) - len(kept)})

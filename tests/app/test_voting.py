@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import multiprocessing
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import gradio as gr
 import pytest
 
 from kit.app.compare.read_events import ReadEvents
+from kit.app.compare.revote import BATCH, EPOCHS
 from kit.app.compare.setup import LEFT, RIGHT
 from kit.app.compare.stored import open_reading
 from kit.app.compare.view import CompareView
@@ -21,8 +23,9 @@ from kit.app.options import AppOptions
 from kit.app.pair_view import PairView
 from kit.app.session import Session
 from kit.preferences.queue import pair_of
-from kit.preferences.votes import Vote, read_votes
+from kit.preferences.votes import Message, Vote, append_vote, read_votes
 from tests.app.test_browse import row, write
+from tests.preferences.test_votes import vote
 
 PAIRS = 12  # with one that comes twice
 
@@ -124,6 +127,19 @@ def test_a_session_asks_each_pair_once_and_one_in_ten_twice(runs: Path) -> None:
     assert f"{PAIRS + 1} of {PAIRS + 1} votes by Ada between **one** and **two**" in page.result
     assert f"one {PAIRS} : 0 two (100.0% [75.8%, 100.0%]" in page.result  # the second is no vote
     assert "the same vote again on 1 of 1 pair that came twice" in page.result
+
+
+def test_the_commands_count_the_pairs_of_this_base(runs: Path) -> None:
+    page = Page(runs)
+    file = page.view.desk.options.votes
+    prompt = [Message("user", "Of another base?")]
+    append_vote(file, vote("left", question="Of another base?", prompt=prompt, base="Q/B"))
+    page.blind()
+    for _ in range(PAIRS + 1):
+        page.votes(page.shorter)
+    commands = page.seen[page.view.result.commands]["value"]
+    batch = min(BATCH, PAIRS // 2)
+    assert f"train.steps={math.ceil(EPOCHS * PAIRS / batch)} " in commands
 
 
 def test_a_name_is_cleaned_and_cut_whoever_sends_it(runs: Path) -> None:

@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from kit.cli import main
-from kit.config import Config
+from kit.config import Config, PreferencesConfig
 from kit.errors import DataError, ResultsError
 from kit.preferences.data import held_out_questions, read_labelled, read_pairs
 from kit.preferences.export import export, write_preferences
@@ -150,6 +150,10 @@ def test_what_training_would_refuse_is_left_out(tmp_path: Path, make_config) -> 
     assert [p.prompt[0].content for p in merged.examples] == ["mine?"]
     assert merged.dropped == {"on test problems": 2, "of another base than embedded": 1}
     assert read_pairs(out, problems=recipe.data, base="embedded").examples == merged.examples
+    takes = recipe.model_copy(
+        update={"preferences": PreferencesConfig(test_problems=True, other_bases=True)}
+    )
+    assert len(export([str(path)], tmp_path / "all.jsonl", recipe=takes).examples) == 4
 
 
 def test_a_file_without_a_vote_is_no_file_of_votes(tmp_path: Path, capsys) -> None:

@@ -12,6 +12,7 @@ from kit.app.inert import inert_markdown
 from kit.app.parts import Update
 from kit.app.session import Session
 from kit.errors import ConfigError, KitError
+from kit.preferences.data import of_other_bases
 from kit.preferences.tallies import Tally
 from kit.preferences.voted import pairs_of_votes
 
@@ -42,8 +43,9 @@ class ResultView:
                 pairs = pairs_of_votes(self.desk.options.votes)
                 points = (f"* {inert_markdown(words)}" for words in pairs.words)
                 text += "\n\n".join(("", "Training on all votes:", "\n".join(points)))
-                if pairs.examples:
-                    training = commands(reading, votes, len(pairs.examples), self.desk.options)
+                others = of_other_bases(pairs, self.desk.catalogue.model.id)
+                if mine := len(pairs.examples) - len(others):
+                    training = commands(reading, votes, mine, self.desk.options)
         except KitError as error:
             text = inert_markdown(str(error))
         return {
