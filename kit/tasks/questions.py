@@ -22,23 +22,23 @@ class Questions:
 
     def __init__(self, questions: Iterable[str]) -> None:
         self._all = frozenset(map(same_question, questions))
-        self._by_start = defaultdict[str, list[str]](list)
+        self._lengths = defaultdict[str, set[int]](set)  # by what questions start with
         for question in self._all:
             if len(question) >= LEAST:
-                self._by_start[question[:LEAST]].append(question)
+                self._lengths[question[:LEAST]].add(len(question))
 
     def asked_in(self, text: str) -> set[str]:
         """Those that a text asks, as `same_question` has them."""
         said = same_question(text)
         found = {said} & self._all
         for start in (match.start() for match in _START.finditer(said)):
-            candidates = self._by_start.get(said[start : start + LEAST], ())
-            found.update(question for question in candidates if _is_whole(question, said, start))
+            for length in self._lengths.get(said[start : start + LEAST], ()):
+                end = start + length
+                question, after = said[start:end], said[end : end + 1]
+                if question in self._all and _is_whole(question, after):
+                    found.add(question)
         return found
 
 
-def _is_whole(question: str, said: str, start: int) -> bool:
-    if not said.startswith(question, start):
-        return False
-    rest = said[start + len(question) :]
-    return not rest or (question[-1] in ".?!" and not rest[0].isalnum())
+def _is_whole(question: str, after: str) -> bool:
+    return not after or (question[-1] in ".?!" and not after.isalnum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from kit.tasks.questions import LEAST, Questions
@@ -59,3 +61,12 @@ def test_a_question_is_long_enough_from_so_many_characters_on():
     for length, found in ((LEAST - 1, 0), (LEAST, 1)):
         question = "x" * (length - 1) + "?"
         assert len(Questions([question]).asked_in(f"Solve: {question}")) == found
+
+
+@pytest.mark.parametrize("text", [APPLES * 200_000, f"{APPLES} " * 20_000])
+def test_long_texts_of_nothing_but_questions_take_seconds(text):
+    """Of many that start alike, as those of a generated data set do."""
+    alike = [APPLES.replace("apples has", f"apples of {n} has") for n in range(20_000)]
+    began = time.perf_counter()
+    assert Questions([APPLES, *alike]).asked_in(text) == {APPLES.lower()}
+    assert time.perf_counter() - began < 30
