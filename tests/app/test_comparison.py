@@ -310,6 +310,13 @@ def test_an_answer_that_waits_for_the_others_says_so():
     assert columns(Shown(stopped))[1].text == ""
 
 
+def test_how_fast_a_side_was_is_not_told_before_a_blind_vote():
+    """An adapter of DoRA is computed alone, and slower than others."""
+    done = finish(comparison("#### 7"), Judge())
+    assert [column.figures for column in columns(Shown(done, is_blind=True))] == [{}, {}]
+    assert "tokens/s" in columns(Shown(done, is_blind=True, vote="left"))[0].figures
+
+
 def test_the_bases_own_column_waits_for_the_vote():
     sides = {LEFT: choice("clip"), RIGHT: choice("base"), BASE_SIDE: choice("base")}
     shown = Shown(comparison("#### 7", sides=sides), (RIGHT, LEFT), is_blind=True)
