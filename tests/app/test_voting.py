@@ -142,6 +142,21 @@ def test_the_commands_count_the_pairs_of_this_base(runs: Path) -> None:
     assert f"train.steps={math.ceil(EPOCHS * PAIRS / batch)} " in commands
 
 
+def test_what_was_clicked_just_before_a_session_begins_breaks_none(runs: Path) -> None:
+    for click in (
+        lambda page: ReadEvents(page.view).go(page.values, SimpleNamespace(case=3)),
+        lambda page: ReadEvents(page.view).filter(page.values | {page.view.vote.outcome: "differ"}),
+    ):
+        page = Page(runs)
+        page.blind()
+        page.does(click(page))
+        reading = page.values[page.view.reading]
+        assert page.shown.hides_names and len(reading.ballots) == len(reading.cases)
+        assert page.shown.comparison.id == reading.ballots[reading.at].pair
+        page.blind(False)
+        assert not page.values[page.view.reading].ballots
+
+
 def test_a_name_is_cleaned_and_cut_whoever_sends_it(runs: Path) -> None:
     page = Page(runs, voter="A\nda\ud800" + "x" * 100_000)
     page.blind()

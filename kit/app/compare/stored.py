@@ -55,7 +55,8 @@ class Reading:
 
     def at_case(self, number: int) -> Reading:
         """Any pair of the two results, and from it on through all of them."""
-        return replace(self, cases=self.pairing.cases, at=number % len(self.pairing.cases))
+        cases = self.pairing.cases
+        return replace(self.ended(), cases=cases, at=number % len(cases))
 
     def at_problem(self, problem: str, sample: str) -> Reading:
         """A pair, as an address names it; the one it is at where that is not among the results."""
@@ -69,7 +70,7 @@ class Reading:
             cases = tuple(_worth_reading(self.pairing))
         else:
             cases = select(self.pairing, Filter(outcome=outcome)).cases
-        return replace(self, cases=cases, at=0) if cases else None
+        return replace(self.ended(), cases=cases, at=0) if cases else None
 
     def session(self, voter: str, size: int, without: Collection[str] = ()) -> Reading | None:
         """These pairs as a session of blind votes, in an order of chance: those whose texts differ,
