@@ -81,6 +81,8 @@ def _unshared(evidence: Evidence) -> Iterator[str]:
             if without := [name for name, found in arms.items() if t not in found]:
                 instead = f", so {label(told)} is told" if t < told else ""
                 yield f"{data}, {label(t)}: not measured of {', '.join(without)}{instead}"
+        if told not in measured.get(BASE, {told}):
+            yield f"{data}, {label(told)}: not measured of the base"
 
 
 def _runs_of(record: Mapping[str, Any], folder: Path, remarks: list[str]) -> Iterator[FoundRun]:

@@ -135,6 +135,7 @@ def describe_answers(
     """What a report opens with: what was found in words, and one figure of all differences."""
     section = Section("Answers")
     told = [c for c in comparisons if c.a.temperature == evidence.told_temperature(c.a.data)]
+    told = told or list(comparisons)  # of arms that share no seed, and a base without that one
     if told:
         for b in _opponents(told):
             mine = sorted((c for c in told if c.b.arm == b), key=lambda c: not c.is_shown)

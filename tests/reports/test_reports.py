@@ -502,6 +502,19 @@ def test_told_is_a_temperature_that_all_arms_have_and_the_others_are_named(tmp_p
     assert "d, greedy: not measured of clip, so temperature 0.4 is told" in answers
 
 
+def test_what_can_be_compared_is_told_though_it_be_at_another_temperature(tmp_path):
+    verdicts = {"clip": {0.0: first(30), 0.4: first(20)}, "pspo": {0.4: first(30)}}
+    for seed, (region, by_temperature) in enumerate(verdicts.items()):
+        folder = write_run(tmp_path / region, region=region, seed=seed)
+        write_result(folder / "eval", by_temperature, data="d")
+    write_result(tmp_path / "base" / "eval", {0.0: first(5)}, data="d", adapter=None)
+    paths = [tmp_path / name for name in ("clip", "pspo", "base")]
+    text = (report(paths, tmp_path / "report") / "report.md").read_text()
+    answers = text.partition("## Answers")[2].partition("\n## ")[0]
+    assert "clip adapter is higher than the base on d (strict, greedy)" in answers
+    assert "d, temperature 0.4: not measured of the base" in answers
+
+
 def test_what_all_arms_have_needs_no_words(tmp_path):
     paths = write_arms(tmp_path, {"clip": [20], "pspo": [30]}, base=10)
     assert collect(paths).remarks == []
