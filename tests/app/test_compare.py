@@ -205,6 +205,17 @@ def test_the_bases_column_is_closed_until_the_vote(view, monkeypatch):
     assert "kit-is-base" in voted[view.reader.heads] and "#### 9" in spelled(voted, view)
 
 
+@pytest.mark.parametrize(("blind", "pictures"), [(False, 3), (True, 1)])
+def test_a_blind_voter_does_not_see_how_fast_adapters_answer_in_turn(
+    view, monkeypatch, blind, pictures
+):
+    steps = [replace(step, is_in_turn=True) for step in (written(view), written(view))]
+    comes(view, monkeypatch, *steps, replace(finished(view), is_in_turn=True))
+    updates = list(RunEvents(view).run(values_of(view, blind=blind), REQUEST))
+    assert len(updates[1:-1]) == pictures  # between what waits and all about the answers
+    assert updates[-1][view.shown].comparison.is_over
+
+
 def test_no_verdict_and_no_colour_tells_before_a_blind_vote(view, monkeypatch):
     comes(view, monkeypatch, finished(view))
     for _ in range(20):  # the sides are exchanged by chance

@@ -59,6 +59,7 @@ class Comparison:
     scores: dict[int, dict[str, ScoredAnswer]] = field(default_factory=dict)  # by sample and side
     id: str = field(default_factory=lambda: uuid4().hex)  # of a stored pair its `pair_id`
     sample: int = 0  # of a stored pair, which one of its problem's
+    is_in_turn: bool = False  # one adapter after the other: the pace tells which it is
 
     @property
     def is_stored(self) -> bool:

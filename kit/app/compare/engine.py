@@ -74,22 +74,25 @@ class Engine:
                 for side, name in self._names_of(setup, hashes).items()
                 for number in range(setup.samples)
             ]
-            said = Comparison(setup, self.prompt_text(setup.shared_messages), {}, hashes)
+            in_turn = bool(self._policy.alone_of([request.adapter for request in requests]))
+            prompt = self.prompt_text(setup.shared_messages)
+            said = Comparison(setup, prompt, {}, hashes, is_in_turn=in_turn)
             sampling = Sampling(setup.max_new_tokens, setup.temperature)
-            for answers in self._answers(requests, sampling):
+            for answers in self._answers(requests, sampling, in_turn):
                 starts = range(0, len(answers), setup.samples)
                 by_side = [tuple(answers[start : start + setup.samples]) for start in starts]
                 said = replace(said, answers=dict(zip(setup.sides, by_side, strict=True)))
                 yield said
             yield replace(said, scores={0: self._score(said, 0)})
 
-    def _answers(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Answer]]:
-        """What all rows say so far; where an adapter is computed alone, one adapter is asked after
-        the other, in an order of chance that tells a blind voter nothing."""
-        apart = self._policy.alone_of([request.adapter for request in requests])
+    def _answers(
+        self, requests: Sequence[Request], sampling: Sampling, in_turn: bool
+    ) -> Iterator[list[Answer]]:
+        """What all rows say so far; `in_turn`, one adapter after the other, in an order of chance
+        that tells a blind voter nothing."""
         groups: dict[str, list[int]] = {}
         for row, request in enumerate(requests):
-            groups.setdefault(request.adapter if apart else "", []).append(row)
+            groups.setdefault(request.adapter if in_turn else "", []).append(row)
         said = [Answer(Completion([], [], True, ""), 0.0)] * len(requests)
         for rows in random.sample([*groups.values()], len(groups)):
             began = time.perf_counter()

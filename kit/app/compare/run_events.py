@@ -44,7 +44,8 @@ class RunEvents:
             setup, order = self.setup(values), self._order(values)
             for comparison in self.desk.run(setup, str(request.session_hash)):
                 shown = Shown(comparison, order, values[view.pair.blind], history=history)
-                yield {view.shown: shown} | view.reader.written(shown)
+                if comparison.is_over or not (shown.is_blind and comparison.is_in_turn):
+                    yield {view.shown: shown} | view.reader.written(shown)
                 if comparison.is_over:
                     yield self._ended(shown, reading, values)
                 else:
