@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def token_logprobs(
@@ -76,6 +77,7 @@ class _TokenLogprobs(torch.autograd.Function):
         return logprobs, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_logprobs, _grad_entropy):
         (directions,) = ctx.saved_tensors
         # the loss's small factor comes after the product: before it, float16 would underflow
