@@ -209,8 +209,9 @@ def test_the_bases_column_is_closed_until_the_vote(view, monkeypatch):
 def test_a_blind_voter_does_not_see_how_fast_adapters_answer_in_turn(
     view, monkeypatch, blind, pictures
 ):
-    steps = [replace(step, is_in_turn=True) for step in (written(view), written(view))]
-    comes(view, monkeypatch, *steps, replace(finished(view), is_in_turn=True))
+    said = (written(view), written(view), finished(view))
+    steps = [replace(step, is_in_turn=True) for step in said]
+    monkeypatch.setattr(view.desk, "run", lambda *_: iter(steps))
     updates = list(RunEvents(view).run(values_of(view, blind=blind), REQUEST))
     assert len(updates[1:-1]) == pictures  # between what waits and all about the answers
     assert updates[-1][view.shown].comparison.is_over
