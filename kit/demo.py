@@ -31,6 +31,11 @@ ARMS = {
     "pspo": "{name: pspo}",
 }
 TEST_PROBLEMS = 500
+WHAT_ELSE = (
+    "All arms have one learning rate, and another may suit another arm. pspo measures its ratio "
+    "from the base, the others from the policy that sampled; noclip bounds it nowhere, clip-zero "
+    "clips it at 1, as the script published with PSPO does"
+)
 
 
 def demo(output: Path) -> list[dict[str, Any]]:
@@ -135,7 +140,7 @@ def what_differs(output: Path) -> str:
     evidence = collect([output])
     contrasts = compare_arms(evidence, measure_scores(evidence))
     said = [str(c) for c in contrasts if c.measure == "strict" and c.b.arm != BASE]
-    said.append("All arms have one learning rate, and another may suit another arm")
+    said.append(WHAT_ELSE)
     return "\n" + "\n".join(textwrap.fill(f"{sentence}.", 98) for sentence in said)
 
 

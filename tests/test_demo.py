@@ -55,6 +55,7 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch, capsys):
     assert "held-out problems" in shown and f"{output}/pspo/adapter/" in shown
     assert shown.index("held-out problems.\nThis takes") < shown.index("held-out accuracy")
     assert "between the pspo adapter and the clip adapter" in " ".join(shown.split())
+    assert "pspo measures its ratio from the base, the others" in " ".join(shown.split())
     assert shown.endswith(f"kit app --runs {output}\n")
     record = json.loads((output / "compare.json").read_text())
     assert record["status"] == "finished" and record["runs"]["pspo"] == {"0": "pspo"}

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kit.arms import OWN
-from kit.recipe import differences, flatten
+from kit.config import Config
+from kit.recipe import flatten
 from kit.reports.document import NONE, Origin, Section, Table
 from kit.reports.evidence import Arm, Evidence, TrainedRun
 
@@ -16,7 +17,7 @@ def describe_arms(evidence: Evidence) -> Section:
     section = Section("What was compared")
     differing = differing_fields(evidence.arms)
     configs = Origin.of((run.path / "config.yaml" for run in evidence.runs), _commands(evidence))
-    flat = {arm.name: flatten(arm.config.model_dump(mode="json")) for arm in evidence.arms}
+    flat = {arm.name: _settings(arm.config) for arm in evidence.arms}
     section.blocks.append(
         Table(
             name="arms",
@@ -50,7 +51,20 @@ def describe_arms(evidence: Evidence) -> Section:
 
 def differing_fields(arms: Sequence[Arm]) -> list[str]:
     """Dotted names of the fields, seed and output apart, that are not the same in all arms."""
-    return sorted({key for arm in arms for key in differences(arms[0].config, arm.config)} - OWN)
+    first, *others = [_settings(arm.config) for arm in arms]
+    keys = {key for settings in (first, *others) for key in settings} - OWN
+    return sorted(key for key in keys if any(s.get(key) != first.get(key) for s in others))
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """The fields by dotted names, an `auto` that the others decide with what it stands for.
+
+    What the machine decides (types, kernels, memory) stands in the table of runs.
+    """
+    flat = flatten(config.model_dump(mode="json"))
+    if config.objective.old_policy == "auto":
+        flat["objective.old_policy"] = f"auto: {config.objective.resolved_old_policy}"
+    return flat
 
 
 def _runs(evidence: Evidence) -> Table:

@@ -22,6 +22,7 @@ from kit.errors import ResultsError
 from kit.evaluation.figures import summarize
 from kit.recipe import build_config, load_config
 from kit.reports import report
+from kit.reports.arms import describe_arms
 from kit.reports.collect import collect
 from kit.reports.costs import measure_costs
 from kit.reports.curves import measure_curves
@@ -224,6 +225,19 @@ def test_arms_of_one_name_are_told_apart_and_none_is_called_base(tmp_path):
         write_run(tmp_path / "base", seed=0, region="noclip"),
     ]
     assert [arm.name for arm in collect(paths).arms] == ["mine", "mine (2)", "base (2)"]
+
+
+def test_an_auto_that_stands_for_different_things_differs(tmp_path):
+    """All three configurations have old_policy: auto; that of pspo stands for another one."""
+    arms = [write_run(tmp_path / region, region=region) for region in ("clip", "pspo", "noclip")]
+    differing, shared, _ = describe_arms(collect(arms)).blocks
+    assert isinstance(differing, Table) and isinstance(shared, Table)
+    rows = {name: values for name, *values in differing.rows}
+    assert rows["objective.old_policy"] == ["auto: sampler", "auto: base", "auto: sampler"]
+    assert "objective.old_policy" not in dict(shared.rows)
+    _, shared, _ = describe_arms(collect([arms[0], arms[2]])).blocks
+    assert isinstance(shared, Table)
+    assert dict(shared.rows)["objective.old_policy"] == "auto: sampler"
 
 
 def write_comparison(root: Path, **changes: Any) -> Path:
