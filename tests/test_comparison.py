@@ -310,7 +310,10 @@ def test_a_comparison_trains_evaluates_and_is_not_done_twice(recipes, tmp_path, 
     ]
     assert seeds == [0, 3]
     files = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
-    assert "pspo/seed-3, after 1 steps: held-out accuracy" in capsys.readouterr().out
+    assert (
+        "pspo/seed-3, after 1 steps: held-out accuracy, greedy on 4 problems, "
+        in capsys.readouterr().out
+    )
     assert main(command) == 0
     assert "seed 0: finished already" in capsys.readouterr().out
     assert files == {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}

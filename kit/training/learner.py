@@ -364,8 +364,9 @@ class Learner:
         }
         self.run.append(self.run.metrics, [record])
         tqdm.write(
-            f"{self.run.label}, after {step} steps: held-out accuracy {result.strict} strict, "
-            f"{result.lenient} lenient, {result.mean_tokens:.0f} tokens"
+            f"{self.run.label}, after {step} steps: held-out accuracy, greedy on {result.strict.n} "
+            f"problems, {result.strict} strict, {result.lenient} lenient, "
+            f"{result.mean_tokens:.0f} tokens"
         )
 
     def _save_adapter(self) -> None:

@@ -29,6 +29,7 @@ TRUNCATED_WARNING = 0.3
 class Preflight:
     """What a look at the untrained policy found; shares are of completions or groups."""
 
+    problems: int
     strict: float
     lenient: float
     format_rate: float
@@ -43,7 +44,8 @@ class Preflight:
             for question, gold, completion in self.examples
         )
         return (
-            f"Before training: {self.strict:.1%} right strictly (as '#### <number>'), "
+            f"Before training, {SAMPLES} answers sampled to each of {self.problems} problems: "
+            f"{self.strict:.1%} right strictly (as '#### <number>'), "
             f"{self.lenient:.1%} leniently, {self.format_rate:.1%} in the format, "
             f"{self.truncated:.1%} truncated; mean reward {self.reward:.3f}, "
             f"{self.groups_with_signal:.0%} of groups carry a signal.\n{shown}\n---"
@@ -82,6 +84,7 @@ def preflight(
         return sum(flags) / len(flags)
 
     found = Preflight(
+        problems=count,
         strict=share([verdict.strict for verdict in scores.verdicts]),
         lenient=share([verdict.lenient for verdict in scores.verdicts]),
         format_rate=share([verdict.has_format for verdict in scores.verdicts]),

@@ -566,7 +566,8 @@ def test_sft_needs_solutions(base, make_config, tmp_path):
 def test_preflight_shows_samples_and_stops_without_signal(base, make_config, capsys):
     train(make_config(train={"preflight_problems": 3, "steps": 1}), base=base)
     shown = capsys.readouterr().out
-    assert "Before training:" in shown and shown.count("gold answer:") == 3
+    assert "Before training, 4 answers sampled to each of 3 problems: " in shown
+    assert shown.count("gold answer:") == 3
     hopeless = make_config(
         reward={"functions": [], "correct": 0.0, "format": 0.0},
         train={"preflight_problems": 3},
