@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from kit.guideline import Guideline, prompted
@@ -367,9 +367,15 @@ class DRO(TrustRegionSettings):
     """Weight of half the squared log ratio, which pulls every token back."""
 
 
+def spelled_out(region: Any) -> Any:
+    """A trust region's name for short, as the section that it stands for."""
+    return {"name": region} if isinstance(region, str) else region
+
+
 TrustRegion = Annotated[
     PSPO | Clip | NoClip | SAPO | CISPO | GMPO | DPPOTV | DPPOKL | IPO | VESPO | CFPO | DGPO | DRO,
     Field(discriminator="name"),
+    BeforeValidator(spelled_out),
 ]
 
 # by name
@@ -383,7 +389,7 @@ class ObjectiveConfig(SettingsSection):
     """What is maximised; docs/objective.md has the mathematics."""
 
     trust_region: TrustRegion = PSPO()
-    """Its name, and its own settings; `kit regions` lists them."""
+    """Its name, alone or with its own settings; `kit regions` lists them."""
     level: Literal["token", "sequence"] = "token"
     """Whether the ratio is per token or the length-normalised one of the completion."""
     old_policy: Literal["auto", "base", "sampler"] = "auto"

@@ -9,7 +9,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kit.config import GUIDELINES, Config
+from kit.config import GUIDELINES, Config, spelled_out
 from kit.errors import ConfigError
 from kit.guideline import MOST_GUIDELINES, Guideline
 from kit.refusals import LONGEST_SHOWN, NOT_ALLOWED, read_settings, unknown_key
@@ -182,6 +182,8 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
+        if key == "trust_region":
+            old, value = spelled_out(old), spelled_out(value)
         if isinstance(old, dict) and isinstance(value, dict):
             renamed = "name" in value and value["name"] != old.get("name")
             replaced = key == "trust_region" and renamed
@@ -202,10 +204,13 @@ def _apply_override(values: dict[str, Any], override: str, prefix: str = "") -> 
             f"override {prefix + override!r} has no value; write {prefix}{key}=null for none, "
             f"{prefix}{key}=[] for an empty list, {prefix}{key}=\"''\" for an empty text"
         )
+    value = parse_argument(text)
+    if key.endswith("trust_region") and isinstance(value, str):  # for short
+        key += ".name"
     *parents, last = key.split(".")
     section = values
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
             raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
-    section[last] = parse_argument(text)
+    section[last] = value

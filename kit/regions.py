@@ -9,12 +9,17 @@ from tabulate import tabulate
 from kit.config import TRUST_REGION_SETTINGS, TrustRegionSettings
 
 HEADERS = ("region", "what it does", "settings", "source")
+CHOOSING = (
+    "Any recipe takes another: objective.trust_region=cispo, and its settings: "
+    "objective.trust_region.epsilon_max=3"
+)
 
 
 def table() -> str:
     """For the terminal, in the order of the configuration's own list."""
     widths = (None, 44, 22, 28)
-    return tabulate(_rows(), HEADERS, tablefmt="simple_grid", maxcolwidths=list(widths))
+    shown = tabulate(_rows(), HEADERS, tablefmt="simple_grid", maxcolwidths=list(widths))
+    return f"{shown}\n{CHOOSING}"
 
 
 def markdown() -> str:

@@ -66,6 +66,11 @@ def test_help_is_quick():
     assert min(times) < 1
 
 
+def test_the_table_of_regions_says_how_one_is_chosen(capsys):
+    assert main(["regions"]) == 0
+    assert "objective.trust_region=cispo" in capsys.readouterr().out
+
+
 def test_help_has_every_command_in_its_group(capsys):
     assert main(["--help"]) == 0
     groups = re.split(r"╭─ (\w+) ─+╮\n", capsys.readouterr().out)

@@ -374,6 +374,25 @@ def test_an_override_of_the_region_drops_the_settings_of_the_other(write):
         assert other.beta == 0.1
 
 
+def test_a_region_is_named_for_short(write):
+    """`trust_region: cispo` is `trust_region: {name: cispo}`, wherever it stands."""
+    path = write("a.yaml", BASE + "objective: {trust_region: {name: pspo, alpha: 0.3}}")
+    region = "objective.trust_region"
+    cispo = {"name": "cispo", "epsilon_max": 5.0}
+    assert load_config(path, [f"{region}=cispo"]).objective.trust_region.model_dump() == cispo
+    both = [f"{region}=cispo", f"{region}.epsilon_max=3"]
+    for overrides in (both, both[::-1]):  # in either order
+        found = load_config(path, overrides).objective.trust_region
+        assert found.model_dump() == {"name": "cispo", "epsilon_max": 3.0}
+    same = load_config(path, [f"{region}=pspo"]).objective.trust_region  # as {name: pspo} does
+    assert same.model_dump() == {"name": "pspo", "alpha": 0.3}
+    short = write("short.yaml", BASE + "objective: {trust_region: cispo}")
+    assert load_config(short).objective.trust_region.model_dump() == cispo
+    child = write("b.yaml", "extends: short.yaml\nobjective: {trust_region: {epsilon_max: 3}}")
+    assert load_config(child).objective.trust_region.model_dump()["epsilon_max"] == 3
+    assert build(objective={"trust_region": "cispo"}).objective.trust_region.model_dump() == cispo
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -390,7 +409,11 @@ def test_an_override_of_the_region_drops_the_settings_of_the_other(write):
             ["lora.targets=3"],
             "lora.targets = 3 is not allowed: must be 'all-linear' or must be a list",
         ),
-        (["objective.trust_region=clip"], "= 'clip' is not allowed: must be a section with a name"),
+        (["objective.trust_region=3"], "= 3 is not allowed: must be a section with a name"),
+        (
+            ["objective.trust_region=cispoo"],
+            "objective.trust_region.name = 'cispoo' is not known, did you mean 'cispo'? There are",
+        ),
         (["lora.rank=4", "lora.rank.x=1"], "'rank' is a value, not a section"),
         (["model.id.x=1"], "model.id = {'x': 1} is not allowed: must be a text"),
         (["lora=3"], "lora = 3 is not allowed"),
