@@ -55,9 +55,9 @@ def _status(arguments: Sequence[str]) -> int:
     _log.setLevel(logging.INFO)
     try:
         _check(arguments)
-        _run(arguments)
+        _run(arguments or ["--help"])
     except typer.Exit as end:  # of --help and --version, and of what was stopped
-        return end.exit_code
+        return end.exit_code if arguments else 2
     except typer.TyperException as error:
         context: typer.Context | None = getattr(error, "ctx", None)
         command = context.command_path if context else "kit"

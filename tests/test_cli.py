@@ -66,6 +66,14 @@ def test_help_is_quick():
     assert min(times) < 1
 
 
+def test_without_a_command_the_help_is_shown(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert main([]) == 2  # as typer has it: nothing was done
+    shown = capsys.readouterr()
+    assert (shown.out + shown.err).rstrip() == text.rstrip()
+
+
 def test_the_table_of_regions_says_how_one_is_chosen(capsys):
     assert main(["regions"]) == 0
     assert "objective.trust_region=cispo" in capsys.readouterr().out
@@ -147,7 +155,6 @@ def test_errors_are_one_line_and_exit_with_one(capsys, monkeypatch, arguments, m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Missing command. (see kit --help)"),
         (["trian"], "No such command 'trian'. Did you mean 'train'? (see kit --help)"),
         (["evaluate", "--base", "embedded"], "Missing option '--data'. (see kit evaluate --help)"),
         (["evaluate", "--data", "gsm8k", "--tepmerature", "0.4"], "options: --temperature)"),

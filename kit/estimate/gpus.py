@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kit.errors import ConfigError
 from kit.estimate.memory import GIB
+from kit.spelling import did_you_mean
 
 DEFAULT_GPU = "T4"  # the free one of Colab and Kaggle
 
@@ -53,8 +54,11 @@ def find_gpu(name: str) -> GPU:
             return GPU(known, int(memory * GIB), bandwidth * 1e9, flops * 1e12, bfloat16)
     size = float(plain) if re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?", plain) else 0
     if size < 1:
+        of_this_name = [known for known in GPUS if known.startswith(plain.upper())]
+        hint = did_you_mean(plain.upper(), of_this_name or GPUS)
         raise ConfigError(
-            f"unknown GPU {name!r}; known are {KNOWN}, or give its memory in GiB, e.g. --gpu 16"
+            f"unknown GPU {name!r}{hint}{' Known' if hint else '; known'} are {KNOWN}, or give its "
+            "memory in GiB, e.g. --gpu 16"
         )
     return GPU(f"{size:g} GiB", int(size * GIB))
 

@@ -589,9 +589,16 @@ def test_gpus_by_name_and_by_size():
     assert find_gpu("7.5").memory == int(7.5 * GIB)
 
 
+def test_a_gpu_that_is_spelled_like_a_known_one_is_suggested():
+    near = {"3060Ti": "3060", "RTX 4090 Ti": "4090", "H1000": "H100", "A100": "A100-"}
+    for name, meant in near.items():
+        with pytest.raises(ConfigError, match=f"unknown GPU '{name}', did you mean '{meant}"):
+            find_gpu(name)
+
+
 @pytest.mark.parametrize("name", ["", "T5", "0", "-4", "nan", "inf", "1e9", "3061", "A100", "٤٠"])
 def test_an_unknown_gpu_is_refused_with_the_list(name):
-    with pytest.raises(ConfigError, match=r"known are T4, V100, L4.*--gpu 16"):
+    with pytest.raises(ConfigError, match=r"[Kk]nown are T4, V100, L4.*--gpu 16"):
         find_gpu(name)
 
 
