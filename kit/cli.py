@@ -51,6 +51,7 @@ def _status(arguments: Sequence[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels of a hub it does not need
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     _log.setLevel(logging.INFO)
     try:

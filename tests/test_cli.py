@@ -74,6 +74,17 @@ def test_without_a_command_the_help_is_shown(capsys):
     assert (shown.out + shown.err).rstrip() == text.rstrip()
 
 
+def test_the_hubs_warnings_are_said_once():
+    """Its library has a handler of its own, beside which the kit's would say them again."""
+    code = (
+        "import logging; from kit.cli import main; main(['regions'])\n"
+        "import huggingface_hub.utils._http\n"
+        "logging.getLogger('huggingface_hub.utils._http').warning('Retrying in 1s')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.count("Retrying in 1s") == 1
+
+
 def test_the_table_of_regions_says_how_one_is_chosen(capsys):
     assert main(["regions"]) == 0
     assert "objective.trust_region=cispo" in capsys.readouterr().out
