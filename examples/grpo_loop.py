@@ -22,6 +22,7 @@ from kit.model.lora import add_lora
 from kit.model.policy import Policy
 from kit.model.rollout import Request, Sampling, sample
 from kit.recipe import load_config
+from kit.runs import RunFolder
 from kit.tasks.rewards import build_reward
 from kit.training.data import load_training_data, problem_index
 from kit.training.groups import Rollout
@@ -33,6 +34,9 @@ from kit.training.optimizer import Optimizer
 if len(sys.argv) < 2:
     sys.exit(__doc__)
 config = load_config(sys.argv[1], sys.argv[2:])
+adapter_folder = Path(config.output) / "adapter"
+if adapter_folder.exists() or RunFolder(config.output).has_results:  # a run is never overwritten
+    sys.exit(f"error: there is a run in {config.output}; choose another output=…")
 train, objective, group = config.train, config.objective, config.rollout.group_size
 accelerator = Accelerator(cpu=not torch.cuda.is_available())
 base = load_base(config.model, accelerator.device)
@@ -121,4 +125,4 @@ for step in range(train.steps):
         else:
             optimizer.skip()
 
-save_adapter(policy, Path(config.output) / "adapter")
+save_adapter(policy, adapter_folder)

@@ -7,6 +7,9 @@ Needs nothing of the kit:
 """
 
 import argparse
+import json
+import sys
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -18,6 +21,15 @@ parser.add_argument("--base", default="Qwen/Qwen2.5-0.5B-Instruct")
 parser.add_argument("--adapter", default="runs/qwen2.5-0.5b-instruct-pspo/adapter")
 parser.add_argument("--question", default="Ann has 12 apples and eats 5. How many are left?")
 args = parser.parse_args()
+
+settings_file = Path(args.adapter, "adapter_config.json")
+if settings_file.is_file():
+    learned_on = json.loads(settings_file.read_text())["base_model_name_or_path"]
+    if learned_on in ("embedded", "embedded-sums") and not Path(args.base).is_dir():
+        path = f"from kit.config import EMBEDDED_PATHS; print(EMBEDDED_PATHS['{learned_on}'])"
+        sys.exit(f'error: this adapter\'s base comes with the kit: --base "$(python -c "{path}")"')
+elif args.adapter.count("/") != 1:  # else it may be one of the hub, owner/name
+    sys.exit(f"error: there is no adapter in {args.adapter}; name one with --adapter RUN/adapter")
 
 # ten lines: the adapter learned under this system message, so it is asked under it too
 system = "Solve the problem step by step, then give the final answer as '#### <number>'."

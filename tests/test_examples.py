@@ -273,3 +273,29 @@ def test_the_loop_on_one_page_equals_kit_train(base, tmp_path, monkeypatch, caps
     theirs = load_file(trained.adapter / "adapter_model.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_loop_overwrites_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", ["grpo_loop.py", str(ROOT / "configs/smoke.yaml"), f"output={tmp_path}"]
+    )
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(SystemExit, match=r"there is a run in .*; choose another output="):
+        runpy.run_path(str(EXAMPLES / "grpo_loop.py"))
+
+
+def test_load_says_what_it_misses(tmp_path):
+    """Nothing is asked of the hub: neither is there an adapter, nor a base of the kit's own."""
+    load = [sys.executable, str(EXAMPLES / "load.py"), "--adapter"]
+    caught = {"cwd": tmp_path, "capture_output": True, "text": True}
+    done = subprocess.run([*load, "none"], **caught)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: there is no adapter in none; name")
+    (tmp_path / "own").mkdir()
+    settings = {"base_model_name_or_path": "embedded-sums"}
+    (tmp_path / "own" / "adapter_config.json").write_text(json.dumps(settings))
+    for base in ([], ["--base", "embedded-sums"]):
+        done = subprocess.run([*load, "own", *base], **caught)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert "print(EMBEDDED_PATHS['embedded-sums'])" in done.stderr.splitlines()[-1]
