@@ -195,8 +195,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
     for other seeds and other problems (kit.evaluation.crossed), and there are two tests:
     Student's, which belongs to it, and a wild bootstrap of the seeds' means, which shares
     none of its formulas. With one seed the interval resamples problems, which says
-    nothing about other seeds; the test is then McNemar's exact one, or,
-    where values are means over samples, one of sign flips over problems.
+    nothing about other seeds (where no problem differs, it has exact bounds); the test is then
+    McNemar's exact one, or, where values are means over samples, one of sign flips over problems.
     """
     left, right = np.atleast_2d(np.asarray(a, float)), np.atleast_2d(np.asarray(b, float))
     if left.shape != right.shape or left.size == 0:
@@ -211,7 +211,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
             "wild bootstrap over seeds": wild_bootstrap_p(difference.mean(axis=1)),
         }
     else:
-        estimate = _few_kinds_mean(*difference)  # of its one row
+        estimate = _few_kinds_mean(*difference) if difference.any() else _none_differ(problems)
         if np.isin([left, right], (0, 1)).all():
             tests = {"McNemar, exact": mcnemar_exact(*left, *right)}
         else:
@@ -273,6 +273,13 @@ def _few_kinds_mean(values: NDArray[np.float64]) -> Estimate:
     drawn = rng.multinomial(len(values), counts / len(values), size=RESAMPLES) / len(values)
     low, high = np.quantile(drawn @ kinds, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(values.mean()), float(low), float(high))
+
+
+def _none_differ(problems: int) -> Estimate:
+    """The mean of differences of which none was seen: the exact bounds (Clopper and Pearson's) of
+    the share that favours either side, as resampling what is all equal would claim certainty."""
+    bound = 1 - ((1 - LEVEL) / 2) ** (1 / problems)
+    return Estimate(0.0, -bound, bound)
 
 
 def _sign_flip(values: NDArray[np.float64]) -> float:

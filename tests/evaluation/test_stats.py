@@ -314,6 +314,19 @@ def test_identical_arms_have_a_p_of_1(shape):
         assert (same.only_a, same.only_b) == (0, 0)
 
 
+@pytest.mark.parametrize(("problems", "bound"), [(20, 0.1684), (1, 0.975), (500, 0.00735)])
+def test_equal_verdicts_of_two_adapters_do_not_prove_them_equal(problems, bound):
+    """None of n differ: a share p of such problems is seen so seldom, (1 - p)^n = 0.025.
+
+    n = 20: ln 0.025 / 20 = -3.6889 / 20 = -0.18444, and 1 - exp(-0.18444) = 0.1684
+    """
+    same = paired_difference(np.ones(problems), np.ones(problems))
+    assert (same.low, same.value, same.high) == pytest.approx((-bound, 0, bound), abs=5e-5)
+    assert same.p == 1 and not same.is_shown(0.01)
+    shares = np.full(problems, 0.5)  # of several samples
+    assert paired_difference(shares, shares).high == same.high
+
+
 def test_several_seeds_have_two_tests_and_the_larger_p_counts():
     # seeds gain the first 2, 2, 2, 3 and 2 of 10 problems
     b = np.zeros((5, 10))
