@@ -38,13 +38,15 @@ class PairView:
         """What two labels or paths stand for; raises what `Session.choice` raises."""
         return self.desk.choice(left or ""), self.desk.choice(right or "")
 
-    def asked_for(self, query: Any) -> tuple[str, str]:
-        """The pair in an address, where both are offered here; else the one to begin with."""
+    def asked_for(self, query: Any) -> tuple[tuple[str, str], list[str]]:
+        """The pair in an address, where both are offered here, else the one to begin with; and the
+        names in it that are not offered."""
         pair = query.get("left"), query.get("right")
-        if all(label in self.desk.labels for label in pair):
-            return pair
+        unknown = [label for label in dict.fromkeys(pair) if label not in self.desk.labels]
+        if not unknown:
+            return pair, []
         left, right = default_pair(self.desk.catalogue)
-        return left.label, right.label
+        return (left.label, right.label), [label for label in unknown if label]
 
     def _dropdown(self, name: str, choice: Choice) -> gr.Dropdown:
         return gr.Dropdown(

@@ -560,6 +560,8 @@ def test_a_side_that_is_the_base_is_not_given_away(page):
 
 
 def test_the_pair_is_in_the_address_and_can_be_shared(page, app):
+    page.wait_for_function("/left=clip&right=pspo/.test(location.search)")
+    assert "problem=" in page.url
     page.click("#kit-swap")
     page.wait_for_function("location.search.includes('left=pspo')")
     assert "right=clip" in page.url
@@ -568,6 +570,9 @@ def test_the_pair_is_in_the_address_and_can_be_shared(page, app):
     assert page.inner_text("#kit-first button") == "pspo"
     opened(page, f"{app}/?left=..%2F..%2Fetc&right=clip")  # no path that was not offered
     assert page.inner_text("#kit-first button") == "clip"
+    said = page.inner_text(".kit-notice")
+    assert said == "../../etc is not among the adapters here; clip and pspo are shown"
+    page.wait_for_function("/left=clip&right=pspo/.test(location.search)")
 
 
 def test_the_problem_is_in_the_address_and_can_be_shared(page, app):

@@ -201,6 +201,20 @@ def test_an_address_has_problem_sample_and_base(runs: Path) -> None:
     assert spelled(view, opened(view, problem="gsm8k/1", sample="nine"), LEFT)
 
 
+def test_a_name_that_is_not_here_is_said_with_the_pair_that_is_shown(runs: Path) -> None:
+    view = view_on(runs)
+    notice = opened(view, right="<b>")[view.notice]
+    assert notice["visible"] and "&lt;b&gt; is not among the adapters here; " in notice["value"]
+    left, right = view.pair.both
+    assert f"{left.value} and {right.value} are shown" in notice["value"]
+    both = opened(view, left="a" * 99, right="b", problem="gsm8k/1")[view.notice]["value"]
+    assert f"{'a' * 60}… and b are not among the adapters here; " in both
+    notice = opened(view, problem="nope")[view.notice]
+    assert "problem nope is not among the stored ones of this pair" in notice["value"]
+    assert not opened(view, problem="gsm8k/1")[view.notice]["visible"]
+    assert not opened(view)[view.notice]["visible"]
+
+
 def test_what_was_run_keeps_its_columns(runs: Path) -> None:
     view = view_on(runs)
     values = values_of(view, reading_of(runs))

@@ -8,8 +8,11 @@ from kit.app.compare.comparison import Shown
 from kit.app.compare.stored import Reading, open_reading
 from kit.app.compare.stored_page import StoredPage
 from kit.app.compare.view import CompareView
+from kit.app.inert import short
 from kit.app.parts import Update
-from kit.errors import KitError
+from kit.errors import ConfigError, KitError
+
+LONGEST_NAME = 60  # characters of a name in an address that are said again
 
 
 class ReadEvents:
@@ -21,11 +24,29 @@ class ReadEvents:
     def open(self, request: gr.Request) -> Update:
         """The page as it opens: with what is in the address, or a stored pair that differs."""
         pair, query = self.view.pair, request.query_params
-        both, based = pair.asked_for(query), {pair.with_base: query.get("base") == "on"}
+        both, unknown = pair.asked_for(query)
+        based = {pair.with_base: query.get("base") == "on"}
         values = {part: part.value for part in self.view.looks} | based
         choices = [gr.update(value=side, choices=pair.offered()) for side in both]
         update = self._opened(values, *both, query.get("problem", ""), query.get("sample", "0"))
-        return update | based | dict(zip(pair.both, choices, strict=True))
+        missing = self._missing(both, unknown, query.get("problem", ""), update[self.view.reading])
+        return update | based | dict(zip(pair.both, choices, strict=True)) | missing
+
+    def _missing(
+        self, shown: tuple[str, str], unknown: list[str], problem: str, reading: Reading | None
+    ) -> Update:
+        """What is said of names in an address that are not here; nothing where all are."""
+        if unknown:
+            names = " and ".join(short(name, LONGEST_NAME) for name in unknown)
+            are = "are" if len(unknown) > 1 else "is"
+            left, right = shown
+            said = f"{names} {are} not among the adapters here; {left} and {right} are shown"
+        elif reading and problem and reading.case.left.id != problem:
+            name = short(problem, LONGEST_NAME)
+            said = f"problem {name} is not among the stored ones of this pair; another is shown"
+        else:
+            return {}
+        return self.view.refuse(ConfigError(said))
 
     def follow(self, values: Update) -> Update:
         """Another pair: its stored answers, and the system prompt the left one was trained with.

@@ -54,10 +54,11 @@ class Wiring:
         """Another pair, and what is shown of it."""
         view, pair = self.view, self.view.pair
         opened = [*view.outputs, pair.with_base]
-        gr.on(None, self.read.open, None, opened, **QUIET)  # as the page opens
+        start = gr.on(None, self.read.open, None, opened, **QUIET)  # as the page opens
         changed = partial(gr.on, [part.change for part in pair.both])
         followed = self._reads(changed, self.read.follow, self.inputs, trigger_mode="always_last")
-        followed.then(None, pair.both, None, js="(left, right) => kitShare({ left, right })")
+        for shown in (start, followed):
+            shown.then(None, pair.both, None, js="(left, right) => kitShare({ left, right })")
         base = "base => kitShare({ base: base && 'on' })"
         pair.with_base.change(None, pair.with_base, None, js=base)
         pair.swap.click(lambda *both: both[::-1], pair.both, pair.both, **AT_ONCE)
