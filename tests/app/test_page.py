@@ -844,6 +844,23 @@ def test_a_phone_needs_no_sideways_scrolling(page):
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 390, tab
 
 
+def test_tables_are_read_in_whole_on_a_phone(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    cut = """(cells) => cells.filter(cell => {
+        const edge = cell.closest('.virtual-table-viewport, [role=region]').getBoundingClientRect();
+        const box = cell.getBoundingClientRect();
+        return cell.scrollWidth > cell.clientWidth + 1 || box.right > edge.right + 1;
+    }).map(cell => cell.innerText)"""
+    for tab, cells in (
+        ("Browse", "#kit-matching .body-cell .text"),
+        ("Training", ".kit-runs tbody :is(th, td)"),
+    ):
+        open_tab(page, tab)
+        page.wait_for_selector(cells)
+        assert page.eval_on_selector_all(cells, cut) == []
+        assert page.locator(cells).count() >= 2 * 5
+
+
 def _overflowing(page, tab):
     """On a narrow page the last tabs are in a menu."""
     page.locator(".overflow-menu button, button.overflow-item-selected").first.click()

@@ -86,6 +86,7 @@ class Parts:
                     label="Matching pairs",
                     max_height=520,
                     column_widths=["6%", "44%", "14%", "18%", "18%"],
+                    elem_id="kit-matching",
                 )
         with gr.Row():
             self.read = gr.Button("Read them in Compare", variant="primary", min_width=160)

@@ -250,7 +250,7 @@ def _legend(runs: dict[str, Run], colours: dict[str, str]) -> str:
     rows = "".join(_row(name, run, colours[name]) for name, run in runs.items())
     repeated = "<p>Colours repeat: point at a line to see its run.</p>"
     return (
-        # wider than a phone: it scrolls, by keyboard too
+        # where it is wider than the page it scrolls, by keyboard too
         "<div role='region' tabindex='0' aria-label='Chosen runs'>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         f"{repeated if len(set(colours.values())) < len(runs) else ''}"
@@ -262,7 +262,9 @@ def _row(name: str, run: Run, colour: str) -> str:
     changed = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.changed))
     missing = [f"{file} is missing" for file in run.missing]
     remarks = "; ".join([*missing, *run.faults])
-    cells = "".join(f"<td>{escaped(text)}</td>" for text in (run.status, steps, changed, remarks))
+    told = zip(COLUMNS[2:], (run.status, steps, changed, remarks), strict=True)
+    # on a phone, where no header stands over it, a cell says what it is of
+    cells = "".join(f"<td data-of='{name}'>{escaped(text)}</td>" for name, text in told)
     swatch = f"<i style='background: {colour}'></i>"
     verdict = f"<td>{health.in_html(run)}</td>"
     return f"<tr><th scope='row'>{swatch}{escaped(name)}</th>{verdict}{cells}</tr>"
