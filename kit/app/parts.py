@@ -29,9 +29,11 @@ STYLE = """
 .kit-badge-wrong { background: #b42318; }
 .kit-badge-format, .kit-badge-missing, .kit-badge-truncated { background: #8a4b08; }
 .kit-badge-unjudged { background: #4b5563; }
-.kit-notice { margin: 0; padding: .6em .8em; border-radius: 6px; background: #fde8e6;
-  color: #7a1a10; }
-.dark .kit-notice { background: #4a1510; color: #ffd9d4; }
+.kit-notice { margin: 0; padding: .6em .8em; border-radius: 6px; background: #e6ebf2;
+  color: #16181d; }
+.dark .kit-notice { background: #2e323b; color: #f4f5f7; }
+.kit-notice[role=alert] { background: #fde8e6; color: #7a1a10; }
+.dark .kit-notice[role=alert] { background: #4a1510; color: #ffd9d4; }
 .kit-table {
   display: block; width: auto; overflow-x: auto; border-collapse: collapse; font-size: .9em;
 }
@@ -51,6 +53,11 @@ def notice_html(error: KitError) -> str:
     """An error, where the page would show what it prevents."""
     said = re.sub("`([^`]+)`", r"<code>\1</code>", escaped(str(error)))
     return f'<p class="kit-notice" role="alert">{said}</p>'
+
+
+def said_html(text: str) -> str:
+    """How far something is, or how it ended, in the same place."""
+    return f'<p class="kit-notice" role="status">{escaped(text)}</p>'
 
 
 def table_html(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

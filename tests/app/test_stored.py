@@ -224,6 +224,26 @@ def test_what_was_run_keeps_its_columns(runs: Path) -> None:
     assert ReadEvents(view).based(values | {view.reading: None}) == gr.skip()
 
 
+def test_progress_is_no_refusal_and_ends(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view, reading = view_on(runs), reading_of(runs)
+    view.desk._choices |= {side.label: side for side in reading.sides}
+    values = values_of(view, reading) | dict(zip(view.pair.both, ("one", "two"), strict=True))
+    values |= {view.count: 2, view.problem.source: "a_b<i>"}
+    monkeypatch.setattr(view.desk, "evaluate", lambda *_: iter([1, 2]))
+    monkeypatch.setattr("kit.app.compare.run_events.open_reading", lambda *_: reading)
+    updates = [*RunEvents(view).run_many(values, REQUEST)]
+    assert [update[view.notice].get("value") for update in updates] == [
+        f'<p class="kit-notice" role="status">{said}</p>'
+        for said in (
+            "2 problems wait for the model …",
+            "1 of 2 problems of a_b&lt;i&gt; …",
+            "2 of 2 problems of a_b&lt;i&gt;",
+        )
+    ] + [None]
+    refused = view.refuse(ModelError("no"))[view.notice]["value"]
+    assert refused == '<p class="kit-notice" role="alert">no</p>'
+
+
 # --- what their tokens are worth ------------------------------------------------------------------
 
 

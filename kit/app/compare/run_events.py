@@ -14,7 +14,6 @@ from kit.app.compare.setup import BASE_SIDE, LEFT, RIGHT, Setup, chat
 from kit.app.compare.stored import Reading, open_reading
 from kit.app.compare.stored_page import StoredPage
 from kit.app.compare.view import MANY, CompareView
-from kit.app.inert import inert_markdown
 from kit.app.library.adapters import BASE_LABEL
 from kit.app.parts import Update
 from kit.app.session import queue_tag
@@ -65,22 +64,24 @@ class RunEvents:
         view = self.view
         try:
             sides = view.pair.choices(*(values[side] for side in view.pair.both))
+            many = max(1, min(int(values[view.count] or 1), MANY))
             settings = EvalSettings(
                 temperature=[values[view.temperature]],
                 max_new_tokens=int(values[view.max_new_tokens]),
                 seed=int(values[view.seed] or 0),
-                limit=max(1, min(int(values[view.count] or 1), MANY)),
+                limit=many,
             )
             source, prompt = values[view.problem.source], values[view.system_prompt]
-            yield view.say(f"{settings.limit} problems wait for the model …")
+            yield view.say(f"{many} problems wait for the model …")
             reading = None
             for done in self.desk.evaluate(
                 sides, source, settings, prompt, str(request.session_hash)
             ):
-                said = f"{done} of {settings.limit} problems of {inert_markdown(source)}"
+                goes_on = " …" * (done < many)
+                said = f"{done} of {many} problems of {source}"
                 reading = open_reading(self.desk.options.roots, *sides, queue_tag(settings, prompt))
                 if reading is not None:
-                    yield self.page.show(reading, values) | view.say(said + " …")
+                    yield self.page.show(reading, values) | view.say(said + goes_on)
             if reading is not None:
                 yield self.page.show(reading, values)
         except KitError as error:

@@ -17,7 +17,7 @@ from kit.app.compare.vote_view import VoteView
 from kit.app.inert import inert_markdown
 from kit.app.library.adapters import advice, default_pair
 from kit.app.pair_view import PairView
-from kit.app.parts import Update, notice_html
+from kit.app.parts import Update, notice_html, said_html
 from kit.app.session import Session
 from kit.errors import KitError
 
@@ -117,8 +117,8 @@ class CompareView:
         return {self.notice: gr.update(value=notice_html(error), visible=True)}
 
     def say(self, text: str) -> Update:
-        """The notice says this."""
-        return {self.notice: gr.update(value=f'<p class="kit-notice">{text}</p>', visible=True)}
+        """The notice says this, which is no refusal."""
+        return {self.notice: gr.update(value=said_html(text), visible=True)}
 
     def quiet(self) -> Update:
         """The notice says nothing."""
