@@ -224,6 +224,20 @@ def test_what_was_run_keeps_its_columns(runs: Path) -> None:
     assert ReadEvents(view).based(values | {view.reading: None}) == gr.skip()
 
 
+def test_a_problem_of_ones_own_is_no_stored_pair(runs: Path) -> None:
+    view, reading = view_on(runs), reading_of(runs)
+    values = values_of(view, reading)
+    shown = ReadEvents(view).based(values)[view.shown]
+    now = 'aria-pressed="true"'
+    assert now in view.show(shown, reading, values)[view.vote.strip]
+    setup = replace(shown.comparison.setup, question="My own?", problem=None)
+    own = replace(shown, comparison=replace(shown.comparison, setup=setup))
+    assert now not in view.show(own, reading, values)[view.vote.strip]
+    for question, is_read in ((reading.case.left.question, True), ("My own?", False)):
+        waiting = view.show(None, reading, values | {view.problem.question: question})
+        assert (now in waiting[view.vote.strip]) == is_read
+
+
 def test_progress_is_no_refusal_and_ends(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     view, reading = view_on(runs), reading_of(runs)
     view.desk._choices |= {side.label: side for side in reading.sides}

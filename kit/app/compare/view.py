@@ -92,13 +92,14 @@ class CompareView:
         self, shown: Shown | None, reading: Reading | None, values: Update, said: str = ""
     ) -> Update:
         """Everything; `said` is how far a session is."""
+        asked = values.get(self.problem.question)
         return {
             self.shown: shown,
             self.reading: reading,
             **self.quiet(),
             self.problem.gold: gr.update(elem_classes=self.gold_classes(shown, reading, values)),
             **self.reader.show(shown, values),
-            **self.vote.show(shown, reading, values[self.pair.blind], said),
+            **self.vote.show(shown, reading, values[self.pair.blind], said, asked),
             **self.result.hidden(),
             **self.export.show(shown, reading),
         }

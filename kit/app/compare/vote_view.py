@@ -31,8 +31,12 @@ OUTCOMES = [
 MARKS = 400  # of the strip at most
 
 
-def score_strip(reading: Reading) -> str:
-    """One mark for each stored pair: who is right on it; a click reads it."""
+def score_strip(reading: Reading, asked: str | None = None) -> str:
+    """One mark for each stored pair: who is right on it; a click reads it.
+
+    `asked`: the question that the answers are to, which may be none of the stored ones.
+    """
+    is_read = asked in (None, reading.case.left.question)
     said = {"both": "both right", "neither": "both wrong"}
     said |= {
         side: f"only {name} right" for side, name in zip((LEFT, RIGHT), reading.names, strict=True)
@@ -40,7 +44,7 @@ def score_strip(reading: Reading) -> str:
     marks = []
     for number, case in enumerate(reading.pairing.cases[:MARKS]):
         outcome = case.outcome("strict")
-        now = "true" if case is reading.case else "false"
+        now = "true" if is_read and case is reading.case else "false"
         label = escaped(f"pair {number + 1}: {said[outcome]}")
         marks.append(
             f'<button class="kit-score-{outcome}" data-case="{number}" tabindex="-1" '
@@ -92,9 +96,14 @@ class VoteView:
         return one_line(values[self.voter] or "", LONGEST_NAME)  # whoever sent it
 
     def show(
-        self, shown: Shown | None, reading: Reading | None, is_blind: bool, said: str = ""
+        self,
+        shown: Shown | None,
+        reading: Reading | None,
+        is_blind: bool,
+        said: str = "",
+        asked: str | None = None,
     ) -> Update:
-        """`said`: how far a session is."""
+        """`said`: how far a session is. `asked`: the question that is answered next, if known."""
         can_vote, text = False, said
         if shown is not None and shown.is_blind and shown.comparison.is_over:
             can_vote = shown.vote is None and shown.comparison.is_finished
@@ -105,11 +114,12 @@ class VoteView:
         elif not is_blind and reading and not text:
             text = inert_markdown(reading.words)
         is_read = reading is not None and not is_blind
+        asked = shown.comparison.setup.question if shown else asked
         return {
             self.box: gr.update(visible=can_vote),
             self.outcome: gr.update(visible=is_read),
             self.following: gr.update(visible=reading is not None),
-            self.strip: score_strip(reading) if reading is not None and is_read else "",
+            self.strip: score_strip(reading, asked) if reading is not None and is_read else "",
             self.voter: gr.update(visible=is_blind),
             self.result: text,
         }
