@@ -343,10 +343,13 @@ def test_no_zero_is_below_zero() -> None:
 def test_the_fork_has_both_probabilities() -> None:
     left = column([token("So", -0.1, -0.1), token(" 4", math.log(0.517), -3.0)])
     right = column([token("So", -0.1, -0.1), token(" 5", -3.0, math.log(0.478))], "right")
-    flags = [text for _, text in read(left, right).of_class("kit-fork")]
-    assert flags == ["token 2: 51.7 % against 47.8 %"] * 2
+    found = read(left, replace(right, name="<b>")).of_class("kit-fork")
+    assert [text for _, text in found] == ["token 2: 51.7 % against 47.8 %"] * 2
+    said = f"{left.name} gives its own “ 4” 51.7 %\n<b> gives its own “ 5” 47.8 %"
+    assert [attrs["label"] for attrs, _ in found] == [said] * 2
     shorter = column([token("So", -0.1, -0.1)], "right")
     assert "against the end" in str(read(left, shorter).of_class("kit-fork"))
+    assert "RIGHT has ended" in str(read(left, replace(shorter, name="RIGHT")).of_class("kit-fork"))
     assert read(left, replace(left, side="right")).of_class("kit-fork") == []
     stored = [replace(side, scored=()) for side in (left, right)]
     assert text_markdown(stored).count("first difference") == 2
@@ -431,7 +434,7 @@ def test_a_fork_inside_a_formula_is_marked_in_every_view() -> None:
     for both in ((left, right), (replace(left, scored=()), replace(right, scored=()))):
         heat = heat_of(both, to_base=False) if both[0].scored else None
         shown = text_markdown(both, heat=heat)
-        assert shown.count('<span class="kit-maths kit-differs"><span class="kit-fork">') == 2
+        assert shown.count('<span class="kit-maths kit-differs"><span class="kit-fork"') == 2
 
 
 def test_what_is_shown_is_the_text_and_nothing_else() -> None:

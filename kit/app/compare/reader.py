@@ -249,6 +249,7 @@ class _Fork:
 
     at: int  # a token's index, or without any a character's
     words: str
+    facts: str = ""  # whose probability of what the words have
 
 
 def _fork(columns: Sequence[Column], *, by_token: bool) -> _Fork | None:
@@ -259,13 +260,18 @@ def _fork(columns: Sequence[Column], *, by_token: bool) -> _Fork | None:
     index = first_difference(*([token.text for token in side.scored] for side in (first, second)))
     if index is None:
         return None
-    shares = [
-        percent(math.exp(side.scored[index].logprobs[side.side]))
-        if index < len(side.scored)
-        else "the end"
-        for side in (first, second)
-    ]
-    return _Fork(index, f"token {index + 1}: {shares[0]} against {shares[1]}")
+    shares, facts = [], []
+    for side in (first, second):
+        name = printable(side.name)
+        if index >= len(side.scored):
+            shares.append("the end")
+            facts.append(f"{name} has ended")
+            continue
+        token = side.scored[index]
+        shares.append(percent(math.exp(token.logprobs[side.side])))
+        facts.append(f"{name} gives its own {quoted(token.text)} {shares[-1]}")
+    words = f"token {index + 1}: {shares[0]} against {shares[1]}"
+    return _Fork(index, words, "\n".join(facts))
 
 
 def _strip(rows: Sequence[Row]) -> str:
@@ -379,7 +385,11 @@ class _Writer:
         return "".join(parts)
 
     def _flag(self) -> str:
-        return f'<span class="kit-fork">{escaped(self.fork.words)}</span>' if self.fork else ""
+        if self.fork is None:
+            return ""
+        facts = literal_html(self.fork.facts)
+        told = f' tabindex="-1" label="{facts}"' if facts else ""
+        return f'<span class="kit-fork"{told}>{escaped(self.fork.words)}</span>'
 
     def _token(self, index: int, inside: str) -> str:
         token, gap = self.column.scored[index], self.gaps[index]
