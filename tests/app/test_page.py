@@ -225,6 +225,8 @@ def test_the_page_opens_on_reasoning_that_differs(page, runs):
     for shown in (left, right):
         assert "".join(shown.replace("first difference", "").split()) in squeezed
     assert left != right and "clip" in page.inner_text("#kit-first")
+    chip = "getComputedStyle(document.querySelector('#kit-gold'), '::before').content"
+    assert page.evaluate(chip) == '"gold:"'  # "right:" would be the right side's
     page.set_viewport_size({"width": 1440, "height": 900})
     assert top(page, "#kit-head") <= 112 and top(page, ".kit-row") <= 150
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 1440

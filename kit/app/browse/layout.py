@@ -100,10 +100,10 @@ def counts_table(selection: Selection) -> str:
         return sentence("No pair matches: clear the search or choose another category.")
 
     rows = [
-        ("Left correct", f"{counts.both:,}", f"{counts.left:,}"),
-        ("Left wrong", f"{counts.right:,}", f"{counts.neither:,}"),
+        ("Left side correct", f"{counts.both:,}", f"{counts.left:,}"),
+        ("Left side wrong", f"{counts.right:,}", f"{counts.neither:,}"),
     ]
-    table = table_html(["", "Right correct", "Right wrong"], rows)
+    table = table_html(["", "Right side correct", "Right side wrong"], rows)
     return sentence(f"{counts.total:,} pairs by the {selection.wanted.measure} verdict") + table
 
 

@@ -38,7 +38,7 @@ class ProblemView:
             elem_id="kit-question", **BARE,
         )  # fmt: skip
         self.gold = gr.Textbox(
-            answer, label="Right answer, if known", placeholder="if known", max_lines=1,
+            answer, label="Gold answer, if known", placeholder="if known", max_lines=1,
             elem_id="kit-gold", **BARE,
         )  # fmt: skip
         self.previous, self.following, self.chance = (

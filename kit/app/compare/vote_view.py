@@ -23,9 +23,9 @@ LONGEST_NAME = 60  # characters of a voter's
 OUTCOMES = [
     ("texts differ", "differ"),
     ("all pairs", "all"),
-    ("only the left right", "left"),
-    ("only the right right", "right"),
-    ("both right", "both"),
+    ("only left correct", "left"),
+    ("only right correct", "right"),
+    ("both correct", "both"),
     ("both wrong", "neither"),
 ]
 MARKS = 400  # of the strip at most
