@@ -84,8 +84,8 @@ def launch(options: AppOptions) -> None:
         )
     except OSError as error:
         raise ModelError(
-            f"the app cannot listen on {options.host}:{options.port} ({error}); choose another "
-            "--port"
+            f"the app cannot listen on {options.host}:{options.port}, where another program may "
+            "listen already; choose another --port"
         ) from error
     print(f"The app is at {page.local_url}", flush=True)
     if page.share_url:
