@@ -284,18 +284,20 @@ def test_the_loop_overwrites_no_run(tmp_path, monkeypatch):
         runpy.run_path(str(EXAMPLES / "grpo_loop.py"))
 
 
-def test_load_says_what_it_misses(tmp_path):
+def test_load_says_what_it_misses(tmp_path, monkeypatch):
     """Nothing is asked of the hub: neither is there an adapter, nor a base of the kit's own."""
-    load = [sys.executable, str(EXAMPLES / "load.py"), "--adapter"]
-    caught = {"cwd": tmp_path, "capture_output": True, "text": True}
-    done = subprocess.run([*load, "none"], **caught)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: there is no adapter in none; name")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.chdir(tmp_path)
+
+    def load(*arguments):
+        monkeypatch.setattr("sys.argv", ["load.py", *arguments])
+        runpy.run_path(str(EXAMPLES / "load.py"))
+
+    with pytest.raises(SystemExit, match=r"error: there is no adapter in none; name one"):
+        load("--adapter", "none")
     (tmp_path / "own").mkdir()
     settings = {"base_model_name_or_path": "embedded-sums"}
     (tmp_path / "own" / "adapter_config.json").write_text(json.dumps(settings))
     for base in ([], ["--base", "embedded-sums"]):
-        done = subprocess.run([*load, "own", *base], **caught)
-        assert done.returncode == 1
-        assert "Traceback" not in done.stderr
-        assert "print(EMBEDDED_PATHS['embedded-sums'])" in done.stderr.splitlines()[-1]
+        with pytest.raises(SystemExit, match=r"print\(EMBEDDED_PATHS\['embedded-sums'\]\)"):
+            load("--adapter", "own", *base)
