@@ -134,7 +134,8 @@ def describe_answers(
 ) -> Section:
     """What a report opens with: what was found in words, and one figure of all differences."""
     section = Section("Answers")
-    told = [c for c in comparisons if c.a.temperature == evidence.told_temperature(c.a.data)]
+    at = {data: evidence.told_temperature(data) for data in evidence.data}
+    told = [c for c in comparisons if c.a.temperature == at[c.a.data]]
     told = told or list(comparisons)  # of arms that share no seed, and a base without that one
     if told:
         for b in _opponents(told):
